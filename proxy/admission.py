@@ -1,0 +1,375 @@
+"""One request, judged: who is pushing, and what becomes of each push, in order, against what the store knows.
+
+Pure: `judge` reads `Facts` and returns a `Plan`; the outbox calls it inside the transaction that carries the plan out, because
+duplicates, log-outs and full lanes are known only there. The rules (DESIGN "One browser, several people, several tabs"):
+
+1. A retired cookie is no cookie. Without a cookie the visitor id is derived from the browser-session value `s`.
+2. What was pushed under an `s` that was retired is refused `identity-changed`, until a known id says who the browser is now.
+3. An id is looked up before anything else about a push. A known identify, reset or consent is not carried out again but still says
+   who what follows belongs to, if the request shows the visitor of the first try, or none.
+4. A login by token as another person, and a reset, retire visitor and `s`; the answer carries the next `s`.
+5. What was held goes right behind the identify that binds it, judged again under the trust it ends up with. What a visitor born of a
+   log-out did is bound to the person who left, or to nobody.
+6. A typed address never takes the place of a verified one: it is delivered once and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import msgspec
+
+from proxy.identity import (
+    RENEW_AFTER,
+    TokenProblem,
+    Trust,
+    Visitor,
+    Vouched,
+    derived_visitor,
+    next_session,
+    random_visitor,
+)
+from proxy.outbox import (
+    Bind,
+    Born,
+    Drop,
+    Enqueue,
+    Facts,
+    Hold,
+    Identified,
+    NotOffered,
+    Op,
+    Plan,
+    Refused,
+    Remember,
+    Retire,
+    Status,
+    Verify,
+)
+from proxy.policy import Policy, Refusal, vouch
+from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track, lane_key
+
+_REVERIFY_AFTER = timedelta(hours=1)  # a login on every page need not renew the cookie on every page
+
+
+class Limits(msgspec.Struct, frozen=True):
+    verified_for: timedelta
+    lane_max: int
+    hold_max: int
+    hold_max_bytes: int
+    honour_gpc: bool
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A push as parsed; `token`: what its identity token proved, verified before the transaction."""
+
+    push: Push | BadPush
+    token: Vouched | TokenProblem | None = None
+
+
+class Request(msgspec.Struct, frozen=True):
+    """`cookie`: the visitor of a cookie that verified; `session`: the `s` of the batch; `now`: Unix seconds."""
+
+    now: float
+    cookie: Visitor | None
+    session: str | None
+    gpc: bool
+    candidates: Sequence[Candidate]
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One push's line in the answer (wire contract). `where`: which part of the push is refused; `message`: what to do."""
+
+    id: str | None
+    status: Status
+    reason: Reason | None = None
+    where: str | None = None
+    message: str | None = None
+    dropped: tuple[str, ...] = ()
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`visitor`: set this cookie, None leaves the browser's as it is; `session`: the new `s`."""
+
+    results: tuple[Result, ...]
+    visitor: Visitor | None = None
+    session: str | None = None
+
+
+def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Plan:
+    """What to store for the request, and what to answer (`Plan.answer` is an `Answer`)."""
+    return _Judgement(request, facts, policy, limits).plan()
+
+
+class _Judgement:
+    """The state that moves from push to push: who the browser is, and what is to be stored so far."""
+
+    def __init__(self, request: Request, facts: Facts, policy: Policy, limits: Limits) -> None:
+        self.request, self.facts, self.policy, self.limits = request, facts, policy, limits
+        self.now = request.now
+        self.ops: list[Op] = []
+        self.taken: set[str] = set()  # ids accepted or held by this request
+        self.queued: dict[str, int] = {}  # pushes this request adds, by lane key
+        self.held: list[Hold] = []  # by this request, for the current visitor
+        self.next_session: str | None = None
+        self.known = False  # something of this visitor is stored, so a cookie is due
+        self.moved = False  # this request has said who the browser is: what is known from earlier comes too late
+        self.derived = derived_visitor(request.session, facts.site_key) if request.session else None
+        self.stale_session = self.derived is not None and facts.visitor(self.derived).retired
+        cookie = request.cookie
+        self.cookie = cookie if cookie and not facts.visitor(cookie.id).retired else None
+        self.who = self.cookie or Visitor(self.derived or random_visitor())
+
+    # --- the request as a whole
+
+    def plan(self) -> Plan:
+        self._bind_stragglers()
+        results = tuple([self._result(candidate) for candidate in self.request.candidates])
+        return Plan(tuple(self.ops), Answer(results, self._new_cookie(), self.next_session))
+
+    def _bind_stragglers(self) -> None:
+        """Pushes held for a visitor who is identified by now: sent by a tab that had no cookie yet."""
+        if self.cookie and self.cookie.email and not self.stale_session:
+            self._bind(self.cookie.email, self._trust())
+
+    def _new_cookie(self) -> Visitor | None:
+        if not self.known or self.stale_session:
+            return None
+        old, new = self.cookie, self.who
+        if old is not None:
+            same = msgspec.structs.replace(new, issued=old.issued, verified=old.verified) == old
+            fresh = self.now - old.issued < RENEW_AFTER.total_seconds()
+            if same and fresh and new.verified - old.verified < _REVERIFY_AFTER.total_seconds():
+                return None
+        return msgspec.structs.replace(new, issued=int(self.now))
+
+    def _result(self, candidate: Candidate) -> Result:
+        push = candidate.push
+        if push.id is not None and self._is_duplicate(push.id):
+            return Result(push.id, Status.DUPLICATE)
+        if isinstance(push, BadPush):
+            return self._refuse(push.id, Refusal(push.reason, push.where))
+        if self.stale_session:
+            return self._refuse(push.id, Refusal(Reason.IDENTITY_CHANGED))
+        if not self.who.consent and not isinstance(push.call, Consent | Reset):
+            return self._refuse(push.id, Refusal(Reason.CONSENT_DENIED))
+        match push.call:
+            case Track() as track:
+                return self._track(push.id, track)
+            case Identify() as identify:
+                return self._identify(push.id, identify, candidate.token)
+            case Reset():
+                return self._reset(push.id)
+            case Consent(granted):
+                return self._consent(push.id, granted)
+
+    def _is_duplicate(self, push_id: str) -> bool:
+        if push_id in self.taken:
+            return True
+        seen = self.facts.seen(push_id)
+        if seen is None:
+            return False
+        if seen.after is not None and not self.moved:
+            self._become(push_id, seen.shown, seen.after)
+        return True
+
+    def _become(self, push_id: str, first_shown: str, after: Visitor) -> None:
+        """Take up who the browser was after a push that is known already; the cookie is issued again."""
+        shown = self.request.cookie.id if self.request.cookie else None
+        if shown not in (None, first_shown, after.id) or self.facts.visitor(after.id).retired:
+            return
+        newer = self.cookie is not None and self.cookie.id == after.id and self.cookie.issued > after.issued
+        self.who = self.who if newer else after
+        self.known = True
+        self.stale_session = False
+        session = next_session(push_id, self.facts.site_key)
+        if derived_visitor(session, self.facts.site_key) == after.id:
+            self.next_session = session
+
+    # --- one push
+
+    def _track(self, push_id: str, track: Track) -> Result:
+        trust = self._trust()
+        refusal = self.policy.judge_track(track, trust)
+        if refusal is None and trust is Trust.ANONYMOUS:
+            return self._hold(push_id, track)
+        if refusal is None:
+            refusal = self._lane_full(self._address())
+        if refusal is not None:
+            return self._refuse(push_id, refusal)
+        self._enqueue(push_id, self._address(), trust, track)
+        self._remember(push_id)
+        return Result(push_id, Status.ACCEPTED)
+
+    def _hold(self, push_id: str, track: Track) -> Result:
+        if self.request.gpc and self.limits.honour_gpc:
+            return self._refuse(push_id, Refusal(Reason.GPC))
+        holding = self.facts.visitor(self.who.id).holding + len(self.held)
+        if holding >= self.limits.hold_max or self.facts.held_bytes() >= self.limits.hold_max_bytes:
+            return self._refuse(push_id, Refusal(Reason.HOLD_FULL))
+        hold = Hold(push_id, self.who.id, track)
+        self.held.append(hold)
+        self.ops.append(hold)
+        self._remember(push_id)
+        return Result(push_id, Status.HELD)
+
+    def _identify(self, push_id: str, identify: Identify, token: Vouched | TokenProblem | None) -> Result:
+        if isinstance(token, TokenProblem):
+            return self._refuse(push_id, Refusal(token.reason, "call[1].token"))
+        if token is not None:
+            return self._login(push_id, identify, token)
+        if identify.email is not None and not self._is_own(identify.email):
+            return self._assert(push_id, identify, identify.email)
+        if self.who.email is None:
+            return self._refuse(push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1]"))
+        trust = self._trust()
+        return self._accept_identify(push_id, identify, identify.email or self.who.email, trust, self.who)
+
+    def _login(self, push_id: str, identify: Identify, token: Vouched) -> Result:
+        known = Visitor(self.who.id, token.email, Trust.VERIFIED, verified=int(self.now), consent=self.who.consent)
+        if self.who.email is None or self._is_own(token.email):
+            return self._accept_identify(push_id, identify, token.email, Trust.VERIFIED, known, token)
+        full = self._lane_full(token.email)
+        if full is not None:
+            return self._refuse(push_id, full)
+        self._start_anew(push_id)
+        known = msgspec.structs.replace(known, id=self.who.id)
+        return self._accept_identify(push_id, identify, token.email, Trust.VERIFIED, known, token)
+
+    def _assert(self, push_id: str, identify: Identify, email: str) -> Result:
+        if not self.policy.asserted_identify:
+            return self._refuse(push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1].email"))
+        after = None
+        if self._trust() is not Trust.VERIFIED:
+            after = Visitor(self.who.id, email, Trust.ASSERTED, consent=self.who.consent)
+        return self._accept_identify(push_id, identify, email, Trust.ASSERTED, after)
+
+    def _accept_identify(
+        self,
+        push_id: str,
+        identify: Identify,
+        email: str,
+        trust: Trust,
+        after: Visitor | None,
+        token: Vouched | None = None,
+    ) -> Result:
+        """Queue the identify; with `after` the browser is that visitor from here on, and what it held goes behind."""
+        full = self._lane_full(email)
+        if full is not None:
+            return self._refuse(push_id, full)
+        attributes, dropped = self._offered(identify, trust, token)
+        shown = self.who.id
+        self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust))
+        if after is not None:
+            self.who, self.moved = after, True
+            self._bind(email, trust)
+        if token is not None:
+            self.ops.append(Verify(lane_key(email)))
+        self._remember(push_id, shown=shown, after=after)
+        return Result(push_id, Status.ACCEPTED, dropped=dropped)
+
+    def _offered(self, identify: Identify, trust: Trust, token: Vouched | None) -> tuple[Attributes, tuple[str, ...]]:
+        attributes, dropped = self.policy.trim_identify(identify.attributes, trust)
+        self.ops += [NotOffered(name, setting) for name, setting in self.policy.settings_for(dropped, trust)]
+        dropped += identify.ignored
+        if token is not None:
+            attributes = vouch(attributes, token.attributes)
+            dropped += token.ignored
+            if identify.email is not None and lane_key(identify.email) != lane_key(token.email):
+                dropped += ("email",)
+        return attributes, dropped
+
+    def _shielded(self, attributes: Attributes, email: str, trust: Trust) -> Attributes:
+        """What was only asserted never overwrites the fields of a contact that was verified here.
+
+        The answer does not show it: it would tell who is a customer.
+        """
+        if trust is Trust.ASSERTED and self.facts.lane(lane_key(email)).verified:
+            return Attributes(tags=attributes.tags)
+        return attributes
+
+    def _reset(self, push_id: str) -> Result:
+        shown, left = self.who.id, self.who.email
+        self._start_anew(push_id)
+        if left is not None:
+            self.ops.append(Born(self.who.id, lane_key(left)))
+        self._remember(push_id, shown=shown, after=self.who)
+        return Result(push_id, Status.ACCEPTED)
+
+    def _consent(self, push_id: str, granted: bool) -> Result:
+        shown = self.who.id
+        self.who, self.moved = msgspec.structs.replace(self.who, consent=granted), True
+        if not granted:
+            self.ops.append(Drop(self.who.id, Reason.CONSENT_DENIED))
+            self.held.clear()
+        self._remember(push_id, shown=shown, after=self.who)
+        return Result(push_id, Status.ACCEPTED)
+
+    # --- shared steps
+
+    def _start_anew(self, push_id: str) -> None:
+        """Retire this visitor and its `s`, and go on as a new anonymous one."""
+        for visitor in {self.who.id, self.derived or self.who.id}:
+            self.ops.append(Retire(visitor))
+        self.next_session = next_session(push_id, self.facts.site_key)
+        self.derived = derived_visitor(self.next_session, self.facts.site_key)
+        self.who, self.moved = Visitor(self.derived, consent=self.who.consent), True
+        self.held.clear()
+
+    def _bind(self, email: str, trust: Trust) -> None:
+        """Hand what is held for this visitor to the lane, or refuse it."""
+        facts = self.facts.visitor(self.who.id)
+        key = lane_key(email)
+        held = [(push.id, push.track) for push in self.facts.held(self.who.id)] if facts.holding else []
+        held += [(hold.id, hold.track) for hold in self.held]
+        if facts.left is not None:
+            self.ops.append(Identified(self.who.id))
+        if not held:
+            return
+        keep: list[str] = []
+        refuse: list[tuple[str, Reason]] = []
+        for push_id, track in held:
+            refusal = self.policy.judge_track(track, trust)
+            if facts.left not in (None, key):
+                refuse.append((push_id, Reason.IDENTITY_CHANGED))
+            elif refusal is not None:
+                refuse.append((push_id, refusal.reason))
+            else:
+                keep.append(push_id)
+        self.held.clear()
+        self.ops.append(Bind(self.who.id, key, email, trust, tuple(keep), tuple(refuse)))
+
+    def _enqueue(self, push_id: str, email: str, trust: Trust, body: Attributes | Track) -> None:
+        key = lane_key(email)
+        self.queued[key] = self.queued.get(key, 0) + 1
+        self.ops.append(Enqueue(push_id, key, email, trust, body))
+
+    def _remember(self, push_id: str, *, shown: str | None = None, after: Visitor | None = None) -> None:
+        self.taken.add(push_id)
+        self.known = True
+        if after is not None:
+            after = msgspec.structs.replace(after, issued=int(self.now))
+        self.ops.append(Remember(push_id, shown or self.who.id, after))
+
+    def _refuse(self, push_id: str | None, refusal: Refusal) -> Result:
+        self.ops.append(Refused(refusal.reason))
+        if refusal.tag is not None:
+            self.ops.append(NotOffered(refusal.tag, self.policy.tag_setting(self._trust())))
+        return Result(push_id, Status.REFUSED, refusal.reason, refusal.where, ADVICE[refusal.reason])
+
+    def _trust(self) -> Trust:
+        return self.who.trust_at(self.now, self.limits.verified_for)
+
+    def _address(self) -> str:
+        assert self.who.email is not None  # noqa: S101 - whoever is not anonymous has an address
+        return self.who.email
+
+    def _is_own(self, email: str) -> bool:
+        return self.who.email is not None and lane_key(email) == lane_key(self.who.email)
+
+    def _lane_full(self, email: str) -> Refusal | None:
+        key = lane_key(email)
+        if self.facts.lane(key).waiting + self.queued.get(key, 0) >= self.limits.lane_max:
+            return Refusal(Reason.LANE_FULL)
+        return None

@@ -1,0 +1,203 @@
+"""The root: puts the parts together, opens them in order, watches over the forwarder, and closes them in reverse.
+
+The only module that names an adapter. Everything is opened in the application's lifespan, so a `Starlette` app made here can be served by any
+ASGI server with one worker; `serving` is how the command line does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
+
+from proxy.admission import Limits
+from proxy.answers import send_not_found
+from proxy.collector import Collector
+from proxy.control import Control
+from proxy.delivery import Delivery
+from proxy.edge import ClientAddresses, Origins, RateLimit
+from proxy.errors import StoreError, StoreRefused, describe
+from proxy.identity import CookieCodec, TokenCodec
+from proxy.ops import Ops
+from proxy.outbox_sqlite import SqliteOutbox, open_outbox
+from proxy.policy import Policy
+from proxy.sendx import Upstream
+from proxy.settings import Gpc, Identify, Settings
+from proxy.shim import load_shim
+
+STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
+SWEEP_SECONDS = 600.0
+MAX_RESTART_SECONDS = 60.0
+
+log = logging.getLogger("proxy.app")
+
+
+class Service:
+    """What runs behind the endpoints: the outbox, the forwarder under its supervisor, the sweeper, the control socket."""
+
+    def __init__(self, settings: Settings, outbox: SqliteOutbox) -> None:
+        self.settings = settings
+        self.outbox = outbox
+        self.restarts = 0
+        self._stopping = False
+        self._delivery = self._new_delivery()
+        self.ops = Ops(
+            outbox,
+            lambda: self._delivery.state(),
+            lambda: self.restarts,
+            settings.admin_token.reveal() if settings.admin_token else None,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        control = Control(self.outbox.path, {"status": self.ops.status})
+        await control.start()
+        supervisor = asyncio.create_task(self._supervise(), name="delivery-supervisor")
+        sweeper = asyncio.create_task(self._sweep(), name="sweeper")
+        try:
+            yield
+        finally:
+            self._stopping = True
+            await control.close()
+            await self._delivery.stop(STOP_SECONDS)
+            for task in (supervisor, sweeper):
+                task.cancel()
+            await asyncio.gather(supervisor, sweeper, return_exceptions=True)
+
+    async def _supervise(self) -> None:
+        """A forwarder that dies is restarted, with back-off; ingest goes on meanwhile."""
+        failures = 0
+        while not self._stopping:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._delivery.run()
+            except Exception as error:
+                self.restarts += 1
+                log.error("The forwarder died and is restarted: %s", describe(error))
+            else:
+                return
+            failures = failures + 1 if asyncio.get_running_loop().time() - started < MAX_RESTART_SECONDS else 0
+            pause = random.uniform(0, min(MAX_RESTART_SECONDS, 2.0**failures))  # noqa: S311 - spreads load
+            await asyncio.sleep(pause)
+            self._delivery = self._new_delivery()
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await self.outbox.sweep()
+            except StoreError as error:
+                log.warning("Old records could not be swept: %s", error.message)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    def _new_delivery(self) -> Delivery:
+        settings = self.settings
+        return Delivery(
+            self.outbox,
+            Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id),
+            concurrency=settings.upstream_concurrency,
+            timeout_seconds=settings.upstream_timeout_seconds,
+            max_attempts=settings.max_attempts,
+            max_age=settings.max_age,
+        )
+
+
+def create_app(settings: Settings, *, fallback: ASGIApp | None = None) -> Starlette:
+    """The proxy as an ASGI application. `fallback`: answers every path that is not the proxy's (the demo's shop)."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            outbox = await open_store(settings, create=True)
+            stack.push_async_callback(outbox.close)
+            service = Service(settings, outbox)
+            await stack.enter_async_context(service.running())
+            app.router.routes[:] = _routes(settings, service, fallback)
+            yield
+
+    app = Starlette(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _defect})
+    app.router.redirect_slashes = False
+    app.router.default = send_not_found
+    return app
+
+
+async def open_store(settings: Settings, *, create: bool) -> SqliteOutbox:
+    """The store that the settings name. Raises `StoreRefused`."""
+    if settings.store.path is None:
+        raise StoreRefused("PostgreSQL is not supported yet: set SCQ_STORE=sqlite:///scq.db.")
+    return await open_outbox(
+        settings.store.path.absolute(),
+        create=create,
+        hold_age=settings.hold_age,
+        dead_age=settings.dead_age,
+        min_free_bytes=settings.min_free_bytes,
+    )
+
+
+def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
+    prefix, shim, ops = settings.prefix, load_shim(), service.ops
+    collector = make_collector(settings, service.outbox)
+    routes: list[BaseRoute] = [
+        Route(f"{prefix}/push", collector),
+        Route("/prod/push", collector),
+        Route(f"{prefix}/scq.js", shim.respond),
+        Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
+        Route("/prod/{name}.js", shim.respond),
+        Route(f"{prefix}/status", ops.status_page),
+        Route("/healthz", ops.healthz),
+        Route("/readyz", ops.readyz),
+        Route("/metrics", ops.metrics),
+    ]
+    if fallback is not None:
+        routes.append(Mount("/", fallback))
+    return routes
+
+
+def make_collector(settings: Settings, outbox: SqliteOutbox) -> Collector:
+    return Collector(
+        outbox,
+        origins=Origins(settings.origins),
+        addresses=ClientAddresses(settings.trusted_proxies),
+        rate=RateLimit(settings.rate_per_ip),
+        cookies=CookieCodec([key.reveal() for key in settings.secret_keys]),
+        tokens=TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys]),
+        policy=Policy(
+            tags=settings.tags,
+            fields=settings.fields,
+            asserted_tags=settings.asserted_tags,
+            asserted_fields=settings.asserted_fields,
+            asserted_identify=settings.identify is Identify.ASSERTED,
+        ),
+        limits=Limits(
+            settings.verified_for,
+            settings.lane_max,
+            settings.hold_max,
+            settings.hold_max_bytes,
+            settings.gpc is Gpc.HONOUR,
+        ),
+    )
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (an unknown path, a method that a route has not) as JSON."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
+    code, message = _HTTP_ERRORS.get(error.status_code, ("refused", "The request was refused."))
+    return JSONResponse({"error": code, "message": message}, error.status_code, error.headers)
+
+
+_HTTP_ERRORS = {
+    404: ("not-found", "There is nothing at this path."),
+    405: ("method-not-allowed", "This path does not answer this method."),
+}
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "defect", "message": "The proxy failed here: its log says more."}, 503)

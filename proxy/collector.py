@@ -1,0 +1,179 @@
+"""The browser's edge: `POST {prefix}/push`, answered 202 once every accepted push is durable.
+
+Plain ASGI, because this is the hot path. Whole-request refusals come in the order of the wire contract: 405, 403, 429, 413, 400, 503;
+nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from proxy.admission import Answer, Candidate, Limits, Request, Result, judge
+from proxy.answers import Header, send_error, send_json
+from proxy.edge import ClientAddresses, Headers, Origins, RateLimit, scan
+from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.identity import CookieCodec, TokenCodec, TokenProblem, Vouched, cookie_name, read_cookie, set_cookie
+from proxy.outbox import Decide, Plan
+from proxy.policy import Policy
+from proxy.pushes import BadPush, Batch, Identify, Push, parse_batch
+
+MAX_BODY = 65_536  # bytes
+BODY_SECONDS = 10.0  # in which the whole body has to arrive
+
+log = logging.getLogger("proxy.collector")
+
+_ALLOW: Header = (b"allow", b"POST, OPTIONS")
+_VARY: Header = (b"vary", b"Origin")
+_PREFLIGHT: tuple[Header, ...] = (
+    (b"access-control-allow-methods", b"POST"),
+    (b"access-control-allow-headers", b"content-type"),
+    (b"access-control-max-age", b"86400"),
+)
+
+
+class Appender(Protocol):
+    async def append(self, decide: Decide) -> Plan: ...
+
+
+class _Wire(msgspec.Struct, omit_defaults=True):
+    results: tuple[Result, ...]
+    s: str | None = None
+
+
+class Gone(Exception):
+    """The client hung up before its request was complete."""
+
+
+class Collector:
+    """The ASGI application of the push endpoint."""
+
+    def __init__(
+        self,
+        outbox: Appender,
+        *,
+        origins: Origins,
+        addresses: ClientAddresses,
+        rate: RateLimit,
+        cookies: CookieCodec,
+        tokens: TokenCodec,
+        policy: Policy,
+        limits: Limits,
+    ) -> None:
+        self._outbox = outbox
+        self._origins, self._addresses, self._rate = origins, addresses, rate
+        self._cookies, self._tokens, self._policy, self._limits = cookies, tokens, policy, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scan(scope["headers"])
+        cors: Sequence[Header] = (_VARY,)
+        try:
+            if scope["method"] not in ("POST", "OPTIONS"):
+                cors = (_VARY, _ALLOW)
+                raise RequestError(405, "method-not-allowed", "Send pushes by POST.")
+            origin, listed = self._origins.require(headers)
+            if listed:
+                cors = _cors(origin)
+            if scope["method"] == "OPTIONS":
+                await send({"type": "http.response.start", "status": 204, "headers": [*cors, *_PREFLIGHT]})
+                await send({"type": "http.response.body"})
+                return
+            body, cookie = await self._push(scope, receive, headers, origin)
+        except RequestError as error:
+            await send_error(send, error, cors)
+        except Gone:
+            return
+        else:
+            await send_json(send, 202, body, (*cors, *cookie))
+
+    async def _push(
+        self, scope: Scope, receive: Receive, headers: Headers, origin: str
+    ) -> tuple[bytes, tuple[Header, ...]]:
+        """The body and the cookie of a 202."""
+        client = scope.get("client")
+        address = self._addresses.of(client[0] if client else None, headers.forwarded_for)
+        self._rate.require(address, time.monotonic())
+        batch: Batch | None = None
+        try:
+            batch = parse_batch(await _read(receive, headers.content_length))
+        finally:
+            self._rate.spend(address, 1 if batch is None else len(batch.items), time.monotonic())
+        now, name = time.time(), cookie_name(origin)
+        value = read_cookie(headers.cookie, name)
+        request = Request(
+            now,
+            self._cookies.decode(value, now) if value else None,
+            batch.session,
+            headers.gpc,
+            [Candidate(item, self._token(item, now)) for item in batch.items],
+        )
+        answer = await self._store(request)
+        cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
+        return (
+            msgspec.json.encode(_Wire(answer.results, answer.session)),
+            ((b"set-cookie", set_cookie(name, cookie).encode("ascii")),) if cookie else (),
+        )
+
+    def _token(self, item: Push | BadPush, now: float) -> Vouched | TokenProblem | None:
+        """Tokens are verified here, outside the transaction, which has better things to do."""
+        if isinstance(item, Push) and isinstance(item.call, Identify) and item.call.token is not None:
+            return self._tokens.verify(item.call.token, now)
+        return None
+
+    async def _store(self, request: Request) -> Answer:
+        if not request.candidates:
+            return Answer(())
+        try:
+            plan = await self._outbox.append(lambda facts: judge(request, facts, self._policy, self._limits))
+        except StoreUnavailable as error:
+            raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
+        except Exception as error:
+            # A defect of ours. Nothing was stored, so the shim keeps its pushes; the log says where to look, not what was pushed.
+            log.error("A request could not be judged: %s", describe(error))
+            message = "The pushes could not be stored: the log of the proxy says more."
+            raise RequestError(503, "store-unavailable", message, retry_after=30) from None
+        answer = plan.answer
+        assert isinstance(answer, Answer)  # noqa: S101 - judge's own, which append hands back
+        return answer
+
+
+def _cors(origin: str) -> tuple[Header, ...]:
+    return (
+        _VARY,
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-allow-credentials", b"true"),
+        (b"access-control-expose-headers", b"Retry-After"),
+    )
+
+
+async def _read(receive: Receive, content_length: int | None) -> bytes:
+    """The body, its size checked before and while it arrives."""
+    if content_length is not None and content_length > MAX_BODY:
+        raise _too_large()
+    chunks: list[bytes] = []
+    size, more = 0, True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > MAX_BODY:
+                    raise _too_large()
+                chunks.append(chunk)
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise RequestError(408, "slow-body", f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
+    return b"".join(chunks)
+
+
+def _too_large() -> RequestError:
+    return RequestError(413, "too-large", f"The body is larger than {MAX_BODY} bytes: split it over several requests.")

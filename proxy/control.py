@@ -1,0 +1,109 @@
+"""How a command reaches a running server: a Unix socket beside the store, one JSON line asked, JSON lines answered.
+
+SQLite belongs to one process, so `scq-proxy status` and its kin ask that process. The socket is for the file's owner only (0600). A path too
+long for a socket (108 bytes) moves to a short one, made from the store's own path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proxy.errors import ScqError, StoreRefused, describe
+
+MAX_PATH = 100  # bytes; the kernel's limit is 108 with the terminating zero
+MAX_LINE = 1_048_576
+_SECONDS = 30.0
+
+log = logging.getLogger("proxy.control")
+
+Command = Callable[[Mapping[str, Any]], AsyncIterator[Any]]
+
+
+def socket_path(store: Path) -> Path:
+    """Where the server of this store listens."""
+    store = store.absolute()
+    beside = store.with_name(store.name + ".sock")
+    if len(os.fsencode(beside)) <= MAX_PATH:
+        return beside
+    digest = hashlib.sha256(os.fsencode(store)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"scq-proxy-{os.geteuid()}-{digest}.sock"
+
+
+class Control:
+    """The server's end. `commands`: by name, each an async generator of answers (anything msgspec encodes)."""
+
+    def __init__(self, store: Path, commands: Mapping[str, Command]) -> None:
+        self._path = socket_path(store)
+        self._commands = commands
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Under the store's lock, so a socket that lies there is of a process that is gone."""
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(mask)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_SECONDS):
+                line = await reader.readline()
+            async for answer in self._answers(line):
+                writer.write(msgspec.json.encode({"ok": answer}) + b"\n")
+                await writer.drain()
+            writer.write(b'{"done":true}\n')
+            await writer.drain()
+        except ScqError as error:
+            writer.write(msgspec.json.encode({"error": error.message}) + b"\n")
+        except (ConnectionError, TimeoutError):
+            pass  # the command was given up
+        except Exception as error:
+            log.error("A command failed: %s", describe(error))
+            writer.write(b'{"error":"The command failed: the log of the server says more."}\n')
+        finally:
+            writer.close()
+
+    def _answers(self, line: bytes) -> AsyncIterator[Any]:
+        try:
+            asked = msgspec.json.decode(line, type=dict[str, Any])
+            command = self._commands[asked["command"]]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            raise StoreRefused("The running server does not know this command: it is of another version.") from None
+        return command(asked)
+
+
+async def ask(store: Path, command: str, **arguments: Any) -> AsyncIterator[Any]:
+    """The command's end: answers as they come. Raises `StoreRefused` with the server's words, `ConnectionError` if none runs."""
+    reader, writer = await asyncio.open_unix_connection(str(socket_path(store)), limit=MAX_LINE)
+    try:
+        writer.write(msgspec.json.encode({"command": command, **arguments}) + b"\n")
+        await writer.drain()
+        while line := await reader.readline():
+            answer = msgspec.json.decode(line)
+            if "error" in answer:
+                raise StoreRefused(answer["error"])
+            if "done" in answer:
+                return
+            yield answer["ok"]
+        raise StoreRefused("The running server broke off: ask again.")
+    finally:
+        writer.close()

@@ -1,0 +1,171 @@
+"""Who is knocking: the page's origin, the client's address, and how fast it pushes.
+
+Pure: headers and time are arguments. Nothing here reads a body or knows what a push is. A refusal is a `RequestError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from urllib.parse import urlsplit
+
+import msgspec
+
+from proxy.errors import RequestError
+from proxy.settings import is_loopback_host
+
+Network = IPv4Network | IPv6Network
+_GENERATION = 50_000  # client addresses remembered at most, twice over
+_UNKNOWN = "unknown"
+
+
+class Headers(msgspec.Struct):
+    """The request headers that matter at the edge, each as text; None when missing."""
+
+    origin: str | None = None
+    fetch_site: str | None = None
+    cookie: str = ""
+    forwarded_for: str = ""
+    content_length: int | None = None
+    gpc: bool = False
+
+
+def scan(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """One pass over the ASGI headers. A second Origin makes the origin unusable: "null"."""
+    found = Headers()
+    for name, value in raw:
+        if name == b"origin":
+            found.origin = "null" if found.origin is not None else value.decode("latin-1")
+        elif name == b"cookie":
+            text = value.decode("latin-1")
+            found.cookie = f"{found.cookie}; {text}" if found.cookie else text
+        elif name == b"sec-fetch-site":
+            found.fetch_site = value.decode("latin-1")
+        elif name == b"x-forwarded-for":
+            text = value.decode("latin-1")
+            found.forwarded_for = f"{found.forwarded_for},{text}" if found.forwarded_for else text
+        elif name == b"content-length":
+            found.content_length = int(value) if value.isdigit() and len(value) < 16 else None
+        elif name == b"sec-gpc":
+            found.gpc = value == b"1"
+    return found
+
+
+class Origins:
+    """Which pages may push: the listed origins, and the page's own origin when the browser says that it is the same."""
+
+    def __init__(self, listed: Collection[str]) -> None:
+        self._listed = frozenset(listed)
+
+    def require(self, headers: Headers) -> tuple[str, bool]:
+        """The origin, and whether it is a listed one (which gets CORS headers). Raises 403."""
+        origin = headers.origin
+        if origin is None:
+            raise _refused("The request has no Origin header: push from a page, with the shim or with fetch.")
+        if headers.fetch_site == "cross-site":
+            raise _refused("The page is on another site than this proxy: serve the proxy on the site's own domain.")
+        if origin in self._listed:
+            return origin, True
+        if headers.fetch_site == "same-origin":
+            if _is_safe(origin):
+                return origin, False
+            raise _refused("Plain http is accepted on loopback names only: serve the page over https.")
+        raise _refused("This origin is not listed: add it to SCQ_ORIGINS exactly as the browser sends it.")
+
+
+def _refused(message: str) -> RequestError:
+    return RequestError(403, "origin-not-allowed", message)
+
+
+@lru_cache(maxsize=256)
+def _is_safe(origin: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+        host = parts.hostname
+    except ValueError:
+        return False
+    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(host)))
+
+
+class ClientAddresses:
+    """The address behind the proxies that are trusted: X-Forwarded-For read from the right."""
+
+    def __init__(self, trusted: Sequence[Network]) -> None:
+        self._trusted = tuple(trusted)
+        self.of = lru_cache(maxsize=4_096)(self._of)
+
+    def _of(self, peer: str | None, forwarded_for: str) -> str:
+        """The key to count by: an IPv4 address, or the /64 of an IPv6 one, since a household has all of it.
+
+        `peer` None: a Unix socket, which only a proxy on this machine can reach.
+        """
+        address = _parse(peer) if peer is not None else None
+        if peer is not None and (address is None or not self._is_trusted(address)):
+            return _key(address)
+        for part in reversed(forwarded_for.split(",")):
+            hop = _parse(part.strip())
+            if hop is None:
+                break
+            address = hop
+            if not self._is_trusted(hop):
+                break
+        return _key(address)
+
+    def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _key(address: IPv4Address | IPv6Address | None) -> str:
+    if address is None:
+        return _UNKNOWN
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, 64), strict=False))
+    return str(address)
+
+
+class RateLimit:
+    """A token bucket per client address: `rate` pushes per second, a second's worth at once; 0 is no limit.
+
+    One request may overdraw the bucket (its pushes are known only after it was let in); the next ones wait for it.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._burst = max(rate, 1.0)
+        self._young: dict[str, tuple[float, float]] = {}
+        self._old: dict[str, tuple[float, float]] = {}
+
+    def require(self, address: str, now: float) -> None:
+        """Raises 429 while the address has nothing left. `now`: seconds of a clock that never goes back."""
+        if not self._rate:
+            return
+        tokens = self._tokens(address, now)
+        if tokens < 1:
+            wait = math.ceil((1 - tokens) / self._rate)
+            raise RequestError(429, "too-fast", "Too many pushes from this address: try again later.", retry_after=wait)
+
+    def spend(self, address: str, pushes: int, now: float) -> None:
+        if not self._rate:
+            return
+        if len(self._young) >= _GENERATION:
+            self._young, self._old = {}, self._young
+        self._young[address] = (self._tokens(address, now) - max(1, pushes), now)
+
+    def _tokens(self, address: str, now: float) -> float:
+        tokens, at = self._young.get(address) or self._old.get(address) or (self._burst, now)
+        return min(self._burst, tokens + (now - at) * self._rate)

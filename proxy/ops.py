@@ -1,0 +1,191 @@
+"""What the operator sees: health, metrics, and the report behind `scq-proxy status` and the status page.
+
+Numbers and names of tags or fields only: no address, no key and no payload gets here. Public paths tell a stranger no more than whether
+the process serves and stores; the rest needs SCQ_ADMIN_TOKEN, and without it does not exist.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import jinja2
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from proxy.delivery import DeliveryState
+from proxy.errors import StoreUnavailable
+from proxy.outbox import Outbox, RefusedName, Stats
+
+LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The state of the whole proxy. `problems`: sentences for a person, each with what to do; none: all is well.
+
+    `delivery` is None when no server runs. Ages are in seconds.
+    """
+
+    problems: tuple[str, ...]
+    waiting: int
+    holding: int
+    dead: int
+    lag_seconds: float
+    counters: Mapping[str, int]
+    restarts: int
+    delivery: DeliveryState | None
+    refused_names: tuple[RefusedName, ...]
+
+
+def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now: float) -> Report:
+    lag = max(0.0, now - stats.oldest) if stats.oldest is not None else 0.0
+    return Report(
+        tuple(_problems(stats, delivery, lag)),
+        stats.waiting,
+        stats.holding,
+        stats.dead,
+        lag,
+        stats.counters,
+        restarts,
+        delivery,
+        stats.refused_names,
+    )
+
+
+def _problems(stats: Stats, delivery: DeliveryState | None, lag: float) -> Iterable[str]:
+    if delivery is not None and delivery.halted is not None:
+        yield f"Sending is halted: {delivery.last_error or delivery.halted}. Nothing is lost; one probe a minute is sent."
+    if delivery is not None and not delivery.running:
+        yield "The forwarder is down and is being restarted: the log of the server says why."
+    if lag > LAG.total_seconds():
+        yield f"The oldest push has waited for {timedelta(seconds=int(lag))}: SendX is slow or down, or nothing sends."
+    if stats.dead:
+        yield f"{stats.dead} dead letters: SendX does not take them, or their outcome is unknown."
+
+
+class Ops:
+    """The endpoints. `delivery`: the forwarder's state now; `restarts`: how often it had to be restarted."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        delivery: Callable[[], DeliveryState],
+        restarts: Callable[[], int],
+        admin_token: str | None,
+    ) -> None:
+        self._outbox, self._delivery, self._restarts = outbox, delivery, restarts
+        self._admin_token = admin_token
+
+    async def report(self) -> Report:
+        return make_report(await self._outbox.stats(), self._delivery(), self._restarts(), time.time())
+
+    async def status(self, arguments: Mapping[str, Any]) -> AsyncIterator[Report]:
+        """The control command behind `scq-proxy status`."""
+        yield await self.report()
+
+    async def healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+
+    async def readyz(self, request: Request) -> Response:
+        try:
+            await self._outbox.ready()
+        except StoreUnavailable as error:
+            headers = _NO_STORE | {"Retry-After": str(error.retry_after)}
+            return JSONResponse({"status": "unavailable", "message": error.message}, 503, headers)
+        return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+
+    async def metrics(self, request: Request) -> Response:
+        if not self._is_admin(request):
+            return not_found()
+        try:
+            report = await self.report()
+        except StoreUnavailable as error:
+            return JSONResponse({"error": "store-unavailable", "message": error.message}, 503, _NO_STORE)
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Exposition(report))
+        return Response(generate_latest(registry), headers=_NO_STORE, media_type=_METRICS_TYPE)
+
+    async def status_page(self, request: Request) -> Response:
+        if not self._is_admin(request):
+            return not_found()
+        try:
+            report = await self.report()
+        except StoreUnavailable as error:
+            return JSONResponse({"error": "store-unavailable", "message": error.message}, 503, _NO_STORE)
+        if "text/html" not in request.headers.get("accept", ""):
+            return Response(msgspec.json.encode(report), headers=_NO_STORE, media_type="application/json")
+        page = _templates.get_template("status.html").render(
+            report=report, lag=timedelta(seconds=int(report.lag_seconds))
+        )
+        return HTMLResponse(
+            page, headers=_NO_STORE | {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+        )
+
+    def _is_admin(self, request: Request) -> bool:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if self._admin_token is None or scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(token.strip().encode(), self._admin_token.encode())
+
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_templates = jinja2.Environment(
+    loader=jinja2.PackageLoader("proxy"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def not_found() -> Response:
+    return JSONResponse({"error": "not-found", "message": "There is nothing at this path."}, 404, _NO_STORE)
+
+
+class _Exposition(Collector):
+    """A report as Prometheus metrics."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._transitions()
+        report = self._report
+        yield GaugeMetricFamily("scq_waiting", "Pushes acknowledged and not yet sent", report.waiting)
+        yield GaugeMetricFamily("scq_holding", "Pushes of visitors who are not identified", report.holding)
+        yield GaugeMetricFamily("scq_dead_letters", "Dead letters that wait for a decision", report.dead)
+        yield GaugeMetricFamily("scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds)
+        yield CounterMetricFamily("scq_forwarder_restarts", "Times the forwarder had to be restarted", report.restarts)
+        if report.delivery is not None:
+            yield from _upstream(report.delivery)
+
+    def _transitions(self) -> Iterable[Metric]:
+        pushes = CounterMetricFamily("scq_pushes", "Pushes by transition, since the store was made", labels=["to"])
+        refused = CounterMetricFamily("scq_refused", "Pushes refused, by reason", labels=["reason"])
+        for name, value in self._report.counters.items():
+            kind, _, reason = name.partition(":")
+            if kind == "refused":
+                refused.add_metric([reason], value)
+            else:
+                pushes.add_metric([name.replace(":", "_")], value)
+        yield pushes
+        yield refused
+
+
+def _upstream(delivery: DeliveryState) -> Iterable[Metric]:
+    gate = GaugeMetricFamily("scq_gate", "1 for the state that the gate to SendX is in", labels=["state"])
+    for state in ("open", "closed", "half-open", "halted"):
+        gate.add_metric([state], float(delivery.gate == state))
+    yield gate
+    requests = CounterMetricFamily("scq_upstream_requests", "Requests to SendX by verdict", labels=["verdict"])
+    for verdict, count in delivery.requests.items():
+        requests.add_metric([str(verdict)], count)
+    yield requests
+    yield CounterMetricFamily("scq_upstream_seconds", "Time that requests to SendX took", delivery.latency_seconds)
+    yield GaugeMetricFamily("scq_upstream_in_flight", "Requests to SendX under way", delivery.in_flight)
+    yield GaugeMetricFamily("scq_upstream_concurrency", "Requests to SendX allowed at once now", delivery.limit)

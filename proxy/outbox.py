@@ -1,0 +1,332 @@
+"""The outbox: the port between what was acknowledged and what is still to be sent, and its records.
+
+A *lane* is one person, keyed by address without regard to case; a push is in exactly one of these states:
+
+    state      entered by                         left by
+    held       append, visitor not identified     bound → waiting · refused · expired · erased
+    waiting    append; bound; replayed            claimed
+    claimed    claim (under a lease)              delivered (gone) · waiting again · dead · lease expired → waiting
+    started    claim of an increment              delivered · waiting (known as not applied) · lease expired → dead "ambiguous"
+    dead       settle                             replayed → waiting · discarded · aged out
+
+Rules every adapter keeps, and the contract suite proves:
+
+1. `append` returns once its plan is durable; a plan is applied whole or not at all.
+2. Within a lane pushes leave in the order in which they entered; a lane is claimed by one lease at a time.
+3. `settle` is one transaction, fenced by the lane's epoch: a lease that was lost changes nothing.
+4. A counter moves in the transaction of the transition that it counts.
+
+Decisions are not made here. An adapter shows `Facts` to a pure function inside its transaction and carries out the `Plan` it gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum, StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.identity import Trust, Visitor
+from proxy.pushes import Attributes, Reason, Track
+
+
+class Kind(StrEnum):
+    IDENTIFY = "identify"
+    TRACK = "track"
+
+
+class Status(StrEnum):
+    """What the answer says of a push (wire contract)."""
+
+    ACCEPTED = "accepted"
+    HELD = "held"
+    DUPLICATE = "duplicate"
+    REFUSED = "refused"
+
+
+class DeadReason(StrEnum):
+    """Why a push became a dead letter."""
+
+    REJECTED = "rejected"  # SendX answered 4xx: it will not take this push
+    MISSING = "missing"  # a track for a contact that SendX does not know
+    EXHAUSTED = "exhausted"  # tried for SCQ_MAX_ATTEMPTS and SCQ_MAX_AGE
+    AMBIGUOUS = "ambiguous"  # an increment whose outcome is unknown: sending it again could count it twice
+
+
+# --- What the store knows, shown to a decision -------------------------------------------------------------------------
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """An id that was accepted or held before. `shown`: the visitor its request showed; `after`: who the browser was after
+    it, None for a push that says nothing about that.
+    """
+
+    shown: str
+    after: Visitor | None
+
+
+class VisitorFacts(msgspec.Struct, frozen=True):
+    """`left`: lane key of the person whose log-out this visitor was born of; `holding`: pushes held for it."""
+
+    retired: bool = False
+    left: str | None = None
+    holding: int = 0
+
+
+class LaneFacts(msgspec.Struct, frozen=True):
+    """`verified`: a token or a server key has vouched for this address here before; `waiting`: pushes not yet sent."""
+
+    verified: bool = False
+    waiting: int = 0
+
+
+class HeldPush(msgspec.Struct, frozen=True):
+    id: str
+    track: Track
+
+
+class Facts(Protocol):
+    """Reads inside the transaction of an append. `site_key`: secret of this store, from which visitor ids are derived."""
+
+    site_key: bytes
+
+    def seen(self, push_id: str) -> Seen | None: ...
+    def visitor(self, visitor_id: str) -> VisitorFacts: ...
+    def lane(self, key: str) -> LaneFacts: ...
+    def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
+    def held_bytes(self) -> int: ...
+
+
+# --- What a decision asks the store to do ------------------------------------------------------------------------------
+
+
+class Enqueue(msgspec.Struct, frozen=True):
+    """Put a push at the tail of the lane `key`. `address`: the spelling to send."""
+
+    id: str
+    key: str
+    address: str
+    trust: Trust
+    body: Attributes | Track
+
+
+class Hold(msgspec.Struct, frozen=True):
+    id: str
+    visitor: str
+    track: Track
+
+
+class Bind(msgspec.Struct, frozen=True):
+    """The visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
+
+    visitor: str
+    key: str
+    address: str
+    trust: Trust
+    keep: tuple[str, ...] = ()
+    refuse: tuple[tuple[str, Reason], ...] = ()
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """This visitor id counts for nothing from now on; what is held for it is refused for `reason`."""
+
+    visitor: str
+    reason: Reason = Reason.IDENTITY_CHANGED
+
+
+class Born(msgspec.Struct, frozen=True):
+    """A visitor that begins where the person with lane key `left` logged out."""
+
+    visitor: str
+    left: str
+
+
+class Identified(msgspec.Struct, frozen=True):
+    """The visitor is identified: a log-out it was born of no longer matters."""
+
+    visitor: str
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Refuse what is held for the visitor, who goes on under the same id."""
+
+    visitor: str
+    reason: Reason
+
+
+class Verify(msgspec.Struct, frozen=True):
+    """The lane's address has been vouched for."""
+
+    key: str
+
+
+class Remember(msgspec.Struct, frozen=True):
+    """Know this id again; see `Seen`."""
+
+    id: str
+    shown: str
+    after: Visitor | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Count a refusal."""
+
+    reason: Reason
+
+
+class NotOffered(msgspec.Struct, frozen=True):
+    """A tag or field that a page asked for; `setting` would offer it. Listed by `scq-proxy status`."""
+
+    name: str
+    setting: str
+
+
+Op = Enqueue | Hold | Bind | Retire | Born | Identified | Drop | Verify | Remember | Refused | NotOffered
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """`ops` in order; `answer` is the decision's own and comes back from `append` untouched."""
+
+    ops: tuple[Op, ...]
+    answer: Any
+
+
+Decide = Callable[[Facts], Plan]
+
+
+# --- Delivery ----------------------------------------------------------------------------------------------------------
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A claimed push. `since`: Unix seconds when it was acknowledged; `attempts`: sends so far with a known bad outcome."""
+
+    seq: int
+    id: str
+    address: str
+    trust: Trust
+    body: Attributes | Track
+    since: float
+    attempts: int
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.TRACK if isinstance(self.body, Track) else Kind.IDENTIFY
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """One lane's head, to be sent in order by whoever holds it until `until` (Unix seconds).
+
+    An increment comes alone and is already marked as started.
+    """
+
+    lane: int
+    epoch: int
+    until: float
+    failures: int
+    pushes: tuple[Waiting, ...]
+
+
+class Fate(IntEnum):
+    DELIVERED = 1
+    DEAD = 2
+    KEPT = 3  # stays in the lane, as it was or with one more attempt
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What became of one claimed push. `detail`: facts for the operator (an HTTP status), never payload."""
+
+    seq: int
+    fate: Fate
+    attempted: bool = True
+    reason: DeadReason | None = None
+    detail: str = ""
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """What became of a lease. Pushes not named stay as they were. `retry_at`: not before (Unix seconds), None: at once.
+
+    `failures`: the lane's failures in a row, from which its back-off is computed.
+    """
+
+    lease: Lease
+    results: tuple[Settled, ...]
+    failures: int = 0
+    retry_at: float | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    seq: int
+    id: str
+    address: str
+    kind: Kind
+    trust: Trust
+    reason: DeadReason
+    detail: str
+    at: float
+    since: float
+    attempts: int
+    body: Attributes | Track
+
+
+class RefusedName(msgspec.Struct, frozen=True):
+    """A tag or field that pages asked for and the lists do not offer. `setting`: the variable that would offer it."""
+
+    name: str
+    setting: str
+    count: int
+    last: float
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
+
+    `oldest`: Unix seconds when the oldest waiting push was acknowledged.
+    """
+
+    counters: Mapping[str, int]
+    waiting: int
+    holding: int
+    dead: int
+    lanes: int
+    oldest: float | None
+    refused_names: tuple[RefusedName, ...]
+
+
+class Durability(msgspec.Struct, frozen=True):
+    """What an acknowledgement means here, read back from the store and not from the settings."""
+
+    promise: str
+    facts: Mapping[str, str]
+
+
+class Outbox(Protocol):
+    """Raises `StoreUnavailable` when it cannot do now what it is asked."""
+
+    site_key: bytes
+
+    async def append(self, decide: Decide) -> Plan:
+        """Decide and store in one transaction; returns when that is durable."""
+
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float) -> Sequence[Lease]:
+        """The heads of up to `lanes` lanes that may be sent now, longest ready first."""
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """False: the lease was lost, and nothing was changed."""
+
+    async def wait_ready(self, timeout_seconds: float) -> None:
+        """Returns when a claim may find something, or after the time-out."""
+
+    async def sweep(self) -> None:
+        """Expire what is over its age: holds, remembered ids, dead letters, idle lanes, refused names."""
+
+    async def ready(self) -> None:
+        """Raises `StoreUnavailable` if an append could not be stored now."""
+
+    async def stats(self) -> Stats: ...
+
+    async def dead_letters(self, limit: int) -> Sequence[DeadLetter]: ...
+
+    async def durability(self) -> Durability: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,416 @@
+"""The outbox on one SQLite file, for one process on one machine.
+
+One connection both writes and checkpoints, on one thread that commits for everybody (`sqlite_thread`). How the file is opened, and
+when it is refused, is in `sqlite_file`; the queries are in `outbox_sqlite.sql`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import msgspec
+
+from proxy.errors import StoreUnavailable
+from proxy.identity import COOKIE_AGE, Trust, Visitor
+from proxy.outbox import (
+    Bind,
+    Born,
+    DeadLetter,
+    DeadReason,
+    Decide,
+    Drop,
+    Durability,
+    Enqueue,
+    Fate,
+    HeldPush,
+    Hold,
+    Identified,
+    Kind,
+    LaneFacts,
+    Lease,
+    NotOffered,
+    Op,
+    Plan,
+    Refused,
+    RefusedName,
+    Remember,
+    Retire,
+    Seen,
+    Settled,
+    Settlement,
+    Stats,
+    Verify,
+    VisitorFacts,
+    Waiting,
+)
+from proxy.pushes import Attributes, Reason, Track
+from proxy.sqlite_file import SQL, connect, file_system, pragma, require_place, take_lock
+from proxy.sqlite_thread import SqliteThread
+
+SEEN_AGE = timedelta(days=9)  # the contract promises 8
+RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # a retired cookie must have expired before it is forgotten
+MAX_REFUSED_NAMES = 500
+_HELD_BYTES = "gauge:held_bytes"
+_SPACE_CHECK_SECONDS = 1.0
+_INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
+
+
+class SqliteOutbox:
+    """Implements `outbox.Outbox`. Made by `open_outbox`."""
+
+    def __init__(
+        self, path: Path, lock: IO[str], *, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int
+    ) -> None:
+        self.path = path
+        self.site_key = b""
+        self._lock = lock
+        self._hold_age, self._dead_age, self._min_free_bytes = hold_age, dead_age, min_free_bytes
+        self._tallies: Counter[str] = Counter()
+        self._ready_lanes = False
+        self._ready = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._free_bytes, self._free_checked = 0, float("-inf")
+        self._thread = SqliteThread(self._connect, before_commit=self._before_commit, rolled_back=self._rolled_back)
+
+    async def open(self) -> None:
+        await self._thread.open()
+
+    async def append(self, decide: Decide) -> Plan:
+        self._require_space()
+        return await self._thread.submit(lambda connection: self._append(connection, decide))
+
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float) -> Sequence[Lease]:
+        return await self._thread.submit(lambda connection: self._claim(connection, lanes, per_lane, lease_seconds))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        return await self._thread.submit(lambda connection: self._settle(connection, settlement))
+
+    async def wait_ready(self, timeout_seconds: float) -> None:
+        if not self._ready.is_set():
+            next_ready = await self._thread.submit(lambda connection: _value(connection, "next_ready"))
+            if next_ready is not None:
+                timeout_seconds = min(timeout_seconds, next_ready - time.time())
+        if timeout_seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await self._ready.wait()
+        self._ready.clear()
+
+    async def sweep(self) -> None:
+        await self._thread.submit(self._sweep)
+
+    async def ready(self) -> None:
+        self._require_space(at_once=True)
+        await self._thread.submit(lambda connection: _value(connection, "counter", "accepted"))
+
+    async def stats(self) -> Stats:
+        return await self._thread.submit(_stats)
+
+    async def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
+        return await self._thread.submit(lambda connection: _dead_letters(connection, limit))
+
+    async def durability(self) -> Durability:
+        return await self._thread.submit(self._durability)
+
+    async def close(self) -> None:
+        await self._thread.close()
+        self._lock.close()
+
+    # --- space
+
+    def _require_space(self, *, at_once: bool = False) -> None:
+        """Ingest stops while the disk still has room, because a full disk cannot even delete."""
+        now = time.monotonic()
+        if at_once or now - self._free_checked > _SPACE_CHECK_SECONDS:
+            disk = os.statvfs(self.path.parent)
+            self._free_bytes, self._free_checked = disk.f_bavail * disk.f_frsize, now
+        if self._free_bytes < self._min_free_bytes:
+            raise StoreUnavailable(
+                "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB.", retry_after=30
+            )
+
+    # --- on the thread
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
+        connection.execute("BEGIN IMMEDIATE")
+        for (lane,) in connection.execute(SQL["leases_of_the_dead"]).fetchall():
+            self._end_lease(connection, lane)
+        self._before_commit(connection)
+        connection.execute("COMMIT")
+        return connection
+
+    def _before_commit(self, connection: sqlite3.Connection) -> None:
+        if self._tallies:
+            connection.executemany(SQL["tally"], self._tallies.items())
+            self._tallies.clear()
+        if self._ready_lanes:
+            self._ready_lanes = False
+            # The loop hears of it before the commit is done; its claim waits in the queue behind this transaction.
+            self._loop.call_soon_threadsafe(self._ready.set)
+
+    def _rolled_back(self) -> None:
+        self._tallies.clear()
+        self._ready_lanes = False
+
+    def _append(self, connection: sqlite3.Connection, decide: Decide) -> Plan:
+        plan = decide(_SqliteFacts(connection, self.site_key, self._tallies))
+        now = time.time()
+        for op in plan.ops:
+            self._apply[type(op)](self, connection, op, now)
+        return plan
+
+    def _enqueue(self, connection: sqlite3.Connection, op: Enqueue, now: float) -> None:
+        self._tallies["accepted"] += 1
+        self._queue(connection, op, msgspec.json.encode(op.body), now, now)
+
+    def _queue(self, connection: sqlite3.Connection, op: Enqueue, body: bytes, since: float, now: float) -> None:
+        (lane,) = connection.execute(SQL["lane_gains"], (op.key, now)).fetchone()
+        kind = Kind.TRACK if isinstance(op.body, Track) else Kind.IDENTIFY
+        increments = isinstance(op.body, Attributes) and op.body.increments
+        connection.execute(SQL["enqueue"], (lane, op.id, op.address, op.trust, kind, body, since, increments))
+        self._ready_lanes = True
+
+    def _hold(self, connection: sqlite3.Connection, op: Hold, now: float) -> None:
+        body = msgspec.json.encode(op.track)
+        connection.execute(SQL["hold"], (op.visitor, op.id, body, now))
+        self._tallies.update({"held": 1, _HELD_BYTES: len(body)})
+
+    def _bind(self, connection: sqlite3.Connection, op: Bind, now: float) -> None:
+        for push_id in op.keep:
+            body, since = connection.execute(SQL["held_push"], (op.visitor, push_id)).fetchone()
+            self._unhold(connection, "unhold", op.visitor, push_id)
+            track = msgspec.json.decode(body, type=Track)
+            self._queue(connection, Enqueue(push_id, op.key, op.address, op.trust, track), body, since, now)
+        for push_id, reason in op.refuse:
+            self._unhold(connection, "unhold", op.visitor, push_id)
+            self._tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
+        self._tallies["bound"] += len(op.keep)
+
+    def _retire(self, connection: sqlite3.Connection, op: Retire, now: float) -> None:
+        connection.execute(SQL["retire"], (op.visitor, now))
+        self._refuse_held(connection, op.visitor, op.reason)
+
+    def _drop(self, connection: sqlite3.Connection, op: Drop, now: float) -> None:
+        self._refuse_held(connection, op.visitor, op.reason)
+
+    def _refuse_held(self, connection: sqlite3.Connection, visitor: str, reason: Reason) -> None:
+        count = self._unhold(connection, "unhold_visitor", visitor)
+        self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
+
+    def _unhold(self, connection: sqlite3.Connection, query: str, *arguments: object) -> int:
+        sizes = [size for (size,) in connection.execute(SQL[query], arguments)]
+        self._tallies[_HELD_BYTES] -= sum(sizes)
+        return len(sizes)
+
+    def _born(self, connection: sqlite3.Connection, op: Born, now: float) -> None:
+        connection.execute(SQL["born"], (op.visitor, now, op.left))
+
+    def _identified(self, connection: sqlite3.Connection, op: Identified, now: float) -> None:
+        connection.execute(SQL["identified"], (op.visitor,))
+
+    def _verify(self, connection: sqlite3.Connection, op: Verify, now: float) -> None:
+        connection.execute(SQL["verify"], (op.key,))
+
+    def _remember(self, connection: sqlite3.Connection, op: Remember, now: float) -> None:
+        after = msgspec.json.encode(op.after) if op.after else None
+        connection.execute(SQL["remember"], (op.id, now, op.shown, after))
+
+    def _refused(self, connection: sqlite3.Connection, op: Refused, now: float) -> None:
+        self._tallies[f"refused:{op.reason}"] += 1
+
+    def _not_offered(self, connection: sqlite3.Connection, op: NotOffered, now: float) -> None:
+        connection.execute(SQL["not_offered"], (op.setting, op.name, now))
+
+    _apply: ClassVar[dict[type[Op], Callable[..., None]]] = {
+        Enqueue: _enqueue,
+        Hold: _hold,
+        Bind: _bind,
+        Retire: _retire,
+        Born: _born,
+        Identified: _identified,
+        Drop: _drop,
+        Verify: _verify,
+        Remember: _remember,
+        Refused: _refused,
+        NotOffered: _not_offered,
+    }
+
+    def _claim(self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float) -> list[Lease]:
+        now = time.time()
+        leases = []
+        for lane, epoch, leased, failures in connection.execute(SQL["claimable"], (now, lanes)).fetchall():
+            if leased:
+                self._end_lease(connection, lane)
+            pushes = _lane_head(connection, lane, per_lane)
+            if pushes:
+                connection.execute(SQL["lease"], (now + lease_seconds, lane))
+                leases.append(Lease(lane, epoch + 1, now + lease_seconds, failures, pushes))
+        return leases
+
+    def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
+        """A lease whose holder is gone: an increment that was started may have been applied, the rest is sent again."""
+        started = [seq for (seq,) in connection.execute(SQL["started"], (lane,))]
+        for seq in started:
+            self._bury(connection, Settled(seq, Fate.DEAD, True, DeadReason.AMBIGUOUS, _INDETERMINATE))
+        connection.execute(SQL["lane_loses"], (lane, len(started), 0, time.time()))
+
+    def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
+        lease = settlement.lease
+        if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
+            return False
+        gone = 0
+        for settled in settlement.results:
+            if settled.fate is Fate.DELIVERED:
+                connection.execute(SQL["remove"], (settled.seq,))
+                self._tallies["delivered"] += 1
+                gone += 1
+            elif settled.fate is Fate.DEAD:
+                self._bury(connection, settled)
+                gone += 1
+            elif settled.attempted:
+                connection.execute(SQL["attempted"], (settled.seq,))
+        if any(isinstance(push.body, Attributes) and push.body.increments for push in lease.pushes):
+            connection.execute(SQL["unstart"], (lease.lane,))
+        ready_at = time.time() if settlement.retry_at is None else settlement.retry_at
+        connection.execute(SQL["lane_loses"], (lease.lane, gone, settlement.failures, ready_at))
+        self._ready_lanes = True
+        return True
+
+    def _bury(self, connection: sqlite3.Connection, settled: Settled) -> None:
+        values = (settled.seq, int(settled.attempted), settled.reason, settled.detail, time.time())
+        connection.execute(SQL["bury"], values)
+        connection.execute(SQL["remove"], (settled.seq,))
+        self._tallies[f"dead:{settled.reason}"] += 1
+
+    def _sweep(self, connection: sqlite3.Connection) -> None:
+        now = time.time()
+        expired = self._unhold(connection, "expire_held", now - self._hold_age.total_seconds())
+        self._tallies.update({"hold_expired": expired, f"refused:{Reason.HOLD_EXPIRED}": expired})
+        connection.execute(SQL["forget_seen"], (now - SEEN_AGE.total_seconds(),))
+        connection.execute(SQL["forget_visitors"], (now - RETIRED_AGE.total_seconds(),))
+        aged = connection.execute(SQL["age_out_dead"], (now - self._dead_age.total_seconds(),)).rowcount
+        self._tallies["discarded"] += aged
+        connection.execute(SQL["forget_lanes"])
+        connection.execute(SQL["trim_not_offered"], (MAX_REFUSED_NAMES,))
+
+    def _durability(self, connection: sqlite3.Connection) -> Durability:
+        return Durability(
+            "an acknowledged push is in the write-ahead log, synced to the disk",
+            {
+                "SQLite": sqlite3.sqlite_version,
+                "journal_mode": str(pragma(connection, "journal_mode")),
+                "synchronous": {2: "FULL", 3: "EXTRA"}[pragma(connection, "synchronous")],
+                "file": str(self.path),
+                "file system": file_system(self.path),
+            },
+        )
+
+
+class _SqliteFacts:
+    def __init__(self, connection: sqlite3.Connection, site_key: bytes, tallies: Counter[str]) -> None:
+        self._connection, self._tallies = connection, tallies
+        self.site_key = site_key
+
+    def seen(self, push_id: str) -> Seen | None:
+        row = self._connection.execute(SQL["seen"], (push_id,)).fetchone()
+        if row is None:
+            return None
+        shown, after = row
+        return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None)
+
+    def visitor(self, visitor_id: str) -> VisitorFacts:
+        retired, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
+        return VisitorFacts(bool(retired), left, holding)
+
+    def lane(self, key: str) -> LaneFacts:
+        row = self._connection.execute(SQL["lane"], (key,)).fetchone()
+        return LaneFacts(bool(row[0]), row[1]) if row else LaneFacts()
+
+    def held(self, visitor_id: str) -> list[HeldPush]:
+        rows = self._connection.execute(SQL["held"], (visitor_id,))
+        return [HeldPush(push_id, msgspec.json.decode(body, type=Track)) for push_id, body in rows]
+
+    def held_bytes(self) -> int:
+        row = self._connection.execute(SQL["counter"], (_HELD_BYTES,)).fetchone()
+        return (row[0] if row else 0) + self._tallies[_HELD_BYTES]
+
+
+def _lane_head(connection: sqlite3.Connection, lane: int, per_lane: int) -> tuple[Waiting, ...]:
+    """The pushes to send next. An increment goes alone and is marked as started before anybody can send it."""
+    head: list[Waiting] = []
+    for *columns, increments in connection.execute(SQL["lane_head"], (lane, per_lane)).fetchall():
+        if increments and head:
+            break
+        head.append(_waiting(columns))
+        if increments:
+            connection.execute(SQL["start"], (head[0].seq,))
+            break
+    return tuple(head)
+
+
+def _waiting(columns: Sequence[Any]) -> Waiting:
+    seq, push_id, address, trust, kind, body, since, attempts = columns
+    return Waiting(seq, push_id, address, Trust(trust), _body(kind, body), since, attempts)
+
+
+def _body(kind: str, body: bytes) -> Attributes | Track:
+    return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
+
+
+def _stats(connection: sqlite3.Connection) -> Stats:
+    counters = {name: value for name, value in connection.execute(SQL["counters"]) if not name.startswith("gauge:")}
+    waiting, holding, dead, lanes, oldest = connection.execute(SQL["sizes"]).fetchone()
+    names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,))
+    return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))
+
+
+def _dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+    return [
+        DeadLetter(
+            seq,
+            push_id,
+            address,
+            Kind(kind),
+            Trust(trust),
+            DeadReason(reason),
+            detail,
+            at,
+            since,
+            attempts,
+            _body(kind, body),
+        )
+        for seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body in connection.execute(
+            SQL["dead_letters"], (limit,)
+        )
+    ]
+
+
+def _value(connection: sqlite3.Connection, query: str, *arguments: object) -> Any:
+    row = connection.execute(SQL[query], arguments).fetchone()
+    return row[0] if row else None
+
+
+async def open_outbox(
+    path: Path, *, create: bool, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int
+) -> SqliteOutbox:
+    """Opens the file, or makes it if `create`. Raises `StoreRefused` when it must not be used like this."""
+    require_place(path, create=create)
+    lock = take_lock(path)
+    try:
+        outbox = SqliteOutbox(path, lock, hold_age=hold_age, dead_age=dead_age, min_free_bytes=min_free_bytes)
+        await outbox.open()
+    except BaseException:
+        lock.close()
+        raise
+    return outbox

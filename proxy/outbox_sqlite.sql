@@ -1,0 +1,222 @@
+-- The SQLite outbox: its schema, then every query by name. Times are Unix seconds.
+
+-- name: schema
+-- One row a person. ready_at: when the head may be claimed; NULL when nothing waits; under a lease, when the lease ends.
+CREATE TABLE lanes (
+  id       INTEGER PRIMARY KEY,
+  key      TEXT    NOT NULL UNIQUE,
+  verified INTEGER NOT NULL DEFAULT 0,
+  waiting  INTEGER NOT NULL DEFAULT 0,
+  ready_at REAL,
+  leased   INTEGER NOT NULL DEFAULT 0,
+  epoch    INTEGER NOT NULL DEFAULT 0,
+  failures INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX lanes_ready ON lanes (ready_at) WHERE ready_at IS NOT NULL;
+
+-- What is still to be sent. Within a lane, seq is the order. increments: sending it twice could count it twice.
+CREATE TABLE pushes (
+  seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+  lane       INTEGER NOT NULL REFERENCES lanes (id),
+  id         TEXT    NOT NULL,
+  address    TEXT    NOT NULL,
+  trust      INTEGER NOT NULL,
+  kind       TEXT    NOT NULL,
+  body       BLOB    NOT NULL,
+  since      REAL    NOT NULL,
+  attempts   INTEGER NOT NULL DEFAULT 0,
+  increments INTEGER NOT NULL DEFAULT 0,
+  started    INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX pushes_lane ON pushes (lane, seq);
+
+-- Tracks of visitors who are not identified yet.
+CREATE TABLE held (
+  seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+  visitor TEXT    NOT NULL,
+  id      TEXT    NOT NULL,
+  body    BLOB    NOT NULL,
+  since   REAL    NOT NULL
+);
+CREATE INDEX held_visitor ON held (visitor, seq);
+CREATE INDEX held_since ON held (since);
+
+CREATE TABLE dead (
+  seq      INTEGER PRIMARY KEY,
+  lane     INTEGER NOT NULL,
+  id       TEXT    NOT NULL,
+  address  TEXT    NOT NULL,
+  trust    INTEGER NOT NULL,
+  kind     TEXT    NOT NULL,
+  body     BLOB    NOT NULL,
+  since    REAL    NOT NULL,
+  attempts INTEGER NOT NULL,
+  reason   TEXT    NOT NULL,
+  detail   TEXT    NOT NULL,
+  at       REAL    NOT NULL
+);
+CREATE INDEX dead_at ON dead (at);
+
+-- Ids that were accepted or held. after: who the browser was after an identify, reset or consent.
+CREATE TABLE seen (
+  id    TEXT PRIMARY KEY,
+  at    REAL NOT NULL,
+  shown TEXT NOT NULL,
+  after BLOB
+) WITHOUT ROWID;
+CREATE INDEX seen_at ON seen (at);
+
+-- Only visitors about whom there is something to know: retired, or born of a log-out.
+CREATE TABLE visitors (
+  id      TEXT PRIMARY KEY,
+  at      REAL NOT NULL,
+  retired INTEGER NOT NULL DEFAULT 0,
+  left    TEXT
+) WITHOUT ROWID;
+CREATE INDEX visitors_at ON visitors (at);
+
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE not_offered (
+  setting TEXT NOT NULL,
+  name    TEXT NOT NULL,
+  count   INTEGER NOT NULL,
+  last    REAL NOT NULL,
+  PRIMARY KEY (setting, name)
+) WITHOUT ROWID;
+
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+
+-- name: seen
+SELECT shown, after FROM seen WHERE id = ?;
+
+-- name: visitor
+SELECT v.retired, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
+FROM (SELECT 1) LEFT JOIN visitors v ON v.id = ?1;
+
+-- name: lane
+SELECT verified, waiting FROM lanes WHERE key = ?;
+
+-- name: held
+SELECT id, body FROM held WHERE visitor = ? ORDER BY seq;
+
+-- name: counter
+SELECT value FROM counters WHERE name = ?;
+
+-- name: lane_gains
+-- A lane under a lease or in back-off keeps its time; an empty one is ready at once.
+INSERT INTO lanes (key, waiting, ready_at) VALUES (?1, 1, ?2)
+ON CONFLICT (key) DO UPDATE SET waiting = waiting + 1, ready_at = coalesce(ready_at, ?2)
+RETURNING id;
+
+-- name: enqueue
+INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: hold
+INSERT INTO held (visitor, id, body, since) VALUES (?, ?, ?, ?);
+
+-- name: held_push
+SELECT body, since FROM held WHERE visitor = ? AND id = ?;
+
+-- name: unhold
+DELETE FROM held WHERE visitor = ? AND id = ? RETURNING length(body);
+
+-- name: unhold_visitor
+DELETE FROM held WHERE visitor = ? RETURNING length(body);
+
+-- name: retire
+INSERT INTO visitors (id, at, retired) VALUES (?1, ?2, 1) ON CONFLICT (id) DO UPDATE SET retired = 1, at = ?2;
+
+-- name: born
+INSERT INTO visitors (id, at, left) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET left = ?3, at = ?2;
+
+-- name: identified
+UPDATE visitors SET left = NULL WHERE id = ?;
+
+-- name: verify
+INSERT INTO lanes (key, verified) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET verified = 1;
+
+-- name: remember
+INSERT INTO seen (id, at, shown, after) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING;
+
+-- name: tally
+INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+
+-- name: not_offered
+INSERT INTO not_offered (setting, name, count, last) VALUES (?, ?, 1, ?)
+ON CONFLICT (setting, name) DO UPDATE SET count = count + 1, last = excluded.last;
+
+-- name: claimable
+SELECT id, epoch, leased, failures FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
+
+-- name: lane_head
+SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
+
+-- name: lease
+UPDATE lanes SET epoch = epoch + 1, leased = 1, ready_at = ? WHERE id = ?;
+
+-- name: start
+UPDATE pushes SET started = 1 WHERE seq = ?;
+
+-- name: started
+SELECT seq FROM pushes WHERE lane = ? AND started = 1 ORDER BY seq;
+
+-- name: unstart
+UPDATE pushes SET started = 0 WHERE lane = ? AND started = 1;
+
+-- name: lease_holds
+SELECT 1 FROM lanes WHERE id = ? AND epoch = ? AND leased = 1;
+
+-- name: remove
+DELETE FROM pushes WHERE seq = ?;
+
+-- name: attempted
+UPDATE pushes SET attempts = attempts + 1 WHERE seq = ?;
+
+-- name: bury
+INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at)
+SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, ?5 FROM pushes WHERE seq = ?1;
+
+-- name: lane_loses
+UPDATE lanes
+SET waiting = waiting - ?2, leased = 0, failures = ?3, ready_at = CASE WHEN waiting > ?2 THEN ?4 END
+WHERE id = ?1;
+
+-- name: leases_of_the_dead
+-- Exactly one process uses the file, so at start every lease is of a process that is gone.
+SELECT id FROM lanes WHERE leased = 1;
+
+-- name: next_ready
+SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
+
+-- name: expire_held
+DELETE FROM held WHERE since < ? RETURNING length(body);
+
+-- name: forget_seen
+DELETE FROM seen WHERE at < ?;
+
+-- name: forget_visitors
+DELETE FROM visitors WHERE at < ?;
+
+-- name: age_out_dead
+DELETE FROM dead WHERE at < ?;
+
+-- name: forget_lanes
+DELETE FROM lanes WHERE verified = 0 AND waiting = 0 AND leased = 0 AND failures = 0
+AND NOT EXISTS (SELECT 1 FROM dead WHERE dead.lane = lanes.id);
+
+-- name: trim_not_offered
+DELETE FROM not_offered WHERE (setting, name) NOT IN (SELECT setting, name FROM not_offered ORDER BY last DESC LIMIT ?);
+
+-- name: counters
+SELECT name, value FROM counters ORDER BY name;
+
+-- name: sizes
+SELECT (SELECT count(*) FROM pushes), (SELECT count(*) FROM held), (SELECT count(*) FROM dead),
+       (SELECT count(*) FROM lanes), (SELECT since FROM pushes ORDER BY seq LIMIT 1);
+
+-- name: refused_names
+SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;
+
+-- name: dead_letters
+SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead ORDER BY seq LIMIT ?;

@@ -1,0 +1,114 @@
+"""Serves ASGI applications over HTTP until a signal: sockets, uvicorn, signals, and nothing of what is served.
+
+SIGINT or SIGTERM: no new connections, requests under way are finished, lifespans are left in reverse. A second one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+
+from proxy.errors import ConfigError, Problem
+
+DRAIN_SECONDS = 10  # for requests under way, at a stop
+BACKLOG = 2_048
+
+
+@dataclass(frozen=True)
+class Site:
+    """An application and where it listens. `port` 0: any free one."""
+
+    app: Starlette
+    host: str
+    port: int
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], None] | None = None) -> None:
+    """Serves all sites until a signal. `on_listening` gets their ports once each takes connections.
+
+    Lifespans are entered here and not by uvicorn, so that what they raise reaches the caller as it is. Raises `ConfigError` for an
+    address that cannot be listened on.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        sockets = [stack.enter_context(_listen(site)) for site in sites]
+        for site in sites:
+            await stack.enter_async_context(site.app.router.lifespan_context(site.app))
+        servers = [_Server(_config(site)) for site in sites]
+        _stop_on_signals(servers)
+        async with asyncio.TaskGroup() as group:
+            for server, listener in zip(servers, sockets, strict=True):
+                group.create_task(server.serve(sockets=[listener]), name="http-server")
+            for server in servers:
+                await server.listening.wait()
+            if on_listening is not None:
+                on_listening([listener.getsockname()[1] for listener in sockets])
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to `serve`, which has more to close than uvicorn knows of, and tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(site: Site) -> uvicorn.Config:
+    return uvicorn.Config(
+        site.app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+
+
+def _listen(site: Site) -> socket.socket:
+    family = socket.AF_INET6 if ":" in site.host else socket.AF_INET
+    try:
+        return socket.create_server((site.host, site.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        wrong = f"{site.host} port {site.port} cannot be listened on: {error.strerror or error}"
+        raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
+
+
+def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+        for number in signals:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+
+    for number in signals:
+        loop.add_signal_handler(number, stop)
