@@ -11,6 +11,8 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +28,7 @@ from proxy.control import Control
 from proxy.delivery import Delivery
 from proxy.edge import ClientAddresses, Origins, RateLimit
 from proxy.errors import StoreError, StoreRefused, describe
-from proxy.identity import CookieCodec, TokenCodec
+from proxy.identity import CookieCodec, ProbeCodec, TokenCodec
 from proxy.ops import Ops
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.policy import Policy
@@ -55,11 +57,13 @@ class Service:
             lambda: self._delivery.state(),
             lambda: self.restarts,
             settings.admin_token.reveal() if settings.admin_token else None,
+            ProbeCodec([key.reveal() for key in settings.secret_keys]),
+            ClientAddresses(settings.trusted_proxies),
         )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        control = Control(self.outbox.path, {"status": self.ops.status})
+        control = Control(self.outbox.path, {"status": self.ops.status, "durability": self.ops.durability})
         await control.start()
         supervisor = asyncio.create_task(self._supervise(), name="delivery-supervisor")
         sweeper = asyncio.create_task(self._sweep(), name="sweeper")
@@ -116,7 +120,7 @@ def create_app(settings: Settings, *, fallback: ASGIApp | None = None) -> Starle
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            outbox = await open_store(settings, create=True)
+            outbox = await _open_store(settings)
             stack.push_async_callback(outbox.close)
             service = Service(settings, outbox)
             await stack.enter_async_context(service.running())
@@ -129,17 +133,26 @@ def create_app(settings: Settings, *, fallback: ASGIApp | None = None) -> Starle
     return app
 
 
-async def open_store(settings: Settings, *, create: bool) -> SqliteOutbox:
-    """The store that the settings name. Raises `StoreRefused`."""
+async def _open_store(settings: Settings) -> SqliteOutbox:
     if settings.store.path is None:
         raise StoreRefused("PostgreSQL is not supported yet: set SCQ_STORE=sqlite:///scq.db.")
     return await open_outbox(
         settings.store.path.absolute(),
-        create=create,
+        create=True,
         hold_age=settings.hold_age,
         dead_age=settings.dead_age,
         min_free_bytes=settings.min_free_bytes,
     )
+
+
+@contextlib.asynccontextmanager
+async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
+    """An existing store, for a command while no server runs; nothing is expired. Raises `StoreRefused`."""
+    outbox = await open_outbox(path, create=False, hold_age=timedelta.max, dead_age=timedelta.max, min_free_bytes=0)
+    try:
+        yield outbox
+    finally:
+        await outbox.close()
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
@@ -152,6 +165,7 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
         Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
         Route("/prod/{name}.js", shim.respond),
         Route(f"{prefix}/status", ops.status_page),
+        Route(f"{prefix}/check", ops.check),
         Route("/healthz", ops.healthz),
         Route("/readyz", ops.readyz),
         Route("/metrics", ops.metrics),

@@ -86,7 +86,7 @@ def _is_safe(origin: str) -> bool:
         host = parts.hostname
     except ValueError:
         return False
-    return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(host)))
+    return host is not None and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(host)))
 
 
 class ClientAddresses:

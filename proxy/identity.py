@@ -31,6 +31,7 @@ TOKEN_AUDIENCE = "scq"
 TOKEN_AGE = timedelta(hours=1)
 TOKEN_LEEWAY = timedelta(seconds=30)
 _COOKIE_SALT = "scq-proxy.visitor-cookie.v1"
+_PROBE_SALT = "scq-proxy.check.v1"
 _MAX_COOKIE = 1_024  # characters; ours stay under 600
 _CACHED_COOKIES = 8_192
 
@@ -91,6 +92,23 @@ class CookieCodec:
 
 
 _visitors = msgspec.json.Decoder(Visitor)
+
+
+class ProbeCodec:
+    """Proves to a proxy that whoever asks has its signing key: how `scq-proxy check --url` asks what the proxy saw."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._signer = Signer(list(keys), salt=_PROBE_SALT, key_derivation="hmac", digest_method=hashlib.sha256)
+
+    def sign(self, now: float) -> str:
+        return self._signer.sign(str(int(now))).decode("ascii")
+
+    def holds(self, value: str, now: float) -> bool:
+        """Whether the proof is genuine and fresh, give or take the clock skew of two machines."""
+        try:
+            return abs(now - int(self._signer.unsign(value.encode("latin-1")))) <= CLOCK_SKEW.total_seconds()
+        except (BadSignature, ValueError):
+            return False
 
 
 def cookie_name(origin: str) -> str:

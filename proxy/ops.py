@@ -21,9 +21,11 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from proxy.delivery import DeliveryState
+from proxy.account import DeliveryState
+from proxy.edge import ClientAddresses
 from proxy.errors import StoreUnavailable
-from proxy.outbox import Outbox, RefusedName, Stats
+from proxy.identity import ProbeCodec
+from proxy.outbox import Durability, Outbox, RefusedName, Stats
 
 LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -81,7 +83,10 @@ class Ops:
         delivery: Callable[[], DeliveryState],
         restarts: Callable[[], int],
         admin_token: str | None,
+        probes: ProbeCodec,
+        addresses: ClientAddresses,
     ) -> None:
+        self._probes, self._addresses = probes, addresses
         self._outbox, self._delivery, self._restarts = outbox, delivery, restarts
         self._admin_token = admin_token
 
@@ -91,6 +96,22 @@ class Ops:
     async def status(self, arguments: Mapping[str, Any]) -> AsyncIterator[Report]:
         """The control command behind `scq-proxy status`."""
         yield await self.report()
+
+    async def durability(self, arguments: Mapping[str, Any]) -> AsyncIterator[Durability]:
+        """The control command behind `scq-proxy check`."""
+        yield await self._outbox.durability()
+
+    async def check(self, request: Request) -> Response:
+        """What arrives here of a request, for whoever proves to have the signing key: names of cookies, client address."""
+        if not self._probes.holds(request.headers.get("x-scq-check", ""), time.time()):
+            return not_found()
+        forwarded_for = ",".join(request.headers.getlist("x-forwarded-for"))
+        seen = {
+            "client": self._addresses.of(request.client.host if request.client else None, forwarded_for),
+            "forwarded": bool(forwarded_for),
+            "cookies": ",".join(request.cookies),
+        }
+        return JSONResponse(seen, headers=_NO_STORE)
 
     async def healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"}, headers=_NO_STORE)

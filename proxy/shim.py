@@ -11,12 +11,12 @@ import base64
 import gzip
 import hashlib
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 import brotli
 from starlette.requests import Request
 from starlette.responses import Response
+
+from proxy.shipped import shipped
 
 SHORT_CACHE = "public, max-age=600"
 IMMUTABLE = "public, max-age=31536000, immutable"
@@ -58,19 +58,13 @@ class Shim:
 
 def load_shim() -> Shim:
     """The shim as shipped: beside the package in a checkout, inside it in an installed wheel."""
-    return make_shim(static_file("scq.js").read_bytes())
+    return make_shim(shipped("static/scq.js").read_bytes())
 
 
 def make_shim(source: bytes) -> Shim:
     digest = hashlib.sha256(source).hexdigest()[:12]
     encoded = {"br": brotli.compress(source, quality=11), "gzip": gzip.compress(source, 9, mtime=0)}
     return Shim(source, digest, encoded)
-
-
-def static_file(name: str) -> Path:
-    package = Path(str(files("proxy")))
-    inside = package / "static" / name
-    return inside if inside.exists() else package.parent / "static" / name
 
 
 def _accepted(header: str) -> str | None:

@@ -1,0 +1,64 @@
+"""Real servers on real sockets for the tests, and the one accepted way to wait for something.
+
+`serving` runs an ASGI app under uvicorn in a thread; `eventually` waits for a condition; `free_port` finds
+a port. Nothing here replaces or patches anything: what a test talks to is what a user would talk to.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.01
+STOP_SECONDS = 20.0
+
+
+def free_port() -> int:
+    """Return a TCP port that nothing listens on at 127.0.0.1 right now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def eventually(check: Callable[[], T], timeout: float = 10.0) -> T:
+    """Call `check` until its result is true and return that result.
+
+    Raises AssertionError with the last result after `timeout` seconds. What `check` raises goes through.
+    """
+    deadline = time.monotonic() + timeout
+    while not (result := check()):
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"still not true after {timeout:g} s; the last value was {result!r}")
+        time.sleep(POLL_SECONDS)
+    return result
+
+
+@contextmanager
+def serving(app: Any, *, port: int = 0) -> Iterator[str]:
+    """Serve an ASGI app at 127.0.0.1 while the block runs; yields `http://127.0.0.1:PORT`.
+
+    Port 0 takes a free one. Leaving the block stops the server as Ctrl-C would and waits for it; open
+    requests get 5 seconds. Raises AssertionError if the app does not start or the server does not stop.
+    """
+    listener = socket.create_server(("127.0.0.1", port))
+    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serving")
+    thread.start()
+    try:
+        eventually(lambda: server.started or not thread.is_alive())
+        assert server.started, "the app did not start: see the log above"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(STOP_SECONDS)
+        listener.close()
+        assert not thread.is_alive(), f"the server did not stop within {STOP_SECONDS:g} s"
