@@ -353,7 +353,7 @@ def clean_address(text: str) -> str | None:
     address = text.strip()
     try:
         # The test environment admits the reserved name .test, which staging sites use; nothing else changes.
-        validate_email(address, check_deliverability=False, test_environment=True)
+        validate_email(address, check_deliverability=False, test_environment=True, strict=True)
     except EmailNotValidError:
         return None
     return address

@@ -1,0 +1,333 @@
+"""What every outbox promises, on each adapter. Decisions are made by the tests themselves: plain plans, no policy."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import StoreUnavailable
+from proxy.identity import Trust, Visitor
+from proxy.outbox import (
+    Bind,
+    Born,
+    DeadReason,
+    Drop,
+    Enqueue,
+    Facts,
+    Fate,
+    HeldPush,
+    Hold,
+    Identified,
+    LaneFacts,
+    Lease,
+    NotOffered,
+    Op,
+    Outbox,
+    Plan,
+    Refused,
+    Remember,
+    Retire,
+    Seen,
+    Settled,
+    Settlement,
+    Verify,
+    VisitorFacts,
+)
+from proxy.outbox_sqlite import open_outbox
+from proxy.pushes import Attributes, Reason, Track
+
+INCREMENT = Attributes(custom_fields={"Visits": "++1"})
+
+
+async def open_sqlite(tmp_path: Path) -> Outbox:
+    return await open_outbox(
+        tmp_path / "scq.db", create=True, hold_age=timedelta(days=30), dead_age=timedelta(days=90), min_free_bytes=0
+    )
+
+
+ADAPTERS = {"sqlite": open_sqlite}
+
+
+@pytest.fixture(params=list(ADAPTERS))
+async def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Outbox]:
+    opened = await ADAPTERS[request.param](tmp_path)
+    yield opened
+    await opened.close()
+
+
+def push_id() -> str:
+    return str(uuid.uuid4())
+
+
+def queued(address: str, body: Attributes | Track | None = None, *, trust: Trust = Trust.VERIFIED) -> Enqueue:
+    return Enqueue(push_id(), address.lower(), address, trust, body or Track(("a",)))
+
+
+async def carry_out(outbox: Outbox, *ops: Op) -> None:
+    await outbox.append(lambda facts: Plan(ops, None))
+
+
+async def read(outbox: Outbox, ask: object) -> object:
+    """What a decision sees."""
+    assert callable(ask)
+    return (await outbox.append(lambda facts: Plan((), ask(facts)))).answer
+
+
+def ids(lease: Lease) -> list[str]:
+    return [push.id for push in lease.pushes]
+
+
+def settled(lease: Lease, fate: Fate, **changes: object) -> Settlement:
+    return Settlement(lease, tuple(Settled(push.seq, fate, **changes) for push in lease.pushes))  # type: ignore[arg-type]
+
+
+async def claim(outbox: Outbox, lanes: int = 10, per_lane: int = 10, seconds: float = 60) -> Sequence[Lease]:
+    return await outbox.claim(lanes, per_lane, seconds)
+
+
+async def counters(outbox: Outbox) -> dict[str, int]:
+    return {name: count for name, count in (await outbox.stats()).counters.items() if count}
+
+
+async def test_a_lane_is_claimed_in_the_order_in_which_it_was_filled(outbox: Outbox) -> None:
+    pushes = [queued("ada@example.com") for _ in range(5)]
+    for push in pushes:
+        await carry_out(outbox, push)
+    (lease,) = await claim(outbox)
+    assert ids(lease) == [push.id for push in pushes]
+    assert lease.pushes[0].address == "ada@example.com"
+
+
+async def test_two_spellings_of_an_address_share_a_lane_and_keep_their_spelling(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("Ada@example.com"), queued("ada@example.com"))
+    (lease,) = await claim(outbox)
+    assert [push.address for push in lease.pushes] == ["Ada@example.com", "ada@example.com"]
+
+
+async def test_a_lane_under_a_lease_is_not_claimed_again_while_others_are(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"))
+    await claim(outbox)
+    await carry_out(outbox, queued("a@example.com"), queued("b@example.com"))
+    (lease,) = await claim(outbox)
+    assert lease.pushes[0].address == "b@example.com"
+
+
+async def test_what_is_delivered_is_gone_and_the_rest_of_the_lane_follows(outbox: Outbox) -> None:
+    first, second = queued("a@example.com"), queued("a@example.com")
+    await carry_out(outbox, first, second)
+    (lease,) = await claim(outbox, per_lane=1)
+    assert await outbox.settle(settled(lease, Fate.DELIVERED))
+    (lease,) = await claim(outbox)
+    assert ids(lease) == [second.id]
+    assert await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert not await claim(outbox)
+    assert (await outbox.stats()).waiting == 0
+
+
+async def test_a_push_that_is_kept_stays_at_the_head_and_counts_its_attempts(outbox: Outbox) -> None:
+    first, second = queued("a@example.com"), queued("a@example.com")
+    await carry_out(outbox, first, second)
+    for attempts in range(3):
+        (lease,) = await claim(outbox)
+        assert ids(lease) == [first.id, second.id]
+        assert lease.pushes[0].attempts == attempts
+        assert lease.failures == attempts
+        kept = (Settled(lease.pushes[0].seq, Fate.KEPT),)
+        assert await outbox.settle(Settlement(lease, kept, failures=attempts + 1))
+
+
+async def test_a_lane_in_back_off_waits_and_delays_no_other(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"))
+    (lease,) = await claim(outbox)
+    await outbox.settle(Settlement(lease, (), failures=1, retry_at=lease.until + 3_600))
+    await carry_out(outbox, queued("a@example.com"), queued("b@example.com"))
+    (other,) = await claim(outbox)
+    assert other.pushes[0].address == "b@example.com"
+
+
+async def test_a_lease_that_has_ended_is_claimed_again_and_its_late_settlement_changes_nothing(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"))
+    (late,) = await claim(outbox, seconds=0)
+    (lease,) = await claim(outbox)
+    assert ids(lease) == ids(late)
+    assert lease.epoch > late.epoch
+    assert not await outbox.settle(settled(late, Fate.DELIVERED))
+    assert (await outbox.stats()).waiting == 1
+    assert await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert not await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert (await counters(outbox))["delivered"] == 1
+
+
+async def test_an_increment_is_claimed_alone(outbox: Outbox) -> None:
+    pushes = [queued("a@example.com"), queued("a@example.com", INCREMENT), queued("a@example.com")]
+    await carry_out(outbox, *pushes)
+    for push in pushes:
+        (lease,) = await claim(outbox)
+        assert ids(lease) == [push.id]
+        await outbox.settle(settled(lease, Fate.DELIVERED))
+
+
+async def test_an_increment_whose_lease_ends_unsettled_is_a_dead_letter_and_the_lane_goes_on(outbox: Outbox) -> None:
+    increment, track = queued("a@example.com", INCREMENT), queued("a@example.com")
+    await carry_out(outbox, increment, track)
+    await claim(outbox, seconds=0)
+    (lease,) = await claim(outbox)
+    assert ids(lease) == [track.id]
+    (dead,) = await outbox.dead_letters(10)
+    assert (dead.id, dead.reason, dead.body) == (increment.id, DeadReason.AMBIGUOUS, INCREMENT)
+
+
+async def test_an_increment_that_was_not_sent_is_claimed_again(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com", INCREMENT))
+    (lease,) = await claim(outbox)
+    assert await outbox.settle(settled(lease, Fate.KEPT, attempted=False))
+    (again,) = await claim(outbox)
+    assert (ids(again), again.pushes[0].attempts) == (ids(lease), 0)
+
+
+async def test_a_dead_letter_keeps_what_it_was_and_why_it_died(outbox: Outbox) -> None:
+    push = queued("Ada@example.com", Track(("a",), ("b",)))
+    await carry_out(outbox, push)
+    (lease,) = await claim(outbox)
+    await outbox.settle(settled(lease, Fate.DEAD, reason=DeadReason.REJECTED, detail="HTTP 422"))
+    (dead,) = await outbox.dead_letters(10)
+    assert (dead.id, dead.address, dead.body) == (push.id, "Ada@example.com", push.body)
+    assert (dead.reason, dead.detail, dead.attempts) == (DeadReason.REJECTED, "HTTP 422", 1)
+    stats = await outbox.stats()
+    assert (stats.waiting, stats.dead) == (0, 1)
+
+
+async def test_a_known_id_is_seen_with_who_the_browser_was_after_it(outbox: Outbox) -> None:
+    known = push_id()
+    after = Visitor("v2", "ada@example.com", Trust.ASSERTED, issued=7)
+    await carry_out(outbox, Remember(known, "v1", after))
+    assert await read(outbox, lambda facts: facts.seen(known)) == Seen("v1", after)
+    assert await read(outbox, lambda facts: facts.seen(push_id())) is None
+
+
+async def test_held_pushes_go_behind_what_waits_when_they_are_bound_and_keep_their_order(outbox: Outbox) -> None:
+    held = [Hold(push_id(), "v", Track((name,))) for name in "abc"]
+    identify = queued("ada@example.com", Attributes())
+    await carry_out(outbox, *held)
+    assert await read(outbox, lambda facts: facts.held("v")) == [HeldPush(hold.id, hold.track) for hold in held]
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(holding=3)
+    keep, refuse = (held[0].id, held[2].id), ((held[1].id, Reason.TAG_NOT_ALLOWED),)
+    bind = Bind("v", "ada@example.com", "ada@example.com", Trust.ASSERTED, keep, refuse)
+    later = queued("ada@example.com")
+    await carry_out(outbox, identify, bind, later)
+    (lease,) = await claim(outbox)
+    assert ids(lease) == [identify.id, *keep, later.id]
+    assert lease.pushes[1].trust is Trust.ASSERTED
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts()
+    assert await read(outbox, lambda facts: facts.held_bytes()) == 0
+    assert await counters(outbox) == {
+        "accepted": 2,
+        "bound": 2,
+        "held": 3,
+        "hold_refused": 1,
+        "refused:tag-not-allowed": 1,
+    }
+
+
+async def test_a_retired_visitor_stays_retired_and_what_it_held_is_refused(outbox: Outbox) -> None:
+    await carry_out(outbox, Hold(push_id(), "v", Track(("a",))), Hold(push_id(), "w", Track(("a",))), Retire("v"))
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(retired=True)
+    assert await read(outbox, lambda facts: facts.visitor("w")) == VisitorFacts(holding=1)
+    assert (await counters(outbox))["refused:identity-changed"] == 1
+
+
+async def test_dropping_what_is_held_leaves_the_visitor(outbox: Outbox) -> None:
+    await carry_out(outbox, Hold(push_id(), "v", Track(("a",))), Drop("v", Reason.CONSENT_DENIED))
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts()
+    assert (await counters(outbox))["refused:consent-denied"] == 1
+
+
+async def test_a_visitor_born_of_a_log_out_knows_who_left_until_it_is_identified(outbox: Outbox) -> None:
+    await carry_out(outbox, Born("v", "ada@example.com"))
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(left="ada@example.com")
+    await carry_out(outbox, Identified("v"))
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts()
+
+
+async def test_a_lane_knows_whether_its_address_was_ever_vouched_for_and_how_much_waits(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"), queued("a@example.com"), Verify("b@example.com"))
+    assert await read(outbox, lambda facts: facts.lane("a@example.com")) == LaneFacts(verified=False, waiting=2)
+    assert await read(outbox, lambda facts: facts.lane("b@example.com")) == LaneFacts(verified=True, waiting=0)
+    assert await read(outbox, lambda facts: facts.lane("c@example.com")) == LaneFacts()
+
+
+async def test_refusals_are_counted_and_what_was_not_offered_is_listed(outbox: Outbox) -> None:
+    await carry_out(outbox, Refused(Reason.TAG_NOT_ALLOWED), NotOffered("paid user", "SCQ_TAGS"))
+    await carry_out(outbox, Refused(Reason.TAG_NOT_ALLOWED), NotOffered("paid user", "SCQ_TAGS"))
+    stats = await outbox.stats()
+    assert stats.counters["refused:tag-not-allowed"] == 2
+    assert [(name.name, name.setting, name.count) for name in stats.refused_names] == [("paid user", "SCQ_TAGS", 2)]
+
+
+async def test_a_decision_that_fails_stores_nothing_and_harms_no_other(outbox: Outbox) -> None:
+    def fail(facts: Facts) -> Plan:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await outbox.append(fail)
+    await carry_out(outbox, queued("a@example.com"))
+    assert (await outbox.stats()).waiting == 1
+
+
+async def test_everything_is_there_after_a_restart_and_leases_of_the_old_process_are_void(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    known, track, increment = push_id(), queued("a@example.com"), queued("b@example.com", INCREMENT)
+    await carry_out(outbox, track, increment, Remember(known, "v"), Retire("old"), Hold(push_id(), "v", Track(("a",))))
+    leases = await claim(outbox)
+    site_key = outbox.site_key
+    await outbox.close()
+    reopened = await open_sqlite(tmp_path)
+    try:
+        assert reopened.site_key == site_key
+        assert not await reopened.settle(settled(leases[0], Fate.DELIVERED))
+        assert [ids(lease) for lease in await claim(reopened)] == [[track.id]]
+        assert [dead.id for dead in await reopened.dead_letters(10)] == [increment.id]
+        assert await read(reopened, lambda facts: facts.seen(known)) == Seen("v", None)
+        assert await read(reopened, lambda facts: facts.visitor("old")) == VisitorFacts(retired=True)
+        assert (await reopened.stats()).holding == 1
+    finally:
+        await reopened.close()
+
+
+async def test_the_sums_of_what_was_accepted_and_held_add_up(outbox: Outbox) -> None:
+    await carry_out(outbox, *[queued(f"{name}@example.com") for name in "abcd"])
+    await carry_out(outbox, *[Hold(f"{number:032}", "v", Track(("a",))) for number in range(4)])
+    await carry_out(outbox, Bind("v", "a@example.com", "a@example.com", Trust.ASSERTED, ("0" * 32,), ()))
+    leases = await claim(outbox)
+    await outbox.settle(settled(leases[0], Fate.DELIVERED))
+    await outbox.settle(settled(leases[1], Fate.DEAD, reason=DeadReason.REJECTED))
+    stats = await outbox.stats()
+    total = stats.counters
+    assert total["accepted"] + total["bound"] == total["delivered"] + stats.waiting + stats.dead
+    assert total["held"] == total["bound"] + stats.holding
+
+
+async def test_waiting_for_work_ends_when_there_is_some(outbox: Outbox) -> None:
+    await outbox.wait_ready(0)
+    await carry_out(outbox, queued("a@example.com"))
+    await outbox.wait_ready(600)
+    (lease,) = await claim(outbox)
+    await outbox.settle(Settlement(lease, (), retry_at=lease.until - 60.0))
+    await outbox.wait_ready(600)
+
+
+async def test_nothing_is_taken_once_the_outbox_is_closed(outbox: Outbox) -> None:
+    await outbox.close()
+    with pytest.raises(StoreUnavailable):
+        await carry_out(outbox, queued("a@example.com"))
+
+
+async def test_durability_is_told_as_read_back(outbox: Outbox) -> None:
+    durability = await outbox.durability()
+    assert durability.facts["synchronous"] == "FULL"
+    assert durability.facts["journal_mode"] == "wal"

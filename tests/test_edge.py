@@ -1,0 +1,129 @@
+"""Origins, client addresses and rates."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+import pytest
+
+from proxy.edge import ClientAddresses, Origins, RateLimit, scan
+from proxy.errors import RequestError
+
+LISTED = Origins({"https://www.example.com", "http://localhost:3000"})
+
+
+def headers(**values: str) -> list[tuple[bytes, bytes]]:
+    return [(name.replace("_", "-").encode(), value.encode()) for name, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "listed"),
+    [
+        ("https://www.example.com", None, True),
+        ("https://www.example.com", "same-site", True),
+        ("https://www.example.com", "same-origin", True),
+        ("http://localhost:3000", None, True),
+        ("https://other.example.com", "same-origin", False),
+        ("http://127.0.0.1:8000", "same-origin", False),
+        ("http://[::1]:8000", "same-origin", False),
+    ],
+)
+def test_a_page_of_the_site_may_push(origin: str, site: str | None, listed: bool) -> None:
+    given = headers(origin=origin) + (headers(sec_fetch_site=site) if site else [])
+    assert LISTED.require(scan(given)) == (origin, listed)
+
+
+@pytest.mark.parametrize(
+    ("origin", "site"),
+    [
+        (None, None),
+        (None, "same-origin"),
+        ("null", None),
+        ("null", "same-origin"),
+        ("https://evil.example", None),
+        ("https://www.example.com.evil.example", None),
+        ("https://www.example.com:8443", None),
+        ("http://www.example.com", None),
+        ("http://www.example.com", "same-origin"),
+        ("https://www.example.com/", None),
+        ("HTTPS://WWW.EXAMPLE.COM", None),
+        ("https://www.example.com", "cross-site"),
+        ("https://other.example.com", "same-site"),
+        ("https://[", "same-origin"),
+        ("", "same-origin"),
+    ],
+)
+def test_a_page_of_elsewhere_may_not(origin: str | None, site: str | None) -> None:
+    given = (headers(origin=origin) if origin is not None else []) + (headers(sec_fetch_site=site) if site else [])
+    with pytest.raises(RequestError) as refused:
+        LISTED.require(scan(given))
+    assert (refused.value.status, refused.value.code) == (403, "origin-not-allowed")
+
+
+def test_two_origins_are_none() -> None:
+    with pytest.raises(RequestError):
+        LISTED.require(scan(headers(origin="https://www.example.com") * 2))
+
+
+TRUSTED = ClientAddresses([ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8"), ip_network("::1")])
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded_for", "address"),
+    [
+        ("203.0.113.7", "", "203.0.113.7"),
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
+        ("127.0.0.1", "198.51.100.1", "198.51.100.1"),
+        ("127.0.0.1", "1.2.3.4, 198.51.100.1", "198.51.100.1"),
+        ("127.0.0.1", "1.2.3.4, 198.51.100.1, 10.0.0.9", "198.51.100.1"),
+        ("127.0.0.1", "rubbish, 198.51.100.1", "198.51.100.1"),
+        ("127.0.0.1", "198.51.100.1, rubbish", "127.0.0.1"),
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", "198.51.100.1:4711", "198.51.100.1"),
+        ("::1", "[2001:db8:1:2:3:4:5:6]:4711", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:3:4:5:6", "", "2001:db8:1:2::/64"),
+        ("::ffff:203.0.113.7", "", "203.0.113.7"),
+        ("::ffff:127.0.0.1", "198.51.100.1", "198.51.100.1"),
+        (None, "198.51.100.1", "198.51.100.1"),
+        (None, "", "unknown"),
+        ("testclient", "", "unknown"),
+    ],
+)
+def test_the_client_is_whoever_stands_before_the_trusted_proxies(
+    peer: str | None, forwarded_for: str, address: str
+) -> None:
+    assert TRUSTED.of(peer, forwarded_for) == address
+
+
+def test_an_address_that_pushes_too_fast_waits_and_delays_nobody_else() -> None:
+    rate = RateLimit(2)
+    rate.require("a", 0.0)
+    rate.spend("a", 50, 0.0)
+    with pytest.raises(RequestError) as refused:
+        rate.require("a", 1.0)
+    assert (refused.value.status, refused.value.code, refused.value.retry_after) == (429, "too-fast", 24)
+    rate.require("b", 1.0)
+    rate.require("a", 24.5)
+
+
+def test_a_request_with_no_pushes_costs_as_much_as_one() -> None:
+    rate = RateLimit(1)
+    rate.spend("a", 0, 0.0)
+    with pytest.raises(RequestError):
+        rate.require("a", 0.5)
+
+
+def test_no_rate_is_no_limit() -> None:
+    rate = RateLimit(0)
+    rate.spend("a", 1_000_000, 0.0)
+    rate.require("a", 0.0)
+
+
+def test_memory_for_addresses_is_bounded_and_a_fast_one_is_not_forgotten_soon() -> None:
+    rate = RateLimit(1)
+    rate.spend("a", 50, 0.0)
+    for number in range(60_000):
+        rate.spend(f"address {number}", 1, 0.0)
+    with pytest.raises(RequestError):
+        rate.require("a", 1.0)
+    assert len(rate._young) + len(rate._old) <= 100_000

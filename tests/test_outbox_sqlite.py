@@ -1,0 +1,128 @@
+"""What is SQLite's own: which file may be used, by whom, and what happens to a transaction that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from proxy.errors import StoreRefused, StoreUnavailable
+from proxy.identity import Trust
+from proxy.outbox import Enqueue, Facts, Plan
+from proxy.outbox_sqlite import SqliteOutbox, open_outbox
+from proxy.pushes import Track
+
+AGES = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}
+
+
+async def opened(path: Path, *, create: bool = True, min_free_bytes: int = 0) -> SqliteOutbox:
+    return await open_outbox(path, create=create, min_free_bytes=min_free_bytes, **AGES)
+
+
+def one_push(facts: Facts) -> Plan:
+    return Plan((Enqueue("i" * 32, "a@example.com", "a@example.com", Trust.VERIFIED, Track(("a",))),), None)
+
+
+async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    await outbox.close()
+    assert set(modes.values()) == {0o600}
+    assert "scq.db-wal" in modes
+
+
+async def test_a_second_process_is_kept_out_and_told_why(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    with pytest.raises(StoreRefused, match="in use by another process"):
+        await opened(tmp_path / "scq.db")
+    await outbox.close()
+    await (await opened(tmp_path / "scq.db")).close()
+
+
+async def test_a_missing_store_is_made_only_by_those_who_may(tmp_path: Path) -> None:
+    with pytest.raises(StoreRefused, match="There is no store at"):
+        await opened(tmp_path / "scq.db", create=False)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreRefused, match="is no directory"):
+        await opened(tmp_path / "missing" / "scq.db")
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scq.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(StoreRefused, match="cannot be read as an SQLite database"):
+        await opened(tmp_path / "scq.db")
+    assert (tmp_path / "scq.db").read_bytes() == b"not a database, " * 100
+
+
+async def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "scq.db") as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(StoreRefused, match="another program"):
+        await opened(tmp_path / "scq.db")
+
+
+async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    await (await opened(tmp_path / "scq.db")).close()
+    connection = sqlite3.connect(tmp_path / "scq.db")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(StoreRefused, match="schema 99"):
+        await opened(tmp_path / "scq.db")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+async def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    await (await opened(tmp_path / "scq.db")).close()
+    os.chown(tmp_path / "scq.db", 65_534, 65_534)
+    with pytest.raises(StoreRefused, match="another user"):
+        await opened(tmp_path / "scq.db")
+
+
+async def test_ingest_stops_at_the_free_disk_floor_while_settling_goes_on(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    await outbox.close()
+    outbox = await opened(tmp_path / "scq.db", min_free_bytes=2**62)
+    with pytest.raises(StoreUnavailable, match="nearly full"):
+        await outbox.append(one_push)
+    with pytest.raises(StoreUnavailable):
+        await outbox.ready()
+    assert len(await outbox.claim(1, 1, 60)) == 1
+    await outbox.close()
+
+
+async def test_a_transaction_that_fails_fails_for_everybody_in_it_and_the_next_one_works(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+
+    def write_too_much(connection: sqlite3.Connection) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count={pages}")
+        connection.execute("INSERT INTO meta (name, value) VALUES ('x', zeroblob(1000000))")
+
+    # Both are submitted before the thread can take either, so they share a transaction, or the second has one of its own.
+    bad, good = outbox._thread.submit(write_too_much), asyncio.ensure_future(outbox.append(one_push))
+    failed, _ = await asyncio.gather(bad, good, return_exceptions=True)
+    assert isinstance(failed, StoreUnavailable)
+    await outbox._thread.submit(lambda connection: connection.execute("PRAGMA max_page_count=1000000").fetchone())
+    await outbox.append(one_push)
+    assert (await outbox.stats()).counters["accepted"] == (await outbox.stats()).waiting
+    await outbox.close()
+
+
+async def test_many_appends_share_few_commits(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    before = (tmp_path / "scq.db-wal").stat().st_size
+    await asyncio.gather(*[outbox.append(one_push) for _ in range(200)])
+    grown = (tmp_path / "scq.db-wal").stat().st_size - before
+    assert (await outbox.stats()).waiting == 200
+    assert grown < 200 * 4_096, "each append wrote its own pages: no group commit"
+    await outbox.close()

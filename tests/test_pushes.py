@@ -1,0 +1,244 @@
+"""Parsing the wire: one bad push never harms its neighbours, and no input raises anything but a refusal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.errors import RequestError
+from proxy.pushes import (
+    ADVICE,
+    MAX_PUSHES,
+    Attributes,
+    BadPush,
+    Batch,
+    Consent,
+    Identify,
+    Push,
+    Reason,
+    Reset,
+    Track,
+    clean_address,
+    lane_key,
+    parse_batch,
+)
+
+ID = "0192f3a1-7c5e-7b6e-8a2b-1234567890ab"
+
+
+def batch(*calls: Any, **extra: Any) -> Batch:
+    pushes = [{"id": ID, "call": call} for call in calls]
+    return parse_batch(json.dumps({"v": 1, "pushes": pushes, **extra}).encode())
+
+
+def call(argument: Any) -> Any:
+    (item,) = batch(argument).items
+    assert isinstance(item, Push), item
+    return item.call
+
+
+def refusal(argument: Any) -> tuple[Reason, str | None]:
+    (item,) = batch(argument).items
+    assert isinstance(item, BadPush), item
+    assert item.id == ID
+    return item.reason, item.where
+
+
+def test_a_track_becomes_its_tags_without_repeats() -> None:
+    assert call(["track", {"addTags": ["a", "b", "a"], "removeTags": ["c"]}]) == Track(("a", "b"), ("c",))
+
+
+def test_a_track_may_carry_keys_that_sendx_does_not_know() -> None:
+    assert call(["track", {"addTags": ["a"], "source": "footer", "success": 1}]) == Track(("a",))
+
+
+def test_an_identify_becomes_attributes_and_the_names_of_what_nobody_can_set() -> None:
+    given_fields = {
+        "email": " ada@example.com ",
+        "firstName": "Ada",
+        "company": None,
+        "customFields": {"Age": 36, "Vip": True, "Score": 1.5, "None": None, "List": [1]},
+        "tags": ["blogger"],
+        "source": "footer",
+        "success": "not a function",
+    }
+    assert call(["identify", given_fields]) == Identify(
+        Attributes({"firstName": "Ada"}, {"Age": "36", "Vip": "true", "Score": "1.5"}, ("blogger",)),
+        email="ada@example.com",
+        ignored=("customFields.List", "source"),
+    )
+
+
+def test_reset_and_consent_are_calls_of_their_own() -> None:
+    assert call(["reset"]) == Reset()
+    assert call(["reset", {}]) == Reset()
+    assert call(["consent", "granted"]) == Consent(granted=True)
+    assert call(["consent", "denied", {}]) == Consent(granted=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason", "where"),
+    [
+        (None, Reason.BAD_SHAPE, "call"),
+        ("track", Reason.BAD_SHAPE, "call"),
+        ([], Reason.BAD_SHAPE, "call"),
+        ([1], Reason.BAD_SHAPE, "call"),
+        (["setMerchantId", "X"], Reason.UNKNOWN_METHOD, "call[0]"),
+        (["Track", {"addTags": []}], Reason.UNKNOWN_METHOD, "call[0]"),
+        (["track"], Reason.BAD_SHAPE, "call[1]"),
+        (["track", "a"], Reason.BAD_SHAPE, "call[1]"),
+        (["track", {}, 1], Reason.BAD_SHAPE, "call[1]"),
+        (["track", {}], Reason.BAD_SHAPE, "call[1].addTags"),
+        (["track", {"addTags": "a"}], Reason.BAD_SHAPE, "call[1].addTags"),
+        (["track", {"addTags": ["a", 1]}], Reason.BAD_SHAPE, "call[1].addTags[1]"),
+        (["track", {"removeTags": [" "]}], Reason.BAD_SHAPE, "call[1].removeTags[0]"),
+        (["track", {"addTags": ["x" * 256]}], Reason.TOO_LONG, "call[1].addTags[0]"),
+        (["track", {"addTags": ["x"] * 101}], Reason.TOO_LONG, "call[1].addTags"),
+        (["identify", {"email": "nobody"}], Reason.BAD_EMAIL, "call[1].email"),
+        (["identify", {"email": 7}], Reason.BAD_EMAIL, "call[1].email"),
+        (["identify", {"newEmail": "nobody"}], Reason.BAD_EMAIL, "call[1].newEmail"),
+        (["identify", {"token": 7}], Reason.BAD_TOKEN, "call[1].token"),
+        (["identify", {"token": "x" * 9_000}], Reason.TOO_LONG, "call[1].token"),
+        (["identify", {"firstName": "x" * 256}], Reason.TOO_LONG, "call[1].firstName"),
+        (["identify", {"firstName": []}], Reason.BAD_SHAPE, "call[1].firstName"),
+        (["identify", {"customFields": []}], Reason.BAD_SHAPE, "call[1].customFields"),
+        (["identify", {"customFields": {"": "x"}}], Reason.BAD_SHAPE, "call[1].customFields"),
+        (["identify", {"customFields": {"a": "x" * 256}}], Reason.TOO_LONG, "call[1].customFields"),
+        (["identify", {"tags": "a"}], Reason.BAD_SHAPE, "call[1].tags"),
+        (["consent"], Reason.BAD_SHAPE, "call[1]"),
+        (["consent", "maybe"], Reason.BAD_SHAPE, "call[1]"),
+        (["consent", []], Reason.BAD_SHAPE, "call[1]"),
+    ],
+)
+def test_a_bad_call_is_refused_with_the_place_that_is_wrong(argument: Any, reason: Reason, where: str) -> None:
+    assert refusal(argument) == (reason, where)
+
+
+@pytest.mark.parametrize("bad_id", [None, 5, "", "short", "x" * 65, "no spaces in an id!", "0192f3a1 7c5e 7b6e", ["x"]])
+def test_a_push_without_a_usable_id_is_refused_without_one(bad_id: Any) -> None:
+    body = json.dumps({"v": 1, "pushes": [{"id": bad_id, "call": ["reset"]}, {"id": ID, "call": ["reset"]}]})
+    bad, good = parse_batch(body.encode()).items
+    assert bad == BadPush(None, Reason.BAD_SHAPE, "id")
+    assert good == Push(ID, Reset())
+
+
+def test_half_a_surrogate_pair_costs_no_push() -> None:
+    body = b'{"v":1,"pushes":[{"id":"%s","call":["track",{"addTags":["cut \\ud83d"]}]}]}' % ID.encode()
+    assert parse_batch(body).items == (Push(ID, Track(("cut \ufffd",))),)
+
+
+def test_a_number_beyond_a_double_is_refused_where_it_stands() -> None:
+    body = (
+        b'{"v":1,"pushes":[{"id":"%s","call":["identify",{"customFields":{"n":1e999}}]},{"id":"%s","call":["reset"]}]}'
+        % (ID.encode(), ID.encode())
+    )
+    bad, good = parse_batch(body).items
+    assert bad == BadPush(ID, Reason.BAD_SHAPE, "call[1].customFields")
+    assert good == Push(ID, Reset())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"{}",
+        b'{"v":1}',
+        b'{"v":2,"pushes":[]}',
+        b'{"v":true,"pushes":[]}',
+        b'{"v":1,"pushes":{}}',
+        b'{"v":1,"pushes":NaN}',
+        b'{"v":1,"pushes":[NaN]}',
+        b"\xff\xfe",
+        b"[" * 60_000,
+        b'{"v":1,"pushes":[' + b"[" * 50_000,
+    ],
+)
+def test_an_unreadable_body_is_refused_as_malformed(body: bytes) -> None:
+    with pytest.raises(RequestError) as refused:
+        parse_batch(body)
+    assert (refused.value.status, refused.value.code) == (400, "malformed")
+
+
+def test_fifty_pushes_are_read_and_one_more_is_too_many() -> None:
+    assert len(batch(*[["reset"]] * MAX_PUSHES).items) == MAX_PUSHES
+    with pytest.raises(RequestError) as refused:
+        batch(*[["reset"]] * (MAX_PUSHES + 1))
+    assert refused.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [("s" * 22, True), ("s", False), (5, False), ("s" * 22 + "!", False), (None, False)]
+)
+def test_a_session_value_is_used_only_if_it_could_be_the_shims(value: Any, kept: bool) -> None:
+    assert (batch(s=value).session == value) is (kept or value is None)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("ada@example.com", "ada@example.com"),
+        (" Ada.L+x@Example.com\n", "Ada.L+x@Example.com"),
+        ("ada@shop.test", "ada@shop.test"),
+        ("ü@exämple.de", "ü@exämple.de"),
+        ("ada", None),
+        ("ada@localhost", None),
+        ("ada@example.com,bob@example.com", None),
+        ("Ada <ada@example.com>", None),
+        ("ada@example.com\r\nBcc: x@example.com", None),
+        ("a" * 65 + "@example.com", None),
+    ],
+)
+def test_an_address_is_checked_by_its_syntax_and_kept_as_given(text: str, address: str | None) -> None:
+    assert clean_address(text) == address
+
+
+def test_two_spellings_of_an_address_are_one_person() -> None:
+    assert lane_key("Ada@Example.COM") == lane_key("ada@example.com")
+    assert lane_key("straße@example.com") != lane_key("strasse@example.com")
+
+
+def test_every_reason_has_advice() -> None:
+    assert set(ADVICE) == set(Reason)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+calls = st.one_of(
+    json_values,
+    st.tuples(
+        st.sampled_from(["track", "identify", "consent", "reset"]),
+        st.dictionaries(
+            st.sampled_from(
+                ["addTags", "removeTags", "email", "token", "tags", "customFields", "firstName", "newEmail"]
+            ),
+            json_values,
+        ),
+    ),
+)
+
+
+@given(st.lists(st.fixed_dictionaries({"id": st.sampled_from([ID, "", None]), "call": calls}), max_size=5))
+def test_whatever_json_is_pushed_each_push_gets_its_own_verdict(pushes: list[Any]) -> None:
+    items = parse_batch(
+        json.dumps({"v": 1, "pushes": pushes}).replace("NaN", "0").replace("Infinity", "0").encode()
+    ).items
+    assert len(items) == len(pushes)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_bytes_are_sent_the_answer_is_a_batch_or_a_refusal(body: bytes) -> None:
+    try:
+        parse_batch(body)
+    except RequestError as refused:
+        assert refused.status in (400, 413)
