@@ -125,31 +125,18 @@ class Ops:
         return JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
     async def metrics(self, request: Request) -> Response:
-        if not self._is_admin(request):
-            return not_found()
-        try:
-            report = await self.report()
-        except StoreUnavailable as error:
-            return JSONResponse({"error": "store-unavailable", "message": error.message}, 503, _NO_STORE)
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Exposition(report))
-        return Response(generate_latest(registry), headers=_NO_STORE, media_type=_METRICS_TYPE)
+        return await self._for_admin(request, _metrics)
 
     async def status_page(self, request: Request) -> Response:
+        return await self._for_admin(request, _status_page)
+
+    async def _for_admin(self, request: Request, show: Callable[[Request, Report], Response]) -> Response:
         if not self._is_admin(request):
             return not_found()
         try:
-            report = await self.report()
+            return show(request, await self.report())
         except StoreUnavailable as error:
             return JSONResponse({"error": "store-unavailable", "message": error.message}, 503, _NO_STORE)
-        if "text/html" not in request.headers.get("accept", ""):
-            return Response(msgspec.json.encode(report), headers=_NO_STORE, media_type="application/json")
-        page = _templates.get_template("status.html").render(
-            report=report, lag=timedelta(seconds=int(report.lag_seconds))
-        )
-        return HTMLResponse(
-            page, headers=_NO_STORE | {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-        )
 
     def _is_admin(self, request: Request) -> bool:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -158,6 +145,7 @@ class Ops:
         return hmac.compare_digest(token.strip().encode(), self._admin_token.encode())
 
 
+_CSP = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 _NO_STORE = {"Cache-Control": "no-store"}
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("proxy"), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -166,6 +154,19 @@ _templates = jinja2.Environment(
 
 def not_found() -> Response:
     return JSONResponse({"error": "not-found", "message": "There is nothing at this path."}, 404, _NO_STORE)
+
+
+def _metrics(request: Request, report: Report) -> Response:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Exposition(report))
+    return Response(generate_latest(registry), headers=_NO_STORE, media_type=_METRICS_TYPE)
+
+
+def _status_page(request: Request, report: Report) -> Response:
+    if "text/html" not in request.headers.get("accept", ""):
+        return Response(msgspec.json.encode(report), headers=_NO_STORE, media_type="application/json")
+    page = _templates.get_template("status.html").render(report=report, lag=timedelta(seconds=int(report.lag_seconds)))
+    return HTMLResponse(page, headers=_NO_STORE | _CSP)
 
 
 class _Exposition(Collector):

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 import msgspec
 
 from proxy.errors import StoreUnavailable
-from proxy.identity import COOKIE_AGE, Trust, Visitor
+from proxy.identity import COOKIE_AGE
 from proxy.outbox import (
     Bind,
     Born,
@@ -31,35 +31,36 @@ from proxy.outbox import (
     Durability,
     Enqueue,
     Fate,
-    HeldPush,
     Hold,
     Identified,
     Kind,
-    LaneFacts,
     Lease,
     NotOffered,
     Op,
     Plan,
     Refused,
-    RefusedName,
     Remember,
     Retire,
-    Seen,
     Settled,
     Settlement,
     Stats,
     Verify,
-    VisitorFacts,
-    Waiting,
 )
 from proxy.pushes import Attributes, Reason, Track
 from proxy.sqlite_file import SQL, connect, file_system, pragma, require_place, take_lock
+from proxy.sqlite_reads import (
+    HELD_BYTES,
+    MAX_REFUSED_NAMES,
+    SqliteFacts,
+    lane_head,
+    read_dead_letters,
+    read_stats,
+    value,
+)
 from proxy.sqlite_thread import SqliteThread
 
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # a retired cookie must have expired before it is forgotten
-MAX_REFUSED_NAMES = 500
-_HELD_BYTES = "gauge:held_bytes"
 _SPACE_CHECK_SECONDS = 1.0
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
@@ -96,7 +97,7 @@ class SqliteOutbox:
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         if not self._ready.is_set():
-            next_ready = await self._thread.submit(lambda connection: _value(connection, "next_ready"))
+            next_ready = await self._thread.submit(lambda connection: value(connection, "next_ready"))
             if next_ready is not None:
                 timeout_seconds = min(timeout_seconds, next_ready - time.time())
         if timeout_seconds > 0:
@@ -110,13 +111,13 @@ class SqliteOutbox:
 
     async def ready(self) -> None:
         self._require_space(at_once=True)
-        await self._thread.submit(lambda connection: _value(connection, "counter", "accepted"))
+        await self._thread.submit(lambda connection: value(connection, "counter", "accepted"))
 
     async def stats(self) -> Stats:
-        return await self._thread.submit(_stats)
+        return await self._thread.submit(read_stats)
 
     async def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
-        return await self._thread.submit(lambda connection: _dead_letters(connection, limit))
+        return await self._thread.submit(lambda connection: read_dead_letters(connection, limit))
 
     async def durability(self) -> Durability:
         return await self._thread.submit(self._durability)
@@ -164,7 +165,7 @@ class SqliteOutbox:
         self._ready_lanes = False
 
     def _append(self, connection: sqlite3.Connection, decide: Decide) -> Plan:
-        plan = decide(_SqliteFacts(connection, self.site_key, self._tallies))
+        plan = decide(SqliteFacts(connection, self.site_key, self._tallies))
         now = time.time()
         for op in plan.ops:
             self._apply[type(op)](self, connection, op, now)
@@ -184,7 +185,7 @@ class SqliteOutbox:
     def _hold(self, connection: sqlite3.Connection, op: Hold, now: float) -> None:
         body = msgspec.json.encode(op.track)
         connection.execute(SQL["hold"], (op.visitor, op.id, body, now))
-        self._tallies.update({"held": 1, _HELD_BYTES: len(body)})
+        self._tallies.update({"held": 1, HELD_BYTES: len(body)})
 
     def _bind(self, connection: sqlite3.Connection, op: Bind, now: float) -> None:
         for push_id in op.keep:
@@ -210,7 +211,7 @@ class SqliteOutbox:
 
     def _unhold(self, connection: sqlite3.Connection, query: str, *arguments: object) -> int:
         sizes = [size for (size,) in connection.execute(SQL[query], arguments)]
-        self._tallies[_HELD_BYTES] -= sum(sizes)
+        self._tallies[HELD_BYTES] -= sum(sizes)
         return len(sizes)
 
     def _born(self, connection: sqlite3.Connection, op: Born, now: float) -> None:
@@ -252,7 +253,7 @@ class SqliteOutbox:
         for lane, epoch, leased, failures in connection.execute(SQL["claimable"], (now, lanes)).fetchall():
             if leased:
                 self._end_lease(connection, lane)
-            pushes = _lane_head(connection, lane, per_lane)
+            pushes = lane_head(connection, lane, per_lane)
             if pushes:
                 connection.execute(SQL["lease"], (now + lease_seconds, lane))
                 leases.append(Lease(lane, epoch + 1, now + lease_seconds, failures, pushes))
@@ -315,90 +316,6 @@ class SqliteOutbox:
                 "file system": file_system(self.path),
             },
         )
-
-
-class _SqliteFacts:
-    def __init__(self, connection: sqlite3.Connection, site_key: bytes, tallies: Counter[str]) -> None:
-        self._connection, self._tallies = connection, tallies
-        self.site_key = site_key
-
-    def seen(self, push_id: str) -> Seen | None:
-        row = self._connection.execute(SQL["seen"], (push_id,)).fetchone()
-        if row is None:
-            return None
-        shown, after = row
-        return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None)
-
-    def visitor(self, visitor_id: str) -> VisitorFacts:
-        retired, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
-        return VisitorFacts(bool(retired), left, holding)
-
-    def lane(self, key: str) -> LaneFacts:
-        row = self._connection.execute(SQL["lane"], (key,)).fetchone()
-        return LaneFacts(bool(row[0]), row[1]) if row else LaneFacts()
-
-    def held(self, visitor_id: str) -> list[HeldPush]:
-        rows = self._connection.execute(SQL["held"], (visitor_id,))
-        return [HeldPush(push_id, msgspec.json.decode(body, type=Track)) for push_id, body in rows]
-
-    def held_bytes(self) -> int:
-        row = self._connection.execute(SQL["counter"], (_HELD_BYTES,)).fetchone()
-        return (row[0] if row else 0) + self._tallies[_HELD_BYTES]
-
-
-def _lane_head(connection: sqlite3.Connection, lane: int, per_lane: int) -> tuple[Waiting, ...]:
-    """The pushes to send next. An increment goes alone and is marked as started before anybody can send it."""
-    head: list[Waiting] = []
-    for *columns, increments in connection.execute(SQL["lane_head"], (lane, per_lane)).fetchall():
-        if increments and head:
-            break
-        head.append(_waiting(columns))
-        if increments:
-            connection.execute(SQL["start"], (head[0].seq,))
-            break
-    return tuple(head)
-
-
-def _waiting(columns: Sequence[Any]) -> Waiting:
-    seq, push_id, address, trust, kind, body, since, attempts = columns
-    return Waiting(seq, push_id, address, Trust(trust), _body(kind, body), since, attempts)
-
-
-def _body(kind: str, body: bytes) -> Attributes | Track:
-    return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
-
-
-def _stats(connection: sqlite3.Connection) -> Stats:
-    counters = {name: value for name, value in connection.execute(SQL["counters"]) if not name.startswith("gauge:")}
-    waiting, holding, dead, lanes, oldest = connection.execute(SQL["sizes"]).fetchone()
-    names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,))
-    return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))
-
-
-def _dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
-    return [
-        DeadLetter(
-            seq,
-            push_id,
-            address,
-            Kind(kind),
-            Trust(trust),
-            DeadReason(reason),
-            detail,
-            at,
-            since,
-            attempts,
-            _body(kind, body),
-        )
-        for seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body in connection.execute(
-            SQL["dead_letters"], (limit,)
-        )
-    ]
-
-
-def _value(connection: sqlite3.Connection, query: str, *arguments: object) -> Any:
-    row = connection.execute(SQL[query], arguments).fetchone()
-    return row[0] if row else None
 
 
 async def open_outbox(

@@ -1,0 +1,113 @@
+"""What is read from the SQLite outbox: facts for decisions, lane heads for senders, numbers and dead letters for the operator."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from proxy.identity import Trust, Visitor
+from proxy.outbox import (
+    DeadLetter,
+    DeadReason,
+    HeldPush,
+    Kind,
+    LaneFacts,
+    RefusedName,
+    Seen,
+    Stats,
+    VisitorFacts,
+    Waiting,
+)
+from proxy.pushes import Attributes, Track
+from proxy.sqlite_file import SQL
+
+MAX_REFUSED_NAMES = 500
+HELD_BYTES = "gauge:held_bytes"
+
+
+class SqliteFacts:
+    def __init__(self, connection: sqlite3.Connection, site_key: bytes, tallies: Counter[str]) -> None:
+        self._connection, self._tallies = connection, tallies
+        self.site_key = site_key
+
+    def seen(self, push_id: str) -> Seen | None:
+        row = self._connection.execute(SQL["seen"], (push_id,)).fetchone()
+        if row is None:
+            return None
+        shown, after = row
+        return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None)
+
+    def visitor(self, visitor_id: str) -> VisitorFacts:
+        retired, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
+        return VisitorFacts(bool(retired), left, holding)
+
+    def lane(self, key: str) -> LaneFacts:
+        row = self._connection.execute(SQL["lane"], (key,)).fetchone()
+        return LaneFacts(bool(row[0]), row[1]) if row else LaneFacts()
+
+    def held(self, visitor_id: str) -> list[HeldPush]:
+        rows = self._connection.execute(SQL["held"], (visitor_id,))
+        return [HeldPush(push_id, msgspec.json.decode(body, type=Track)) for push_id, body in rows]
+
+    def held_bytes(self) -> int:
+        row = self._connection.execute(SQL["counter"], (HELD_BYTES,)).fetchone()
+        return (row[0] if row else 0) + self._tallies[HELD_BYTES]
+
+
+def lane_head(connection: sqlite3.Connection, lane: int, per_lane: int) -> tuple[Waiting, ...]:
+    """The pushes to send next. An increment goes alone and is marked as started before anybody can send it."""
+    head: list[Waiting] = []
+    for *columns, increments in connection.execute(SQL["lane_head"], (lane, per_lane)).fetchall():
+        if increments and head:
+            break
+        head.append(_waiting(columns))
+        if increments:
+            connection.execute(SQL["start"], (head[0].seq,))
+            break
+    return tuple(head)
+
+
+def _waiting(columns: Sequence[Any]) -> Waiting:
+    seq, push_id, address, trust, kind, body, since, attempts = columns
+    return Waiting(seq, push_id, address, Trust(trust), _body(kind, body), since, attempts)
+
+
+def _body(kind: str, body: bytes) -> Attributes | Track:
+    return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
+
+
+def read_stats(connection: sqlite3.Connection) -> Stats:
+    counters = {name: value for name, value in connection.execute(SQL["counters"]) if not name.startswith("gauge:")}
+    waiting, holding, dead, lanes, oldest = connection.execute(SQL["sizes"]).fetchone()
+    names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,))
+    return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))
+
+
+def read_dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+    return [
+        DeadLetter(
+            seq,
+            push_id,
+            address,
+            Kind(kind),
+            Trust(trust),
+            DeadReason(reason),
+            detail,
+            at,
+            since,
+            attempts,
+            _body(kind, body),
+        )
+        for seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body in connection.execute(
+            SQL["dead_letters"], (limit,)
+        )
+    ]
+
+
+def value(connection: sqlite3.Connection, query: str, *arguments: object) -> Any:
+    row = connection.execute(SQL[query], arguments).fetchone()
+    return row[0] if row else None
