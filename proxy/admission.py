@@ -120,6 +120,8 @@ class _Judgement:
         cookie = request.cookie
         self.cookie = cookie if cookie and not facts.visitor(cookie.id).retired else None
         self.who = self.cookie or Visitor(self.derived or random_visitor())
+        self.shown = cookie.id if cookie else self.who.id
+        self.left = facts.visitor(self.who.id).left  # who logged out where this visitor began
 
     # --- the request as a whole
 
@@ -137,6 +139,8 @@ class _Judgement:
         if not self.known or self.stale_session:
             return None
         old, new = self.cookie, self.who
+        if old is None and new.email is None and self.facts.visitor(new.id).identified:
+            return None  # another tab has logged in meanwhile; an anonymous cookie would undo that
         if old is not None:
             same = msgspec.structs.replace(new, issued=old.issued, verified=old.verified) == old
             fresh = self.now - old.issued < RENEW_AFTER.total_seconds()
@@ -181,6 +185,7 @@ class _Judgement:
             return
         newer = self.cookie is not None and self.cookie.id == after.id and self.cookie.issued > after.issued
         self.who = self.who if newer else after
+        self.left = self.facts.visitor(after.id).left
         self.known = True
         self.stale_session = False
         session = next_session(push_id, self.facts.site_key)
@@ -259,14 +264,13 @@ class _Judgement:
         if full is not None:
             return self._refuse(push_id, full)
         attributes, dropped = self._offered(identify, trust, token)
-        shown = self.who.id
         self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust))
         if after is not None:
             self.who, self.moved = after, True
             self._bind(email, trust)
         if token is not None:
             self.ops.append(Verify(lane_key(email)))
-        self._remember(push_id, shown=shown, after=after)
+        self._remember(push_id, after=after)
         return Result(push_id, Status.ACCEPTED, dropped=dropped)
 
     def _offered(self, identify: Identify, trust: Trust, token: Vouched | None) -> tuple[Attributes, tuple[str, ...]]:
@@ -290,20 +294,20 @@ class _Judgement:
         return attributes
 
     def _reset(self, push_id: str) -> Result:
-        shown, left = self.who.id, self.who.email
+        if self.who.email is not None:
+            self.left = lane_key(self.who.email)
         self._start_anew(push_id)
-        if left is not None:
-            self.ops.append(Born(self.who.id, lane_key(left)))
-        self._remember(push_id, shown=shown, after=self.who)
+        if self.left is not None:
+            self.ops.append(Born(self.who.id, self.left))
+        self._remember(push_id, after=self.who)
         return Result(push_id, Status.ACCEPTED)
 
     def _consent(self, push_id: str, granted: bool) -> Result:
-        shown = self.who.id
         self.who, self.moved = msgspec.structs.replace(self.who, consent=granted), True
         if not granted:
             self.ops.append(Drop(self.who.id, Reason.CONSENT_DENIED))
             self.held.clear()
-        self._remember(push_id, shown=shown, after=self.who)
+        self._remember(push_id, after=self.who)
         return Result(push_id, Status.ACCEPTED)
 
     # --- shared steps
@@ -323,7 +327,8 @@ class _Judgement:
         key = lane_key(email)
         held = [(push.id, push.track) for push in self.facts.held(self.who.id)] if facts.holding else []
         held += [(hold.id, hold.track) for hold in self.held]
-        if facts.left is not None:
+        left, self.left = self.left, None
+        if left is not None or not facts.identified:
             self.ops.append(Identified(self.who.id))
         if not held:
             return
@@ -331,7 +336,7 @@ class _Judgement:
         refuse: list[tuple[str, Reason]] = []
         for push_id, track in held:
             refusal = self.policy.judge_track(track, trust)
-            if facts.left not in (None, key):
+            if left not in (None, key):
                 refuse.append((push_id, Reason.IDENTITY_CHANGED))
             elif refusal is not None:
                 refuse.append((push_id, refusal.reason))
@@ -345,12 +350,12 @@ class _Judgement:
         self.queued[key] = self.queued.get(key, 0) + 1
         self.ops.append(Enqueue(push_id, key, email, trust, body))
 
-    def _remember(self, push_id: str, *, shown: str | None = None, after: Visitor | None = None) -> None:
+    def _remember(self, push_id: str, *, after: Visitor | None = None) -> None:
         self.taken.add(push_id)
         self.known = True
         if after is not None:
             after = msgspec.structs.replace(after, issued=int(self.now))
-        self.ops.append(Remember(push_id, shown or self.who.id, after))
+        self.ops.append(Remember(push_id, self.shown, after))
 
     def _refuse(self, push_id: str | None, refusal: Refusal) -> Result:
         self.ops.append(Refused(refusal.reason))

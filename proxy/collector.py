@@ -89,6 +89,11 @@ class Collector:
             await send_error(send, error, cors)
         except Gone:
             return
+        except Exception as error:
+            # A defect of ours. Nothing was stored, so the shim keeps its pushes; the log says where to look, not what was pushed.
+            log.error("A request could not be judged: %s", describe(error))
+            message = "The pushes could not be stored: the log of the proxy says more."
+            await send_error(send, RequestError(503, "defect", message, retry_after=30), cors)
         else:
             await send_json(send, 202, body, (*cors, *cookie))
 
@@ -133,11 +138,6 @@ class Collector:
             plan = await self._outbox.append(lambda facts: judge(request, facts, self._policy, self._limits))
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
-        except Exception as error:
-            # A defect of ours. Nothing was stored, so the shim keeps its pushes; the log says where to look, not what was pushed.
-            log.error("A request could not be judged: %s", describe(error))
-            message = "The pushes could not be stored: the log of the proxy says more."
-            raise RequestError(503, "store-unavailable", message, retry_after=30) from None
         answer = plan.answer
         assert isinstance(answer, Answer)  # noqa: S101 - judge's own, which append hands back
         return answer

@@ -248,8 +248,8 @@ def _bad(detail: str) -> TokenProblem:
 
 def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     times = [claims["iat"], claims["exp"], claims.get("nbf", 0)]
-    if any(isinstance(time, bool) or not isinstance(time, int | float) for time in times):
-        return _bad("iat and exp are Unix seconds, and one of them is no number")
+    if not all(_is_time(time) for time in times):
+        return _bad("iat and exp are Unix seconds, and one of them is no such number")
     issued, expires, not_before = times
     leeway = TOKEN_LEEWAY.total_seconds()
     if now > expires + leeway:
@@ -259,6 +259,13 @@ def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     if not expires <= now + TOKEN_AGE.total_seconds() + leeway:
         return _bad("its exp is more than an hour ahead")
     return None
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_ALL_TIME < value < _ALL_TIME
+
+
+_ALL_TIME = 1e11  # seconds; some three thousand years
 
 
 def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:

@@ -67,9 +67,13 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class VisitorFacts(msgspec.Struct, frozen=True):
-    """`left`: lane key of the person whose log-out this visitor was born of; `holding`: pushes held for it."""
+    """`identified`: some browser has identified as this visitor; `left`: lane key of the person whose log-out it was born of.
+
+    `holding`: pushes held for it.
+    """
 
     retired: bool = False
+    identified: bool = False
     left: str | None = None
     holding: int = 0
 
@@ -143,7 +147,7 @@ class Born(msgspec.Struct, frozen=True):
 
 
 class Identified(msgspec.Struct, frozen=True):
-    """The visitor is identified: a log-out it was born of no longer matters."""
+    """The visitor is identified: a log-out that it was born of no longer matters."""
 
     visitor: str
 
@@ -269,6 +273,15 @@ class DeadLetter(msgspec.Struct, frozen=True):
     body: Attributes | Track
 
 
+class DeadFilter(msgspec.Struct, frozen=True):
+    """Which dead letters: every condition that is given holds. `contact`: lane key; `before`: died before then (Unix seconds)."""
+
+    seqs: tuple[int, ...] = ()
+    reason: DeadReason | None = None
+    contact: str | None = None
+    before: float | None = None
+
+
 class RefusedName(msgspec.Struct, frozen=True):
     """A tag or field that pages asked for and the lists do not offer. `setting`: the variable that would offer it."""
 
@@ -325,7 +338,14 @@ class Outbox(Protocol):
 
     async def stats(self) -> Stats: ...
 
-    async def dead_letters(self, limit: int) -> Sequence[DeadLetter]: ...
+    async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
+        """Up to `limit` of them in order, those behind the one numbered `after`."""
+
+    async def replay(self, matching: DeadFilter, limit: int) -> int:
+        """Put up to `limit` of them at the tail of their lanes, oldest first, as if never tried; how many it were."""
+
+    async def discard(self, matching: DeadFilter, limit: int) -> int:
+        """Drop up to `limit` of them, oldest first; how many it were."""
 
     async def durability(self) -> Durability: ...
 

@@ -24,6 +24,7 @@ from proxy.identity import COOKIE_AGE
 from proxy.outbox import (
     Bind,
     Born,
+    DeadFilter,
     DeadLetter,
     DeadReason,
     Decide,
@@ -46,7 +47,7 @@ from proxy.outbox import (
     Stats,
     Verify,
 )
-from proxy.pushes import Attributes, Reason, Track
+from proxy.pushes import Attributes, Reason, Track, lane_key
 from proxy.sqlite_file import SQL, connect, file_system, pragma, require_place, take_lock
 from proxy.sqlite_reads import (
     HELD_BYTES,
@@ -116,8 +117,14 @@ class SqliteOutbox:
     async def stats(self) -> Stats:
         return await self._thread.submit(read_stats)
 
-    async def dead_letters(self, limit: int) -> Sequence[DeadLetter]:
-        return await self._thread.submit(lambda connection: read_dead_letters(connection, limit))
+    async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
+        return await self._thread.submit(lambda connection: read_dead_letters(connection, matching, after, limit))
+
+    async def replay(self, matching: DeadFilter, limit: int) -> int:
+        return await self._thread.submit(lambda connection: self._replay(connection, matching, limit))
+
+    async def discard(self, matching: DeadFilter, limit: int) -> int:
+        return await self._thread.submit(lambda connection: self._discard(connection, matching, limit))
 
     async def durability(self) -> Durability:
         return await self._thread.submit(self._durability)
@@ -218,7 +225,7 @@ class SqliteOutbox:
         connection.execute(SQL["born"], (op.visitor, now, op.left))
 
     def _identified(self, connection: sqlite3.Connection, op: Identified, now: float) -> None:
-        connection.execute(SQL["identified"], (op.visitor,))
+        connection.execute(SQL["identified"], (op.visitor, now))
 
     def _verify(self, connection: sqlite3.Connection, op: Verify, now: float) -> None:
         connection.execute(SQL["verify"], (op.key,))
@@ -293,6 +300,23 @@ class SqliteOutbox:
         connection.execute(SQL["bury"], values)
         connection.execute(SQL["remove"], (settled.seq,))
         self._tallies[f"dead:{settled.reason}"] += 1
+
+    def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
+        letters = read_dead_letters(connection, matching, 0, limit)
+        for letter in letters:
+            (lane,) = connection.execute(SQL["lane_gains"], (lane_key(letter.address), time.time())).fetchone()
+            increments = isinstance(letter.body, Attributes) and letter.body.increments
+            connection.execute(SQL["undead"], (letter.seq, lane, increments))
+            connection.execute(SQL["bury_for_good"], (letter.seq,))
+        self._tallies["replayed"] += len(letters)
+        self._ready_lanes = self._ready_lanes or bool(letters)
+        return len(letters)
+
+    def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
+        letters = read_dead_letters(connection, matching, 0, limit)
+        connection.executemany(SQL["bury_for_good"], [(letter.seq,) for letter in letters])
+        self._tallies["discarded"] += len(letters)
+        return len(letters)
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         now = time.time()

@@ -66,12 +66,13 @@ CREATE TABLE seen (
 ) WITHOUT ROWID;
 CREATE INDEX seen_at ON seen (at);
 
--- Only visitors about whom there is something to know: retired, or born of a log-out.
+-- Only visitors about whom there is something to know: identified, retired, or born of a log-out.
 CREATE TABLE visitors (
-  id      TEXT PRIMARY KEY,
-  at      REAL NOT NULL,
-  retired INTEGER NOT NULL DEFAULT 0,
-  left    TEXT
+  id         TEXT PRIMARY KEY,
+  at         REAL NOT NULL,
+  retired    INTEGER NOT NULL DEFAULT 0,
+  identified INTEGER NOT NULL DEFAULT 0,
+  left       TEXT
 ) WITHOUT ROWID;
 CREATE INDEX visitors_at ON visitors (at);
 
@@ -91,7 +92,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 SELECT shown, after FROM seen WHERE id = ?;
 
 -- name: visitor
-SELECT v.retired, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
+SELECT v.retired, v.identified, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
 FROM (SELECT 1) LEFT JOIN visitors v ON v.id = ?1;
 
 -- name: lane
@@ -131,7 +132,7 @@ INSERT INTO visitors (id, at, retired) VALUES (?1, ?2, 1) ON CONFLICT (id) DO UP
 INSERT INTO visitors (id, at, left) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET left = ?3, at = ?2;
 
 -- name: identified
-UPDATE visitors SET left = NULL WHERE id = ?;
+INSERT INTO visitors (id, at, identified) VALUES (?1, ?2, 1) ON CONFLICT (id) DO UPDATE SET identified = 1, left = NULL, at = ?2;
 
 -- name: verify
 INSERT INTO lanes (key, verified) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET verified = 1;
@@ -219,4 +220,15 @@ SELECT (SELECT count(*) FROM pushes), (SELECT count(*) FROM held), (SELECT count
 SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;
 
 -- name: dead_letters
-SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead ORDER BY seq LIMIT ?;
+-- A condition that is NULL is not asked for. ?6: the seqs as a JSON array, NULL for any.
+SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead
+WHERE seq > ?1 AND (?3 IS NULL OR reason = ?3) AND (?4 IS NULL OR lower(address) = ?4) AND (?5 IS NULL OR at < ?5)
+AND (?6 IS NULL OR seq IN (SELECT value FROM json_each(?6)))
+ORDER BY seq LIMIT ?2;
+
+-- name: undead
+INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
+SELECT ?2, id, address, trust, kind, body, since, ?3 FROM dead WHERE seq = ?1;
+
+-- name: bury_for_good
+DELETE FROM dead WHERE seq = ?;

@@ -157,13 +157,13 @@ def parse_batch(body: bytes) -> Batch:
     message = _decode(body)
     if not isinstance(message, dict):
         raise Malformed('The body is not a JSON object: send {"v":1,"pushes":[…]}.')
+    pushes = message.get("pushes")
+    if isinstance(pushes, list) and len(pushes) > MAX_PUSHES:
+        raise RequestError(413, "too-many", f"More than {MAX_PUSHES} pushes: split them over several requests.")
     if message.get("v") != 1 or isinstance(message.get("v"), bool):
         raise Malformed('"v" is not 1: this server speaks version 1 of the contract.')
-    pushes = message.get("pushes")
     if not isinstance(pushes, list):
         raise Malformed('"pushes" is not a list: send {"v":1,"pushes":[…]}.')
-    if len(pushes) > MAX_PUSHES:
-        raise RequestError(413, "too-many", f"More than {MAX_PUSHES} pushes: split them over several requests.")
     session = message.get("s")
     usable = isinstance(session, str) and _SESSION.match(session)
     return Batch(session if usable else None, tuple([_parse_push(push) for push in pushes]))
@@ -188,7 +188,7 @@ def _decode_leniently(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8")
-        return _mended(json.loads(text, parse_constant=_no_constant))
+        return _mended(json.loads(text, parse_constant=_no_constant, parse_int=_bounded_int))
     except RecursionError:
         raise Malformed("The body is nested too deeply.") from None
     except ValueError:
@@ -197,6 +197,11 @@ def _decode_leniently(body: bytes) -> Any:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _bounded_int(digits: str) -> float:
+    """Python refuses to read integers of thousands of digits; as numbers beyond a double they are refused where they stand."""
+    return int(digits) if len(digits) <= MAX_TEXT else float("inf")
 
 
 def _mended(value: Any) -> Any:

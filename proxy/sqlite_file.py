@@ -33,7 +33,10 @@ SQL = _read_queries()
 
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that commits durably, on an outbox of this version; the schema is made in an empty file."""
-    connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    except sqlite3.Error as error:
+        raise StoreRefused(f"{path} cannot be opened ({error}).") from None
     try:
         _prepare(connection, path)
     except BaseException:
@@ -94,6 +97,8 @@ def require_place(path: Path, *, create: bool) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             raise StoreRefused(f"{path} cannot be made: {error.strerror}.") from None
+    if not path.is_file():
+        raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
     if path.stat().st_uid != os.geteuid():
         raise StoreRefused(f"{path} belongs to another user: run this command as the user who runs the server.")
 

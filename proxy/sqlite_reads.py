@@ -11,6 +11,7 @@ import msgspec
 
 from proxy.identity import Trust, Visitor
 from proxy.outbox import (
+    DeadFilter,
     DeadLetter,
     DeadReason,
     HeldPush,
@@ -42,8 +43,8 @@ class SqliteFacts:
         return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None)
 
     def visitor(self, visitor_id: str) -> VisitorFacts:
-        retired, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
-        return VisitorFacts(bool(retired), left, holding)
+        retired, identified, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
+        return VisitorFacts(bool(retired), bool(identified), left, holding)
 
     def lane(self, key: str) -> LaneFacts:
         row = self._connection.execute(SQL["lane"], (key,)).fetchone()
@@ -87,7 +88,9 @@ def read_stats(connection: sqlite3.Connection) -> Stats:
     return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))
 
 
-def read_dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLetter]:
+def read_dead_letters(connection: sqlite3.Connection, matching: DeadFilter, after: int, limit: int) -> list[DeadLetter]:
+    seqs = msgspec.json.encode(matching.seqs).decode() if matching.seqs else None
+    conditions = (after, limit, matching.reason, matching.contact, matching.before, seqs)
     return [
         DeadLetter(
             seq,
@@ -103,7 +106,7 @@ def read_dead_letters(connection: sqlite3.Connection, limit: int) -> list[DeadLe
             _body(kind, body),
         )
         for seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body in connection.execute(
-            SQL["dead_letters"], (limit,)
+            SQL["dead_letters"], conditions
         )
     ]
 

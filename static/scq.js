@@ -23,7 +23,7 @@
   const MAX_AGE_MS = 7 * 24 * 3600 * 1000; // the proxy remembers ids for 8 days
 
   let waiting = []; // pushes without a final answer, oldest first
-  let flight = ""; // the pushes of the latest request while it is on its way; [] while backing off; "" when idle
+  let flight = ""; // the pushes of the request on its way (the latest, if several); [] while backing off; "" if idle
   let kept; // whether that request goes on when the page closes
   let failures = 0; // requests since the last one that worked
   let leaving; // pagehide was seen: what is pushed now goes at once, or never
@@ -64,7 +64,7 @@
       push.s = shareSession();
       push.made = Date.now();
       const json = JSON.stringify({ id: randomId(), call: entry }); // leaves functions out
-      push.size = new Blob([json]).size;
+      push.size = new TextEncoder().encode(json).length;
       push.json = JSON.parse(json);
       waiting.push(push);
       setTimeout(settle, CALLBACK_MS, push, "timeout");
@@ -130,8 +130,9 @@
         // Without results this throws, and we try again: it was a captive portal, say.
         const results = status < 400 ? answer.results : [];
         batch.forEach((push) => {
-          const result = results.find((result) => result.id === push.json.id) || { reason: answer.error || "" + status };
-          settle(push, result.reason, result);
+          const own = results.find((result) => result.id === push.json.id);
+          const result = own || { reason: answer.error || "" + status };
+          settle(push, result.reason, result); // only what is refused has a reason
           push.made = 0; // out of the queue
         });
         if (answer.s && answer.s !== s) {

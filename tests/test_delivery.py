@@ -17,7 +17,7 @@ from proxy.account import DeliveryState
 from proxy.delivery import Delivery
 from proxy.errors import StoreUnavailable
 from proxy.identity import Trust
-from proxy.outbox import DeadReason, Enqueue, Facts, Lease, Outbox, Plan, Settlement
+from proxy.outbox import DeadFilter, DeadReason, Enqueue, Facts, Lease, Outbox, Plan, Settlement
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.pushes import Attributes, Track, lane_key
 from proxy.retry import Halt
@@ -228,7 +228,7 @@ async def test_an_increment_whose_outcome_is_unknown_is_never_sent_again(
     await push(outbox, ANN, COUNT, Track(("a",)))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
-    assert [letter.reason for letter in await outbox.dead_letters(9)] == [DeadReason.AMBIGUOUS]
+    assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.AMBIGUOUS]
     assert sum("customFields" in body for body in sent(sandbox.requests, ANN)) == 1
     assert await sums_add_up(outbox)
 
@@ -256,7 +256,7 @@ async def test_a_push_that_sendx_rejects_is_a_dead_letter_and_the_lane_goes_on(
     await push(outbox, ANN, HELLO, Track(("a",)))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
-    (letter,) = await outbox.dead_letters(9)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert (letter.reason, letter.body) == (DeadReason.REJECTED, HELLO)
     assert letter.detail == "422 Unprocessable Entity: Request body is not in proper format"
     contact = sandbox.contact(ANN)
@@ -273,7 +273,7 @@ async def test_a_merged_request_that_is_rejected_is_sent_one_by_one(
     async with running(forwarder(outbox, url)):
         await drained(outbox)
     assert [body["tags"] for body in sent(sandbox.requests, ANN)] == [["a", "b", "c"], ["a"], ["b"], ["c"]]
-    assert [letter.body for letter in await outbox.dead_letters(9)] == [Attributes(tags=("b",))]
+    assert [letter.body for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [Attributes(tags=("b",))]
     assert await sums_add_up(outbox)
 
 
@@ -296,7 +296,7 @@ async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
     await push(outbox, ANN, Track(("a",)), trust=Trust.ASSERTED)
     async with running(forwarder(outbox, url)):
         await drained(outbox)
-    assert [letter.reason for letter in await outbox.dead_letters(9)] == [DeadReason.MISSING]
+    assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.MISSING]
     assert sandbox.contacts == []
 
 
@@ -308,7 +308,7 @@ async def test_a_push_is_given_up_only_after_all_its_attempts_and_days(
     await push(outbox, ANN, HELLO, Track(("a",)))
     async with running(forwarder(outbox, url, max_attempts=3, max_age=timedelta(0))):
         await drained(outbox)
-    (letter,) = await outbox.dead_letters(9)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert (letter.reason, letter.attempts, letter.body) == (DeadReason.EXHAUSTED, 3, HELLO)
 
 
@@ -320,10 +320,10 @@ async def test_a_403_that_one_contact_gets_becomes_its_own_fault(
     await push(outbox, ANN, HELLO)
     async with running(forwarder(outbox, url)) as delivery:
         async with asyncio.timeout(10):
-            while not await outbox.dead_letters(1):
+            while not await outbox.dead_letters(DeadFilter(), 0, 1):
                 await push(outbox, BOB, HELLO)
         assert delivery.state().halted is None
-    (letter,) = await outbox.dead_letters(9)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert (letter.reason, letter.attempts) == (DeadReason.REJECTED, 1)
 
 
@@ -447,7 +447,7 @@ async def test_a_stop_past_its_deadline_gives_the_lane_back_at_once(
     await until(lambda: sandbox.total == 2)
     await delivery.stop(0)
     await task
-    assert [letter.reason for letter in await outbox.dead_letters(9)] == [DeadReason.AMBIGUOUS]
+    assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.AMBIGUOUS]
     async with running(forwarder(outbox, url)):
         await drained(outbox)
     assert [contact.tags for contact in sandbox.contacts] == [("a",)]
@@ -554,7 +554,7 @@ async def test_the_log_names_no_person_and_no_key(
     assert any("dead letter" in record.getMessage() for record in ours)
     assert any("halted" in record.getMessage() for record in ours)
     assert all(secret not in record.getMessage() for record in ours for secret in (ANN, KEY, "Zoë", "secret tag"))
-    (letter,) = await outbox.dead_letters(9)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert letter.detail == "422 Unprocessable Entity: *** with *** is no good"
 
 

@@ -14,6 +14,7 @@ from proxy.identity import Trust, Visitor
 from proxy.outbox import (
     Bind,
     Born,
+    DeadFilter,
     DeadReason,
     Drop,
     Enqueue,
@@ -177,7 +178,7 @@ async def test_an_increment_whose_lease_ends_unsettled_is_a_dead_letter_and_the_
     await claim(outbox, seconds=0)
     (lease,) = await claim(outbox)
     assert ids(lease) == [track.id]
-    (dead,) = await outbox.dead_letters(10)
+    (dead,) = await outbox.dead_letters(DeadFilter(), 0, 10)
     assert (dead.id, dead.reason, dead.body) == (increment.id, DeadReason.AMBIGUOUS, INCREMENT)
 
 
@@ -194,7 +195,7 @@ async def test_a_dead_letter_keeps_what_it_was_and_why_it_died(outbox: Outbox) -
     await carry_out(outbox, push)
     (lease,) = await claim(outbox)
     await outbox.settle(settled(lease, Fate.DEAD, reason=DeadReason.REJECTED, detail="HTTP 422"))
-    (dead,) = await outbox.dead_letters(10)
+    (dead,) = await outbox.dead_letters(DeadFilter(), 0, 10)
     assert (dead.id, dead.address, dead.body) == (push.id, "Ada@example.com", push.body)
     assert (dead.reason, dead.detail, dead.attempts) == (DeadReason.REJECTED, "HTTP 422", 1)
     stats = await outbox.stats()
@@ -250,7 +251,7 @@ async def test_a_visitor_born_of_a_log_out_knows_who_left_until_it_is_identified
     await carry_out(outbox, Born("v", "ada@example.com"))
     assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(left="ada@example.com")
     await carry_out(outbox, Identified("v"))
-    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts()
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(identified=True)
 
 
 async def test_a_lane_knows_whether_its_address_was_ever_vouched_for_and_how_much_waits(outbox: Outbox) -> None:
@@ -291,7 +292,7 @@ async def test_everything_is_there_after_a_restart_and_leases_of_the_old_process
         assert reopened.site_key == site_key
         assert not await reopened.settle(settled(leases[0], Fate.DELIVERED))
         assert [ids(lease) for lease in await claim(reopened)] == [[track.id]]
-        assert [dead.id for dead in await reopened.dead_letters(10)] == [increment.id]
+        assert [dead.id for dead in await reopened.dead_letters(DeadFilter(), 0, 10)] == [increment.id]
         assert await read(reopened, lambda facts: facts.seen(known)) == Seen("v", None)
         assert await read(reopened, lambda facts: facts.visitor("old")) == VisitorFacts(retired=True)
         assert (await reopened.stats()).holding == 1
@@ -331,3 +332,56 @@ async def test_durability_is_told_as_read_back(outbox: Outbox) -> None:
     durability = await outbox.durability()
     assert durability.facts["synchronous"] == "FULL"
     assert durability.facts["journal_mode"] == "wal"
+
+
+async def buried(outbox: Outbox, *addresses: str) -> list[str]:
+    """Dead letters, one for each address, in order."""
+    pushes = [queued(address) for address in addresses]
+    for push in pushes:
+        await carry_out(outbox, push)
+        (lease,) = await claim(outbox)
+        await outbox.settle(settled(lease, Fate.DEAD, reason=DeadReason.REJECTED))
+    return [push.id for push in pushes]
+
+
+async def test_dead_letters_are_listed_in_order_page_by_page_and_by_condition(outbox: Outbox) -> None:
+    first, second, third = await buried(outbox, "a@example.com", "B@example.com", "a@example.com")
+    page = await outbox.dead_letters(DeadFilter(), 0, 2)
+    assert [letter.id for letter in page] == [first, second]
+    assert [letter.id for letter in await outbox.dead_letters(DeadFilter(), page[-1].seq, 2)] == [third]
+    by_contact = await outbox.dead_letters(DeadFilter(contact="b@example.com"), 0, 10)
+    assert [letter.id for letter in by_contact] == [second]
+    by_seq = await outbox.dead_letters(DeadFilter(seqs=(page[0].seq,)), 0, 10)
+    assert [letter.id for letter in by_seq] == [first]
+    assert not await outbox.dead_letters(DeadFilter(reason=DeadReason.AMBIGUOUS), 0, 10)
+    assert not await outbox.dead_letters(DeadFilter(before=page[0].at), 0, 10)
+
+
+async def test_a_replayed_dead_letter_goes_to_the_tail_of_its_lane_as_if_never_tried(outbox: Outbox) -> None:
+    (dead,) = await buried(outbox, "a@example.com")
+    waiting = queued("a@example.com")
+    await carry_out(outbox, waiting)
+    assert await outbox.replay(DeadFilter(), 10) == 1
+    (lease,) = await claim(outbox)
+    assert ids(lease) == [waiting.id, dead]
+    assert lease.pushes[1].attempts == 0
+    stats = await outbox.stats()
+    assert (stats.dead, stats.waiting, stats.counters["replayed"]) == (0, 2, 1)
+
+
+async def test_a_replayed_increment_is_still_claimed_alone(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com", INCREMENT))
+    await claim(outbox, seconds=0)
+    assert not await claim(outbox)
+    await carry_out(outbox, queued("a@example.com"))
+    assert await outbox.replay(DeadFilter(reason=DeadReason.AMBIGUOUS), 10) == 1
+    (lease,) = await claim(outbox)
+    assert len(lease.pushes) == 1
+
+
+async def test_a_discarded_dead_letter_is_gone_and_counted(outbox: Outbox) -> None:
+    await buried(outbox, "a@example.com", "b@example.com")
+    assert await outbox.discard(DeadFilter(contact="a@example.com"), 10) == 1
+    stats = await outbox.stats()
+    assert (stats.dead, stats.counters["discarded"]) == (1, 1)
+    assert stats.counters["accepted"] == stats.counters["discarded"] + stats.waiting + stats.dead
