@@ -134,6 +134,8 @@
           const result = own || { reason: answer.error || "" + status };
           settle(push, result.reason, result); // only what is refused has a reason
           push.made = 0; // out of the queue
+          // A log-in or log-out of which no page saw the answer: what is pushed from now on comes after it.
+          if (result.reason === "identity-changed" && shareSession() === s) shareSession(randomId());
         });
         if (answer.s && answer.s !== s) {
           // Someone else logged in, or out: what still waits here comes after that.
@@ -169,7 +171,11 @@
 
       // Leaving: one request with all that has no answer yet. What was pushed a moment ago must not race
       // the identify that is still on its way.
-      addEventListener("pagehide", () => flush((leaving = 1)));
+      addEventListener("pagehide", () => {
+        flush((leaving = 1));
+        // The answer to a log-out is too late for this page; the next one must not go on under the old session value.
+        if (waiting.some((push) => push.json.call[0] === "reset")) shareSession(randomId());
+      });
       addEventListener("visibilitychange", () => flush(document.hidden));
       // Back from the back/forward cache the old request may be dead.
       addEventListener("pageshow", () => leaving && restart());
