@@ -34,8 +34,10 @@ from proxy.outbox import (
     Bind,
     Born,
     Drop,
+    EndAlias,
     Enqueue,
     Facts,
+    Forgotten,
     Hold,
     Identified,
     NotOffered,
@@ -50,6 +52,7 @@ from proxy.outbox import (
 from proxy.policy import Policy, Refusal, vouch
 from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track, lane_key
 
+_TYPED_AGE = timedelta(days=1)
 _REVERIFY_AFTER = timedelta(hours=1)  # a login on every page need not renew the cookie on every page
 
 
@@ -118,12 +121,24 @@ class _Judgement:
         self.derived = derived_visitor(request.session, facts.site_key) if request.session else None
         self.stale_session = self.derived is not None and facts.visitor(self.derived).retired
         cookie = request.cookie
-        self.cookie = cookie if cookie and not facts.visitor(cookie.id).retired else None
+        self.cookie = self._present(cookie) if cookie and not facts.visitor(cookie.id).retired else None
         self.who = self.cookie or Visitor(self.derived or random_visitor())
         self.shown = cookie.id if cookie else self.who.id
         self.left = facts.visitor(self.who.id).left  # who logged out where this visitor began
 
     # --- the request as a whole
+
+    def _present(self, cookie: Visitor) -> Visitor | None:
+        """The cookie as it counts today: its address may have moved since, or its person may have been erased."""
+        if cookie.email is None:
+            return cookie
+        key = lane_key(cookie.email)
+        erased_at, alias = self.facts.erased_at(key), self.facts.alias(key)
+        if erased_at is not None and cookie.issued <= erased_at:
+            return None
+        if alias is not None and cookie.issued <= alias.at:
+            return msgspec.structs.replace(cookie, email=alias.address)
+        return cookie
 
     def plan(self) -> Plan:
         self._bind_stragglers()
@@ -184,6 +199,7 @@ class _Judgement:
         if shown not in (None, first_shown, after.id) or self.facts.visitor(after.id).retired:
             return
         newer = self.cookie is not None and self.cookie.id == after.id and self.cookie.issued > after.issued
+        after = self._present(after) or Visitor(after.id, consent=after.consent)
         self.who = self.who if newer else after
         self.left = self.facts.visitor(after.id).left
         self.known = True
@@ -264,12 +280,16 @@ class _Judgement:
         if full is not None:
             return self._refuse(push_id, full)
         attributes, dropped = self._offered(identify, trust, token)
+        if self._is_late(email, token):
+            self.ops.append(Forgotten())
+            self._remember(push_id)
+            return Result(push_id, Status.ACCEPTED, dropped=dropped)
         self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust))
         if after is not None:
             self.who, self.moved = after, True
             self._bind(email, trust)
         if token is not None:
-            self.ops.append(Verify(lane_key(email)))
+            self.ops += [Verify(lane_key(email)), EndAlias(lane_key(email))]
         self._remember(push_id, after=after)
         return Result(push_id, Status.ACCEPTED, dropped=dropped)
 
@@ -283,6 +303,18 @@ class _Judgement:
             if identify.email is not None and lane_key(identify.email) != lane_key(token.email):
                 dropped += ("email",)
         return attributes, dropped
+
+    def _is_late(self, email: str, token: Vouched | None) -> bool:
+        """Whether the identify may be older than the erasure of this person, whom it would bring back.
+
+        A token says when it was made. A typed address does not: the shim keeps one for a day, so it counts as late for as long.
+        """
+        erased_at = self.facts.erased_at(lane_key(email))
+        if erased_at is None:
+            return False
+        if token is not None:
+            return token.issued <= erased_at
+        return self.who.email is None and self.now <= erased_at + _TYPED_AGE.total_seconds()
 
     def _shielded(self, attributes: Attributes, email: str, trust: Trust) -> Attributes:
         """What was only asserted never overwrites the fields of a contact that was verified here.

@@ -72,16 +72,18 @@ class Collector:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = scan(scope["headers"])
-        cors: Sequence[Header] = (_VARY,)
+        method = scope["method"]
+        # Refusals too: the page of a listed origin is to learn why. A preflight that fails needs nothing.
+        listed = self._origins.lists(headers)
+        cors: Sequence[Header] = _cors(headers.origin or "") if listed and method != "OPTIONS" else (_VARY,)
         try:
-            if scope["method"] not in ("POST", "OPTIONS"):
-                cors = (_VARY, _ALLOW)
+            if method not in ("POST", "OPTIONS"):
+                cors = (*cors, _ALLOW)
                 raise RequestError(405, "method-not-allowed", "Send pushes by POST.")
-            origin, listed = self._origins.require(headers)
-            if listed:
-                cors = _cors(origin)
-            if scope["method"] == "OPTIONS":
-                await send({"type": "http.response.start", "status": 204, "headers": [*cors, *_PREFLIGHT]})
+            origin = self._origins.require(headers)
+            if method == "OPTIONS":
+                allowed = (*_cors(origin), *_PREFLIGHT) if listed else (_VARY,)
+                await send({"type": "http.response.start", "status": 204, "headers": allowed})
                 await send({"type": "http.response.body"})
                 return
             body, cookie = await self._push(scope, receive, headers, origin)

@@ -59,18 +59,22 @@ class Origins:
     def __init__(self, listed: Collection[str]) -> None:
         self._listed = frozenset(listed)
 
-    def require(self, headers: Headers) -> tuple[str, bool]:
-        """The origin, and whether it is a listed one (which gets CORS headers). Raises 403."""
+    def lists(self, headers: Headers) -> bool:
+        """Whether the origin is a listed one, which gets CORS headers: its page may read the answer, refusals included."""
+        return headers.origin in self._listed
+
+    def require(self, headers: Headers) -> str:
+        """The origin, if its page may push. Raises 403."""
         origin = headers.origin
         if origin is None:
             raise _refused("The request has no Origin header: push from a page, with the shim or with fetch.")
         if headers.fetch_site == "cross-site":
             raise _refused("The page is on another site than this proxy: serve the proxy on the site's own domain.")
         if origin in self._listed:
-            return origin, True
+            return origin
         if headers.fetch_site == "same-origin":
             if _is_safe(origin):
-                return origin, False
+                return origin
             raise _refused("Plain http is accepted on loopback names only: serve the page over https.")
         raise _refused("This origin is not listed: add it to SCQ_ORIGINS exactly as the browser sends it.")
 

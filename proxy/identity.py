@@ -160,11 +160,12 @@ def _derive(purpose: bytes, text: str, site_key: bytes) -> str:
 
 
 class Vouched(msgspec.Struct, frozen=True):
-    """What a valid identity token says. `ignored`: parts of its `contact` that SendX has no place for."""
+    """What a valid identity token says. `ignored`: parts of its `contact` that SendX has no place for; `issued`: Unix seconds."""
 
     email: str
     attributes: Attributes
     ignored: tuple[str, ...] = ()
+    issued: float = 0
 
 
 class TokenProblem(msgspec.Struct, frozen=True):
@@ -275,11 +276,11 @@ def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:
         return _bad("its email is no e-mail address")
     contact = claims.get("contact")
     if contact is None:
-        return Vouched(address, Attributes())
+        return Vouched(address, Attributes(), issued=claims["iat"])
     parsed = parse_vouched(contact) if isinstance(contact, dict) else None
     if parsed is None:
         return _bad(
             "its contact object has a value that SendX could not take (texts, a list of tags, a map of custom fields)"
         )
     attributes, ignored = parsed
-    return Vouched(address, attributes, tuple(f"contact.{name}" for name in ignored))
+    return Vouched(address, attributes, tuple(f"contact.{name}" for name in ignored), claims["iat"])

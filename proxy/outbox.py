@@ -15,6 +15,7 @@ Rules every adapter keeps, and the contract suite proves:
 2. Within a lane pushes leave in the order in which they entered; a lane is claimed by one lease at a time.
 3. `settle` is one transaction, fenced by the lane's epoch: a lease that was lost changes nothing.
 4. A counter moves in the transaction of the transition that it counts.
+5. A delivered change of address moves its lane to the new one; if that has a lane, what waits there goes first, then both are one.
 
 Decisions are not made here. An adapter shows `Facts` to a pure function inside its transaction and carries out the `Plan` it gets.
 """
@@ -85,6 +86,13 @@ class LaneFacts(msgspec.Struct, frozen=True):
     waiting: int = 0
 
 
+class Alias(msgspec.Struct, frozen=True):
+    """Where a person's address went: SendX confirmed the change to `address` at `at` (Unix seconds)."""
+
+    address: str
+    at: float
+
+
 class HeldPush(msgspec.Struct, frozen=True):
     id: str
     track: Track
@@ -98,6 +106,8 @@ class Facts(Protocol):
     def seen(self, push_id: str) -> Seen | None: ...
     def visitor(self, visitor_id: str) -> VisitorFacts: ...
     def lane(self, key: str) -> LaneFacts: ...
+    def alias(self, key: str) -> Alias | None: ...
+    def erased_at(self, key: str) -> float | None: ...
     def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
     def held_bytes(self) -> int: ...
 
@@ -165,6 +175,16 @@ class Verify(msgspec.Struct, frozen=True):
     key: str
 
 
+class Forgotten(msgspec.Struct, frozen=True):
+    """Accepted, and counted as erased: a late retry for somebody who was erased. The answer does not show it."""
+
+
+class EndAlias(msgspec.Struct, frozen=True):
+    """Somebody was verified at an address that had moved: from now on it is that person's."""
+
+    key: str
+
+
 class Remember(msgspec.Struct, frozen=True):
     """Know this id again; see `Seen`."""
 
@@ -186,7 +206,21 @@ class NotOffered(msgspec.Struct, frozen=True):
     setting: str
 
 
-Op = Enqueue | Hold | Bind | Retire | Born | Identified | Drop | Verify | Remember | Refused | NotOffered
+Op = (
+    Enqueue
+    | Hold
+    | Bind
+    | Retire
+    | Born
+    | Identified
+    | Drop
+    | Verify
+    | EndAlias
+    | Forgotten
+    | Remember
+    | Refused
+    | NotOffered
+)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -273,6 +307,15 @@ class DeadLetter(msgspec.Struct, frozen=True):
     body: Attributes | Track
 
 
+class Erased(msgspec.Struct, frozen=True):
+    """What an erasure removed, in pushes; `identities`: remembered log-ins and log-outs."""
+
+    waiting: int
+    held: int
+    dead: int
+    identities: int
+
+
 class DeadFilter(msgspec.Struct, frozen=True):
     """Which dead letters: every condition that is given holds. `contact`: lane key; `before`: died before then (Unix seconds)."""
 
@@ -329,6 +372,9 @@ class Outbox(Protocol):
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Returns when a claim may find something, or after the time-out."""
+
+    async def erase(self, key: str) -> Erased:
+        """Forget the person with this lane key; leaves a keyed hash, so that late retries do not bring them back."""
 
     async def sweep(self) -> None:
         """Expire what is over its age: holds, remembered ids, dead letters, idle lanes, refused names."""

@@ -30,8 +30,11 @@ from proxy.outbox import (
     Decide,
     Drop,
     Durability,
+    EndAlias,
     Enqueue,
+    Erased,
     Fate,
+    Forgotten,
     Hold,
     Identified,
     Kind,
@@ -49,6 +52,7 @@ from proxy.outbox import (
 )
 from proxy.pushes import Attributes, Reason, Track, lane_key
 from proxy.sqlite_file import SQL, connect, file_system, pragma, require_place, take_lock
+from proxy.sqlite_people import erase_person, move_lane
 from proxy.sqlite_reads import (
     HELD_BYTES,
     MAX_REFUSED_NAMES,
@@ -106,6 +110,9 @@ class SqliteOutbox:
                 async with asyncio.timeout(timeout_seconds):
                     await self._ready.wait()
         self._ready.clear()
+
+    async def erase(self, key: str) -> Erased:
+        return await self._thread.submit(lambda connection: self._erase(connection, key))
 
     async def sweep(self) -> None:
         await self._thread.submit(self._sweep)
@@ -230,6 +237,12 @@ class SqliteOutbox:
     def _verify(self, connection: sqlite3.Connection, op: Verify, now: float) -> None:
         connection.execute(SQL["verify"], (op.key,))
 
+    def _end_alias(self, connection: sqlite3.Connection, op: EndAlias, now: float) -> None:
+        connection.execute(SQL["end_alias"], (op.key,))
+
+    def _forgotten(self, connection: sqlite3.Connection, op: Forgotten, now: float) -> None:
+        self._tallies.update({"accepted": 1, "erased": 1})
+
     def _remember(self, connection: sqlite3.Connection, op: Remember, now: float) -> None:
         after = msgspec.json.encode(op.after) if op.after else None
         connection.execute(SQL["remember"], (op.id, now, op.shown, after))
@@ -249,6 +262,8 @@ class SqliteOutbox:
         Identified: _identified,
         Drop: _drop,
         Verify: _verify,
+        EndAlias: _end_alias,
+        Forgotten: _forgotten,
         Remember: _remember,
         Refused: _refused,
         NotOffered: _not_offered,
@@ -257,10 +272,10 @@ class SqliteOutbox:
     def _claim(self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float) -> list[Lease]:
         now = time.time()
         leases = []
-        for lane, epoch, leased, failures in connection.execute(SQL["claimable"], (now, lanes)).fetchall():
+        for lane, epoch, leased, failures, *names in connection.execute(SQL["claimable"], (now, lanes)).fetchall():
             if leased:
                 self._end_lease(connection, lane)
-            pushes = lane_head(connection, lane, per_lane)
+            pushes = lane_head(connection, lane, per_lane, *names)
             if pushes:
                 connection.execute(SQL["lease"], (now + lease_seconds, lane))
                 leases.append(Lease(lane, epoch + 1, now + lease_seconds, failures, pushes))
@@ -278,6 +293,7 @@ class SqliteOutbox:
         if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
             return False
         gone = 0
+        delivered = {settled.seq for settled in settlement.results if settled.fate is Fate.DELIVERED}
         for settled in settlement.results:
             if settled.fate is Fate.DELIVERED:
                 connection.execute(SQL["remove"], (settled.seq,))
@@ -293,6 +309,11 @@ class SqliteOutbox:
         ready_at = time.time() if settlement.retry_at is None else settlement.retry_at
         connection.execute(SQL["lane_loses"], (lease.lane, gone, settlement.failures, ready_at))
         self._ready_lanes = True
+        moved = [
+            push.body.new_email for push in lease.pushes if push.seq in delivered and isinstance(push.body, Attributes)
+        ]
+        for address in filter(None, moved):
+            move_lane(connection, lease.lane, address, time.time())
         return True
 
     def _bury(self, connection: sqlite3.Connection, settled: Settled) -> None:
@@ -301,10 +322,18 @@ class SqliteOutbox:
         connection.execute(SQL["remove"], (settled.seq,))
         self._tallies[f"dead:{settled.reason}"] += 1
 
+    def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
+        erased, held_bytes = erase_person(connection, key, self.site_key, time.time())
+        self._tallies.update({"erased": erased.waiting + erased.dead, "hold_erased": erased.held})
+        self._tallies[HELD_BYTES] -= held_bytes
+        return erased
+
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
-            (lane,) = connection.execute(SQL["lane_gains"], (lane_key(letter.address), time.time())).fetchone()
+            key = lane_key(letter.address)
+            _, key = connection.execute(SQL["alias_lane"], (key,)).fetchone() or (0, key)
+            (lane,) = connection.execute(SQL["lane_gains"], (key, time.time())).fetchone()
             increments = isinstance(letter.body, Attributes) and letter.body.increments
             connection.execute(SQL["undead"], (letter.seq, lane, increments))
             connection.execute(SQL["bury_for_good"], (letter.seq,))
@@ -323,6 +352,7 @@ class SqliteOutbox:
         expired = self._unhold(connection, "expire_held", now - self._hold_age.total_seconds())
         self._tallies.update({"hold_expired": expired, f"refused:{Reason.HOLD_EXPIRED}": expired})
         connection.execute(SQL["forget_seen"], (now - SEEN_AGE.total_seconds(),))
+        connection.execute(SQL["forget_tombstones"], (now - RETIRED_AGE.total_seconds(),))
         connection.execute(SQL["forget_visitors"], (now - RETIRED_AGE.total_seconds(),))
         aged = connection.execute(SQL["age_out_dead"], (now - self._dead_age.total_seconds(),)).rowcount
         self._tallies["discarded"] += aged

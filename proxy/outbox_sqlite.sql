@@ -1,10 +1,12 @@
 -- The SQLite outbox: its schema, then every query by name. Times are Unix seconds.
 
 -- name: schema
--- One row a person. ready_at: when the head may be claimed; NULL when nothing waits; under a lease, when the lease ends.
+-- One row a person. address: set by a change of address that SendX confirmed; pushes for another key are sent to it. ready_at: when the head may be claimed; NULL when nothing waits; under a lease, when the lease ends.
+-- AUTOINCREMENT: the number of a lane that is gone must not come back, or an old lease would hold for another lane.
 CREATE TABLE lanes (
-  id       INTEGER PRIMARY KEY,
+  id       INTEGER PRIMARY KEY AUTOINCREMENT,
   key      TEXT    NOT NULL UNIQUE,
+  address  TEXT,
   verified INTEGER NOT NULL DEFAULT 0,
   waiting  INTEGER NOT NULL DEFAULT 0,
   ready_at REAL,
@@ -76,6 +78,17 @@ CREATE TABLE visitors (
 ) WITHOUT ROWID;
 CREATE INDEX visitors_at ON visitors (at);
 
+-- Old addresses of lanes, since a confirmed change of address.
+CREATE TABLE aliases (
+  key  TEXT PRIMARY KEY,
+  lane INTEGER NOT NULL,
+  at   REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX aliases_lane ON aliases (lane);
+
+-- People who were erased: a keyed hash of the lane key, and when.
+CREATE TABLE tombstones (hash BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+
 CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 CREATE TABLE not_offered (
@@ -97,6 +110,12 @@ FROM (SELECT 1) LEFT JOIN visitors v ON v.id = ?1;
 
 -- name: lane
 SELECT verified, waiting FROM lanes WHERE key = ?;
+
+-- name: alias
+SELECT lanes.address, aliases.at FROM aliases JOIN lanes ON lanes.id = aliases.lane WHERE aliases.key = ?;
+
+-- name: tombstone
+SELECT at FROM tombstones WHERE hash = ?;
 
 -- name: held
 SELECT id, body FROM held WHERE visitor = ? ORDER BY seq;
@@ -137,6 +156,9 @@ INSERT INTO visitors (id, at, identified) VALUES (?1, ?2, 1) ON CONFLICT (id) DO
 -- name: verify
 INSERT INTO lanes (key, verified) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET verified = 1;
 
+-- name: end_alias
+DELETE FROM aliases WHERE key = ?;
+
 -- name: remember
 INSERT INTO seen (id, at, shown, after) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING;
 
@@ -148,7 +170,7 @@ INSERT INTO not_offered (setting, name, count, last) VALUES (?, ?, 1, ?)
 ON CONFLICT (setting, name) DO UPDATE SET count = count + 1, last = excluded.last;
 
 -- name: claimable
-SELECT id, epoch, leased, failures FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
+SELECT id, epoch, leased, failures, key, address FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
 
 -- name: lane_head
 SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
@@ -182,6 +204,72 @@ SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, 
 UPDATE lanes
 SET waiting = waiting - ?2, leased = 0, failures = ?3, ready_at = CASE WHEN waiting > ?2 THEN ?4 END
 WHERE id = ?1;
+
+-- name: lane_by_key
+SELECT id, key FROM lanes WHERE key = ?;
+
+-- name: alias_lane
+SELECT lanes.id, lanes.key FROM aliases JOIN lanes ON lanes.id = aliases.lane WHERE aliases.key = ?;
+
+-- name: lane_aliases
+SELECT key FROM aliases WHERE lane = ?;
+
+-- name: lane_key
+SELECT key FROM lanes WHERE id = ?;
+
+-- name: rename_lane
+UPDATE lanes SET key = ?2, address = ?3 WHERE id = ?1;
+
+-- name: readdress_lane
+UPDATE lanes SET address = ?2 WHERE id = ?1;
+
+-- name: add_alias
+INSERT INTO aliases (key, lane, at) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET lane = ?2, at = ?3;
+
+-- name: move_aliases
+UPDATE aliases SET lane = ?2 WHERE lane = ?1;
+
+-- name: move_pushes
+-- Behind what waits in the other lane: the order of seq is the order of sends.
+INSERT INTO pushes (lane, id, address, trust, kind, body, since, attempts, increments)
+SELECT ?2, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ?1 ORDER BY seq;
+
+-- name: remove_pushes
+DELETE FROM pushes WHERE lane = ?;
+
+-- name: merge_lane
+UPDATE lanes SET waiting = waiting + ?2, verified = max(verified, ?3),
+ready_at = CASE WHEN waiting + ?2 > 0 THEN coalesce(ready_at, ?4) END WHERE id = ?1;
+
+-- name: lane_facts
+SELECT waiting, verified FROM lanes WHERE id = ?;
+
+-- name: move_dead
+UPDATE dead SET lane = ?2 WHERE lane = ?1;
+
+-- name: remove_lane
+DELETE FROM lanes WHERE id = ?;
+
+-- name: remove_dead
+DELETE FROM dead WHERE lane = ?1 OR lower(address) = ?2;
+
+-- name: remove_aliases
+DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
+
+-- name: remove_left
+UPDATE visitors SET left = NULL WHERE left = ?;
+
+-- name: seen_afters
+SELECT id, after FROM seen WHERE after IS NOT NULL;
+
+-- name: forget_after
+UPDATE seen SET shown = '', after = NULL WHERE id = ?;
+
+-- name: bury_person
+INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE SET at = ?2;
+
+-- name: forget_tombstones
+DELETE FROM tombstones WHERE at < ?;
 
 -- name: leases_of_the_dead
 -- Exactly one process uses the file, so at start every lease is of a process that is gone.

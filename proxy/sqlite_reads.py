@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import msgspec
 
 from proxy.identity import Trust, Visitor
 from proxy.outbox import (
+    Alias,
     DeadFilter,
     DeadLetter,
     DeadReason,
@@ -23,7 +25,7 @@ from proxy.outbox import (
     VisitorFacts,
     Waiting,
 )
-from proxy.pushes import Attributes, Track
+from proxy.pushes import Attributes, Track, lane_key
 from proxy.sqlite_file import SQL
 
 MAX_REFUSED_NAMES = 500
@@ -50,6 +52,14 @@ class SqliteFacts:
         row = self._connection.execute(SQL["lane"], (key,)).fetchone()
         return LaneFacts(bool(row[0]), row[1]) if row else LaneFacts()
 
+    def alias(self, key: str) -> Alias | None:
+        row = self._connection.execute(SQL["alias"], (key,)).fetchone()
+        return Alias(*row) if row else None
+
+    def erased_at(self, key: str) -> float | None:
+        row = self._connection.execute(SQL["tombstone"], (tombstone(key, self.site_key),)).fetchone()
+        return row[0] if row else None
+
     def held(self, visitor_id: str) -> list[HeldPush]:
         rows = self._connection.execute(SQL["held"], (visitor_id,))
         return [HeldPush(push_id, msgspec.json.decode(body, type=Track)) for push_id, body in rows]
@@ -59,13 +69,26 @@ class SqliteFacts:
         return (row[0] if row else 0) + self._tallies[HELD_BYTES]
 
 
-def lane_head(connection: sqlite3.Connection, lane: int, per_lane: int) -> tuple[Waiting, ...]:
-    """The pushes to send next. An increment goes alone and is marked as started before anybody can send it."""
+def tombstone(key: str, site_key: bytes) -> bytes:
+    """What is kept of an erased person: nothing that could be read back."""
+    return hmac.digest(site_key, b"tombstone:" + key.encode(), "sha256")
+
+
+def lane_head(
+    connection: sqlite3.Connection, lane: int, per_lane: int, key: str, address: str | None
+) -> tuple[Waiting, ...]:
+    """The pushes to send next. An increment goes alone and is marked as started before anybody can send it.
+
+    `key` and `address` are the lane's: what was pushed for an address that has moved since is sent to the new one.
+    """
     head: list[Waiting] = []
     for *columns, increments in connection.execute(SQL["lane_head"], (lane, per_lane)).fetchall():
         if increments and head:
             break
-        head.append(_waiting(columns))
+        push = _waiting(columns)
+        if address is not None and lane_key(push.address) != key:
+            push = msgspec.structs.replace(push, address=address)
+        head.append(push)
         if increments:
             connection.execute(SQL["start"], (head[0].seq,))
             break

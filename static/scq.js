@@ -165,7 +165,14 @@
         flush(leaving);
         return queue.length;
       };
-      push(...queue.splice(0)); // from before we were here
+      const early = []; // from before we were here
+      for (let i = 0; i < queue.length; i++) {
+        try {
+          early.push(queue[i]);
+        } catch (error) {} // an element that throws when it is read
+      }
+      queue.length = 0;
+      push(...early);
       others = queue.push; // Array's still, or another product's
       queue.push = queue.Push = push; // SendX's documentation writes Push once
 

@@ -142,7 +142,7 @@ def token(key: str = NEW, *, kid: str | None = None, algorithm: str = "HS256", *
 def test_a_token_vouches_for_its_address_and_contact() -> None:
     contact = {"firstName": "Ada", "customFields": {"Plan": "pro"}, "tags": ["paid user"], "lists": ["x"]}
     assert TokenCodec([(None, NEW)]).verify(token(contact=contact), NOW) == Vouched(
-        "ada@example.com", Attributes({"firstName": "Ada"}, {"Plan": "pro"}, ("paid user",)), ("contact.lists",)
+        "ada@example.com", Attributes({"firstName": "Ada"}, {"Plan": "pro"}, ("paid user",)), ("contact.lists",), NOW
     )
 
 
@@ -150,7 +150,7 @@ def test_a_minted_token_is_believed() -> None:
     for keys in ([(None, NEW)], [("k1", NEW)], [("k1", OLD), (None, NEW)]):
         codec = TokenCodec(keys)
         minted = codec.mint("ada@example.com", NOW, timedelta(minutes=5), {"tags": ["a"]})
-        assert codec.verify(minted, NOW) == Vouched("ada@example.com", Attributes(tags=("a",)))
+        assert codec.verify(minted, NOW) == Vouched("ada@example.com", Attributes(tags=("a",)), issued=NOW)
 
 
 UNSIGNED = jwt.encode(claims(), None, algorithm="none")

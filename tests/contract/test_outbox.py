@@ -12,14 +12,18 @@ import pytest
 from proxy.errors import StoreUnavailable
 from proxy.identity import Trust, Visitor
 from proxy.outbox import (
+    Alias,
     Bind,
     Born,
     DeadFilter,
     DeadReason,
     Drop,
+    EndAlias,
     Enqueue,
+    Erased,
     Facts,
     Fate,
+    Forgotten,
     HeldPush,
     Hold,
     Identified,
@@ -385,3 +389,134 @@ async def test_a_discarded_dead_letter_is_gone_and_counted(outbox: Outbox) -> No
     stats = await outbox.stats()
     assert (stats.dead, stats.counters["discarded"]) == (1, 1)
     assert stats.counters["accepted"] == stats.counters["discarded"] + stats.waiting + stats.dead
+
+
+async def delivered_move(outbox: Outbox, old: str, new: str) -> None:
+    """The person at `old` changes to `new`, and SendX confirms it; nothing else of theirs is waiting before."""
+    await carry_out(outbox, queued(old, Attributes(new_email=new)))
+    lease = next(lease for lease in await claim(outbox, per_lane=1) if lease.pushes[0].address == old)
+    assert await outbox.settle(settled(lease, Fate.DELIVERED))
+
+
+async def test_after_a_confirmed_change_of_address_the_lane_goes_on_at_the_new_one(outbox: Outbox) -> None:
+    move, after = queued("old@example.com", Attributes(new_email="New@example.com")), queued("old@example.com")
+    await carry_out(outbox, move, after)
+    (lease,) = await claim(outbox, per_lane=1)
+    await outbox.settle(settled(lease, Fate.DELIVERED))
+    later = queued("new@example.com")
+    await carry_out(outbox, later)
+    (lease,) = await claim(outbox)
+    assert [(push.id, push.address) for push in lease.pushes] == [
+        (after.id, "New@example.com"),
+        (later.id, "new@example.com"),
+    ]
+    alias = await read(outbox, lambda facts: facts.alias("old@example.com"))
+    assert isinstance(alias, Alias)
+    assert alias.address == "New@example.com"
+
+
+async def test_a_change_of_address_that_is_refused_changes_nothing(outbox: Outbox) -> None:
+    move, after = queued("old@example.com", Attributes(new_email="new@example.com")), queued("old@example.com")
+    await carry_out(outbox, move, after)
+    (lease,) = await claim(outbox, per_lane=1)
+    await outbox.settle(settled(lease, Fate.DEAD, reason=DeadReason.REJECTED))
+    (lease,) = await claim(outbox)
+    assert [(push.id, push.address) for push in lease.pushes] == [(after.id, "old@example.com")]
+    assert await read(outbox, lambda facts: facts.alias("old@example.com")) is None
+
+
+async def test_if_the_new_address_has_a_lane_what_waits_there_goes_first_and_then_both_are_one(outbox: Outbox) -> None:
+    move, moved = queued("old@example.com", Attributes(new_email="new@example.com")), queued("old@example.com")
+    await carry_out(outbox, Verify("old@example.com"), move, moved)
+    (lease,) = await claim(outbox, per_lane=1)
+    there = [queued("new@example.com"), queued("new@example.com")]
+    await carry_out(outbox, *there)
+    (other,) = await claim(outbox, per_lane=1)
+    await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert not await claim(outbox), "the lane of the new address is under a lease"
+    await outbox.settle(settled(other, Fate.DELIVERED))
+    (lease,) = await claim(outbox)
+    assert [(push.id, push.address) for push in lease.pushes] == [
+        (there[1].id, "new@example.com"),
+        (moved.id, "new@example.com"),
+    ]
+    assert await read(outbox, lambda facts: facts.lane("new@example.com")) == LaneFacts(verified=True, waiting=2)
+    assert await read(outbox, lambda facts: facts.lane("old@example.com")) == LaneFacts()
+
+
+async def test_an_address_that_moves_twice_and_back_keeps_one_person(outbox: Outbox) -> None:
+    await delivered_move(outbox, "a@example.com", "b@example.com")
+    await delivered_move(outbox, "b@example.com", "c@example.com")
+    for old in ("a@example.com", "b@example.com"):
+        alias = await read(outbox, lambda facts, key=old: facts.alias(key))
+        assert isinstance(alias, Alias)
+        assert alias.address == "c@example.com"
+    await delivered_move(outbox, "c@example.com", "a@example.com")
+    assert await read(outbox, lambda facts: facts.alias("a@example.com")) is None
+
+
+async def test_an_alias_ends_when_somebody_is_verified_at_the_old_address(outbox: Outbox) -> None:
+    await delivered_move(outbox, "old@example.com", "new@example.com")
+    await carry_out(outbox, EndAlias("old@example.com"), queued("old@example.com"))
+    assert await read(outbox, lambda facts: facts.alias("old@example.com")) is None
+    (lease,) = await claim(outbox)
+    assert lease.pushes[0].address == "old@example.com"
+
+
+async def test_a_replayed_dead_letter_follows_the_change_of_address(outbox: Outbox) -> None:
+    await buried(outbox, "old@example.com")
+    await delivered_move(outbox, "old@example.com", "new@example.com")
+    assert await outbox.replay(DeadFilter(), 10) == 1
+    (lease,) = await claim(outbox)
+    assert lease.pushes[0].address == "new@example.com"
+
+
+async def test_erasing_a_person_leaves_nothing_of_them_but_a_hash(outbox: Outbox, tmp_path: Path) -> None:
+    await buried(outbox, "secret-name@example.com")
+    after = Visitor("v", "Secret-Name@example.com", Trust.VERIFIED, issued=1)
+    identify = push_id()
+    await carry_out(
+        outbox, Remember(identify, "v", after), Born("w", "secret-name@example.com"), Verify("secret-name@example.com")
+    )
+    await carry_out(
+        outbox, queued("Secret-Name@example.com"), Hold(push_id(), "v", Track(("a",))), queued("b@example.com")
+    )
+    erased = await outbox.erase("secret-name@example.com")
+    assert erased == Erased(waiting=1, held=1, dead=1, identities=1)
+    assert await read(outbox, lambda facts: facts.seen(identify)) == Seen("", None)
+    assert await read(outbox, lambda facts: facts.visitor("w")) == VisitorFacts()
+    assert await read(outbox, lambda facts: facts.lane("secret-name@example.com")) == LaneFacts()
+    assert isinstance(await read(outbox, lambda facts: facts.erased_at("secret-name@example.com")), float)
+    assert await read(outbox, lambda facts: facts.erased_at("b@example.com")) is None
+    stats = await outbox.stats()
+    total = stats.counters
+    assert total["accepted"] == total["erased"] + stats.waiting + stats.dead
+    assert total["held"] == total["hold_erased"] + stats.holding
+    await outbox.close()
+    assert not [path for path in tmp_path.iterdir() if b"ecret-" in path.read_bytes()], "the name is still in a file"
+
+
+async def test_erasing_by_an_old_address_erases_the_person_who_moved(outbox: Outbox) -> None:
+    await delivered_move(outbox, "old@example.com", "new@example.com")
+    await carry_out(outbox, queued("new@example.com"))
+    assert (await outbox.erase("old@example.com")).waiting == 1
+    for key in ("old@example.com", "new@example.com"):
+        assert await read(outbox, lambda facts, key=key: facts.erased_at(key)) is not None
+    assert await read(outbox, lambda facts: facts.alias("old@example.com")) is None
+
+
+async def test_a_lease_on_an_erased_person_is_void_and_stays_so_when_they_come_back(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"))
+    (lease,) = await claim(outbox)
+    await outbox.erase("a@example.com")
+    await carry_out(outbox, queued("a@example.com"))
+    (again,) = await claim(outbox)
+    assert not await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert await outbox.settle(settled(again, Fate.DELIVERED))
+    assert (await outbox.stats()).waiting == 0
+
+
+async def test_a_late_retry_for_an_erased_person_is_counted_as_accepted_and_erased(outbox: Outbox) -> None:
+    await carry_out(outbox, Forgotten())
+    counted = await counters(outbox)
+    assert (counted["accepted"], counted["erased"]) == (1, 1)

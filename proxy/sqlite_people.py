@@ -1,0 +1,74 @@
+"""What happens to a whole person in the SQLite outbox: a confirmed change of address, and erasure. Both inside the caller's transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import msgspec
+
+from proxy.identity import Visitor
+from proxy.outbox import Erased
+from proxy.pushes import lane_key
+from proxy.sqlite_file import SQL
+from proxy.sqlite_reads import tombstone, value
+
+
+def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: float) -> None:
+    """SendX has confirmed that the person of this lane is at `address` now; nobody holds a lease on the lane.
+
+    The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
+    """
+    old, new = value(connection, "lane_key", lane), lane_key(address)
+    if old == new:
+        return
+    other = value(connection, "lane_by_key", new)
+    connection.execute(SQL["end_alias"], (new,))
+    connection.execute(SQL["add_alias"], (old, lane, now))
+    if other is None:
+        connection.execute(SQL["rename_lane"], (lane, new, address))
+        return
+    waiting, verified = connection.execute(SQL["lane_facts"], (lane,)).fetchone()
+    connection.execute(SQL["move_pushes"], (lane, other))
+    connection.execute(SQL["remove_pushes"], (lane,))
+    connection.execute(SQL["move_dead"], (lane, other))
+    connection.execute(SQL["move_aliases"], (lane, other))
+    connection.execute(SQL["merge_lane"], (other, waiting, verified, now))
+    connection.execute(SQL["readdress_lane"], (other, address))
+    connection.execute(SQL["remove_lane"], (lane,))
+
+
+def erase_person(connection: sqlite3.Connection, key: str, site_key: bytes, now: float) -> tuple[Erased, int]:
+    """Removes everything about the person with this lane key or alias; also the bytes that were held for them.
+
+    A lease on the lane is void from here on: what is on the wire at this moment may still arrive.
+    """
+    row = (
+        connection.execute(SQL["alias_lane"], (key,)).fetchone()
+        or connection.execute(SQL["lane_by_key"], (key,)).fetchone()
+    )
+    lane, current = row if row is not None else (-1, key)
+    keys = {key, current, *(alias for (alias,) in connection.execute(SQL["lane_aliases"], (lane,)))}
+    identities, visitors = _identities(connection, keys)
+    held = [size for visitor in visitors for (size,) in connection.execute(SQL["unhold_visitor"], (visitor,))]
+    waiting = connection.execute(SQL["remove_pushes"], (lane,)).rowcount
+    dead = 0
+    for each in keys:
+        dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
+        connection.execute(SQL["remove_aliases"], (lane, each))
+        connection.execute(SQL["remove_left"], (each,))
+        connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
+    connection.execute(SQL["remove_lane"], (lane,))
+    return Erased(waiting, len(held), dead, identities), sum(held)
+
+
+def _identities(connection: sqlite3.Connection, keys: set[str]) -> tuple[int, set[str]]:
+    """Forgets who browsers were after log-ins as this person; how many it were, and their visitor ids. The push ids stay known."""
+    forgotten: list[tuple[str]] = []
+    visitors: set[str] = set()
+    for push_id, after in connection.execute(SQL["seen_afters"]):
+        visitor = msgspec.json.decode(after, type=Visitor)
+        if visitor.email is not None and lane_key(visitor.email) in keys:
+            forgotten.append((push_id,))
+            visitors.add(visitor.id)
+    connection.executemany(SQL["forget_after"], forgotten)
+    return len(forgotten), visitors
