@@ -111,6 +111,7 @@ class Service:
             timeout_seconds=settings.upstream_timeout_seconds,
             max_attempts=settings.max_attempts,
             max_age=settings.max_age,
+            identify_refresh=settings.identify_refresh,
         )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -17,7 +19,7 @@ from proxy.control import ask
 from proxy.errors import StoreError
 from proxy.identity import ProbeCodec, TokenCodec, TokenProblem, cookie_name
 from proxy.outbox import Durability
-from proxy.pushes import Attributes, clean_address
+from proxy.pushes import Attributes
 from proxy.retry import Verdict
 from proxy.sendx import Client, Upstream
 from proxy.settings import Identify, Settings
@@ -25,19 +27,28 @@ from proxy.settings import Identify, Settings
 _SECONDS = 10.0
 
 
+_ADVICE = {
+    Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
+    Verdict.FORBIDDEN: "Check SCQ_API_KEY, and the account's state at SendX.",
+    Verdict.THROTTLED: "The account is over its rate limit: try again later.",
+    Verdict.REJECTED: "Try another address.",
+    Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
+    Verdict.MISDIRECTED: "Check SCQ_UPSTREAM and SCQ_DIALECT: it is not SendX's API that answers.",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
+    """One thing looked at. `text` may quote what another server said: escape it before a terminal sees it."""
+
     ok: bool
     text: str
 
 
 def check_settings(settings: Settings) -> list[Finding]:
     """What is allowed and still likely to be a mistake. That the settings can be used at all, loading has shown."""
-    found = [
-        Finding(
-            True, f"settings: {len(settings.origins)} origins, dialect {settings.dialect}, identify {settings.identify}"
-        )
-    ]
+    origins = f"{len(settings.origins)} origin{'' if len(settings.origins) == 1 else 's'}"
+    found = [Finding(True, f"settings: {origins}, dialect {settings.dialect}, identify {settings.identify}")]
     if not settings.tags:
         found.append(Finding(False, "SCQ_TAGS is empty: every track is refused. List the tags that pages may add."))
     if "*" in settings.asserted_tags:
@@ -57,37 +68,43 @@ async def check_store(settings: Settings) -> list[Finding]:
         return [Finding(False, "SCQ_STORE: PostgreSQL is not supported yet, set SCQ_STORE=sqlite:///scq.db.")]
     path = settings.store.path.absolute()
     try:
-        answers = [answer async for answer in ask(path, "durability")]
-        running, durability = True, msgspec.convert(answers[0], Durability)
-    except (ConnectionError, FileNotFoundError):
-        if not path.exists():
-            return [Finding(True, f"store: {path} does not exist yet, serve makes it")]
+        running, durability = True, await _durability_of_server(path)
+    except ConnectionError:
+        if path.parent.is_dir() and not path.exists():
+            return [_place_for_store(path)]
         try:
             async with open_store_file(path) as outbox:
                 running, durability = False, await outbox.durability()
         except StoreError as error:
             return [Finding(False, f"store: {error.message}")]
+    except StoreError as error:
+        return [Finding(False, f"store: {error.message}")]
     facts = ", ".join(f"{name} {value}" for name, value in durability.facts.items())
     server = "a server is running" if running else "no server is running"
     return [Finding(True, f"store: {durability.promise} ({facts}); {server}")]
 
 
+async def _durability_of_server(path: Path) -> Durability:
+    async with contextlib.aclosing(ask(path, "durability")) as answers:
+        return msgspec.convert(await anext(answers), Durability)
+
+
+def _place_for_store(path: Path) -> Finding:
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return Finding(False, f"store: this user may not write in {path.parent}: change its owner, or SCQ_STORE.")
+    return Finding(True, f"store: {path} does not exist yet, serve makes it")
+
+
 async def check_send(settings: Settings, email: str) -> list[Finding]:
     """A real identify, with nothing but the address."""
-    if clean_address(email) is None:
-        return [Finding(False, "--send takes an e-mail address that may be identified for real.")]
     upstream = Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
     async with Client(upstream, timeout_seconds=settings.upstream_timeout_seconds) as client:
         answer = await client.send(upstream.request_for(email, Attributes()))
     took = f"{answer.latency_seconds:.2f} s"
     if answer.verdict is Verdict.DELIVERED:
-        return [Finding(True, f"SendX took the identify ({took})")]
-    return [
-        Finding(
-            False,
-            f"SendX did not take the identify ({took}): {answer.detail}. Check SCQ_API_KEY, SCQ_UPSTREAM, SCQ_DIALECT.",
-        )
-    ]
+        return [Finding(True, f"SendX: it took the identify ({took})")]
+    advice = _ADVICE.get(answer.verdict, "Try again; if that does not help, check SCQ_UPSTREAM.")
+    return [Finding(False, f"SendX: it did not take the identify ({took}): {answer.detail}. {advice}")]
 
 
 def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
@@ -99,24 +116,28 @@ def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
     return [Finding(True, "token: it identifies its e-mail address as verified")]
 
 
+def public_url(text: str) -> str | None:
+    """The public address as `check_public` takes it, or None for a text that is none."""
+    try:
+        url = httpx.URL(text.rstrip("/"))
+    except (httpx.InvalidURL, ValueError):
+        return None
+    plain = url.scheme in ("http", "https") and url.host and not url.userinfo and not url.query and not url.fragment
+    return str(url).rstrip("/") if plain else None
+
+
 async def check_public(settings: Settings, url: str) -> list[Finding]:
-    """The way a browser takes, through whatever stands before the proxy: script, headers, cookie, client address."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return [Finding(False, "--url takes the public address with the prefix: https://www.example.com/scq")]
-    origin = f"{parts.scheme}://{parts.netloc}".lower()
+    """The way a browser takes, through whatever stands before the proxy: script, headers, cookie, client address.
+
+    `url`: as `public_url` gives it.
+    """
+    origin = url.partition("://")[0] + "://" + httpx.URL(url).netloc.decode("ascii")
     async with httpx.AsyncClient(timeout=_SECONDS, follow_redirects=False) as client:
         try:
-            return [
-                await _check_script(client, url),
-                *await _check_push(client, settings, url, origin),
-            ]
+            return [await _check_script(client, url), *await _check_push(client, settings, url, origin)]
         except httpx.HTTPError as error:
-            return [
-                Finding(
-                    False, f"{url} cannot be reached ({type(error).__name__}): is the proxy running and routed there?"
-                )
-            ]
+            why = str(error) or type(error).__name__
+            return [Finding(False, f"{url} cannot be reached ({why}): is the proxy running, and routed there?")]
 
 
 async def _check_script(client: httpx.AsyncClient, url: str) -> Finding:
@@ -153,9 +174,10 @@ async def _check_seen(client: httpx.AsyncClient, settings: Settings, url: str, c
     """What arrives at the proxy: only it can tell, and it tells whoever has its signing key."""
     probe = ProbeCodec([key.reveal() for key in settings.secret_keys]).sign(time.time())
     answer = await client.get(f"{url}/check", headers={"Cookie": cookie, "X-Scq-Check": probe})
-    if answer.status_code != 200:
+    seen = _object(answer)
+    if answer.status_code != 200 or "client" not in seen:
         return [Finding(False, "client address: the proxy there has other SCQ_SECRET_KEYS than these settings.")]
-    return explain_seen(answer.json(), cookie.partition("=")[0])
+    return explain_seen(seen, cookie.partition("=")[0])
 
 
 def explain_seen(seen: Mapping[str, object], cookie: str) -> list[Finding]:
@@ -170,7 +192,8 @@ def explain_seen(seen: Mapping[str, object], cookie: str) -> list[Finding]:
         found.append(
             Finding(
                 False,
-                f"client address: every visitor counts as {address}: add the reverse proxy to SCQ_TRUSTED_PROXIES.",
+                f"client address: this request came through a reverse proxy and counts as {address}. Unless you ran this "
+                "behind that proxy yourself, add its address to SCQ_TRUSTED_PROXIES.",
             )
         )
     else:
@@ -186,7 +209,13 @@ def _is_local(address: str) -> bool:
 
 
 def _message(answer: httpx.Response) -> str:
+    return str(_object(answer).get("message", "it is not the proxy that answers."))
+
+
+def _object(answer: httpx.Response) -> Mapping[str, object]:
+    """The JSON object in an answer; an empty one if there is none."""
     try:
-        return str(answer.json()["message"])
-    except (ValueError, KeyError, TypeError):
-        return "it is not the proxy that answers."
+        found = answer.json()
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,71 +1,102 @@
 """The command line: reads the environment, runs one thing, and tells a person what came of it.
 
 Exit codes: 0 done, 1 something needs attention (`status`, `check`), 2 it could not be done as asked. No tracebacks. Standard output carries what
-was asked for; everything else goes to standard error.
+was asked for; everything else goes to standard error. Text that comes from pages or from other servers is shown escaped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from proxy import __version__
 from proxy.app import create_app, open_store_file
-from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token
+from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token, public_url
 from proxy.control import ask
 from proxy.demo import run_demo
 from proxy.errors import ConfigError, Problem, ScqError, describe
 from proxy.identity import TokenCodec
 from proxy.ops import Report, make_report
+from proxy.outbox import RefusedName
 from proxy.pushes import clean_address, parse_vouched
-from proxy.sandbox import run as run_sandbox
+from proxy.sandbox import create_sandbox
 from proxy.serving import Site, run, serve
 from proxy.settings import load_identity_settings, load_prefix, load_settings, load_store_settings
-
-T = TypeVar("T")
 
 cli = typer.Typer(
     name="scq-proxy",
     help="First-party tracking proxy for SendX: durable, in order per contact, with verified identity.",
+    epilog="Settings are SCQ_* environment variables; the README describes each one. "
+    "Exit codes: 0 done, 1 something needs attention (check, status), 2 not done as asked.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain help: its frames leave too little room on a narrow terminal
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _address(text: str) -> str:
+    """A parameter that is an e-mail address, or an option not given."""
+    if text and clean_address(text) is None:
+        raise typer.BadParameter("this is no e-mail address; an example is ada@example.com.")
+    return text
+
+
+def _host_name(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", text):
+        raise typer.BadParameter("give the host name alone, such as t.example.com.")
+    return text
+
+
+def _public_url(text: str) -> str:
+    url = public_url(text)
+    if text and url is None:
+        raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
+    return url or ""
+
+
 EnvFile = Annotated[
     Path | None,
     typer.Option(
-        "--env-file", help="Read settings from this file, under the environment. Default: .env, if there is one."
+        "--env-file",
+        metavar="FILE",
+        help="Read settings from this file; the environment goes before it. Without this option, .env is read if there is one.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 
 def main() -> None:
     """The `scq-proxy` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a tag may have a letter that the terminal has not
     try:
-        cli()
+        try:
+            cli()
+        finally:
+            sys.stdout.flush()
     except ConfigError as error:
         _complain("These settings need mending:\n" + error.message)
     except ScqError as error:
         _complain(error.message)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing more to say
         sys.exit(0)
@@ -97,28 +128,42 @@ def _root(
 
 @cli.command("serve")
 def serve_command(env_file: EnvFile = None) -> None:
-    """Serve for real, until Ctrl-C or SIGTERM. Settings: SCQ_* variables, see README."""
+    """Serve the proxy for real.
+
+    It runs until Ctrl-C or SIGTERM, and finishes the requests under way before it stops. If settings are missing or wrong, it
+    does not start, and says for each of them what is wrong and what would do.
+    """
     settings = load_settings(os.environ, _env_file(env_file))
     _start_logging(settings.log_level)
     log = logging.getLogger("proxy")
 
-    def listening(ports: Any) -> None:
-        log.info("Serving %s on http://%s:%d, store %s", settings.prefix, settings.host, ports[0], settings.store.path)
+    def listening(ports: Sequence[int]) -> None:
+        store = settings.store.path.absolute() if settings.store.path else "PostgreSQL"
+        log.info("Serving %s on %s, store %s", settings.prefix, _base(settings.host, ports[0]), store)
 
     run(serve([Site(create_app(settings), settings.host, settings.port)], listening))
 
 
 @cli.command()
 def demo(
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 in a container.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the shop and the proxy.")] = 8000,
-    sandbox_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the fake SendX.")] = 8001,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 in a container.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port of the shop and the proxy.")] = 8000,
+    sandbox_port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port of the fake SendX.")] = 8001,
     origin: Annotated[
         str | None,
-        typer.Option(help="Where the browser finds the shop, if elsewhere: https://…, or http:// on a loopback name."),
+        typer.Option(
+            metavar="URL",
+            help="Where the browser finds the shop, if not at that host and port: https://shop.example.com, or http:// with a loopback name.",
+        ),
     ] = None,
 ) -> None:
-    """Run the fake SendX, the proxy and an example shop in one process."""
+    """Try it all: fake SendX, proxy and shop.
+
+    One process runs the three of them and prints the two addresses to open in a browser. It needs no settings and no account, and
+    forgets everything when Ctrl-C stops it.
+    """
     _start_logging("warning")
 
     def listening(shop_url: str, sandbox_url: str) -> None:
@@ -128,26 +173,58 @@ def demo(
         )
         sys.stdout.flush()
 
-    run(run_demo(host=host, port=port, sandbox_port=sandbox_port, origin=origin, on_listening=listening))
+    options = {
+        "SCQ_PORT": ("--port, --sandbox-port", "scq-proxy demo --port 8010 --sandbox-port 8011"),
+        "SCQ_ORIGINS": ("--origin", "scq-proxy demo --origin https://shop.example.com"),
+    }
+    with _said_of_options(options):
+        run(run_demo(host=host, port=port, sandbox_port=sandbox_port, origin=origin, on_listening=listening))
 
 
 @cli.command()
 def sandbox(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")] = 8001,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    key: Annotated[str, typer.Option(help="The API key that it accepts.")] = "sandbox",
-    team_id: Annotated[str, typer.Option(help="The team id that it accepts.")] = "sandbox",
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+    ] = 8001,
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    key: Annotated[str, typer.Option(metavar="KEY", help="The API key that it accepts.")] = "sandbox",
+    team_id: Annotated[str, typer.Option(metavar="ID", help="The team id that it accepts.")] = "sandbox",
 ) -> None:
-    """Run the fake SendX alone."""
-    run_sandbox(host, port, key, team_id)
+    """Run the fake SendX alone.
+
+    It speaks both dialects of SendX's API, and shows contacts, tags and requests on a page as they arrive. Ctrl-C stops it.
+    """
+    _start_logging("warning")
+
+    def listening(ports: Sequence[int]) -> None:
+        base = _base(host, ports[0])
+        sys.stdout.write(
+            f"SendX sandbox, API key {key}, team id {team_id}\n"
+            f"  page    {base}/\n"
+            f"  rest    {base}/api/v1/rest\n"
+            f"  legacy  {base}/api/v1\n"
+            "Stop with Ctrl-C.\n"
+        )
+        sys.stdout.flush()
+
+    with _said_of_options({"SCQ_PORT": ("--host, --port", "scq-proxy sandbox --port 0")}):
+        run(serve([Site(create_sandbox(key=key, team_id=team_id), host, port)], listening))
 
 
 @cli.command()
 def snippet(
     env_file: EnvFile = None,
-    host: Annotated[str, typer.Option(help="Host name of the proxy, if not the page's own: t.example.com.")] = "",
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", callback=_host_name, help="Host name of the proxy, if not the page's own: t.example.com."
+        ),
+    ] = "",
 ) -> None:
-    """Print the embed tag."""
+    """Print the embed tag.
+
+    Paste it into every page, into the head. The script's path follows SCQ_PREFIX.
+    """
     prefix = load_prefix(os.environ, _env_file(env_file))
     base = f"https://{host}" if host else ""
     sys.stdout.write(
@@ -157,39 +234,67 @@ def snippet(
 
 @cli.command()
 def keygen() -> None:
-    """Make a secret, for SCQ_SECRET_KEYS, SCQ_IDENTITY_KEYS, SCQ_SERVER_KEYS or SCQ_ADMIN_TOKEN."""
+    """Make a secret.
+
+    It is 43 characters long and good for SCQ_SECRET_KEYS, SCQ_IDENTITY_KEYS, SCQ_SERVER_KEYS and SCQ_ADMIN_TOKEN. Make one for
+    each of them.
+    """
     sys.stdout.write(secrets.token_urlsafe(32) + "\n")
 
 
 @cli.command()
 def token(
-    email: Annotated[str, typer.Argument(metavar="EMAIL", help="Whom the token identifies.")],
+    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=_address, help="Whom the token identifies.")],
     env_file: EnvFile = None,
-    minutes: Annotated[int, typer.Option(min=1, max=60, help="How long it is good for.")] = 10,
+    minutes: Annotated[
+        int, typer.Option(metavar="MINUTES", min=1, max=60, help="How long the token is good for.")
+    ] = 10,
     contact: Annotated[
-        str, typer.Option(help='Vouched attributes and tags as JSON: \'{"tags": ["paid user"]}\'.')
+        str,
+        typer.Option(metavar="JSON", help='Attributes and tags to vouch for: \'{"tags": ["paid user"]}\'.'),
     ] = "",
 ) -> None:
-    """Mint an identity token, to try a login. Signs with a key of SCQ_IDENTITY_KEYS."""
+    """Mint an identity token, to try a login.
+
+    It is what the site's back end would hand to the page, signed with a key of SCQ_IDENTITY_KEYS. Push it in the browser's console:
+
+    \b
+    _scq.push(["identify", {token: "..."}])
+    """
+    vouched = _contact(contact)
     keys = load_identity_settings(os.environ, _env_file(env_file))
-    if clean_address(email) is None:
-        raise _usage("EMAIL", "is no e-mail address", "scq-proxy token ada@example.com")
     codec = TokenCodec([(key.kid, key.secret.reveal()) for key in keys])
-    sys.stdout.write(codec.mint(email, time.time(), timedelta(minutes=minutes), _contact(contact)) + "\n")
+    sys.stdout.write(codec.mint(email, time.time(), timedelta(minutes=minutes), vouched) + "\n")
 
 
 @cli.command()
 def check(
     env_file: EnvFile = None,
     send: Annotated[
-        str, typer.Option(metavar="EMAIL", help="Identify this address for real at SCQ_UPSTREAM and show the answer.")
+        str,
+        typer.Option(
+            metavar="EMAIL",
+            callback=_address,
+            help="Identify this address for real at SCQ_UPSTREAM and show the answer.",
+        ),
     ] = "",
     url: Annotated[
-        str, typer.Option(metavar="URL", help="Try the public path, e.g. https://www.example.com/scq.")
+        str,
+        typer.Option(
+            metavar="URL",
+            callback=_public_url,
+            help="Try the way that browsers take, through everything before the proxy: https://www.example.com/scq.",
+        ),
     ] = "",
-    token_text: Annotated[str, typer.Option("--token", metavar="TOKEN", help="Explain whether a token would do.")] = "",
+    token_text: Annotated[
+        str, typer.Option("--token", metavar="TOKEN", help="Say whether this identity token would be believed.")
+    ] = "",
 ) -> None:
-    """Check a configuration, say what is wrong and how to mend it."""
+    """Check the settings, and say how to mend them.
+
+    Settings and store are always checked; options add the way to SendX, the way from the browser, and a token. Exits with 1 if
+    anything is to be mended, and with 2 if the settings cannot be used at all.
+    """
     settings = load_settings(os.environ, _env_file(env_file))
 
     async def findings() -> list[Finding]:
@@ -197,7 +302,7 @@ def check(
         if send:
             found += await check_send(settings, send)
         if url:
-            found += await check_public(settings, url.rstrip("/"))
+            found += await check_public(settings, url)
         if token_text:
             found += explain_token(settings, token_text, time.time())
         return found
@@ -205,14 +310,18 @@ def check(
     found = asyncio.run(findings())
     console = Console(highlight=False, soft_wrap=True)
     for finding in found:
-        console.print("[green]ok  [/green]" if finding.ok else "[red]mend[/red]", end=" ")
-        console.print(finding.text, markup=False)
+        verdict = ("ok   ", "green") if finding.ok else ("mend ", "red")
+        console.print(Text.assemble(verdict, _escaped(finding.text)))
     raise typer.Exit(0 if all(finding.ok for finding in found) else 1)
 
 
 @cli.command()
 def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show backlog, lag, failures and what pages asked for that is not offered. Exits 1 if something needs attention."""
+    """Show backlog, failures and what was refused.
+
+    It asks the running server, or reads the store if none is running, and needs no setting but SCQ_STORE. Tags and fields that pages
+    asked for in vain are listed with the setting that would offer them. Exits with 1 if something needs attention.
+    """
     report = asyncio.run(_report(_env_file(env_file)))
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
@@ -225,29 +334,35 @@ async def _report(env_file: Path | None) -> Report:
     """From the running server, or with none running from the store itself."""
     store = load_store_settings(os.environ, env_file)
     if store.path is None:
-        raise _usage("SCQ_STORE", "is PostgreSQL, which is not supported yet", "SCQ_STORE=sqlite:///scq.db")
+        wrong = "is PostgreSQL, which is not supported yet"
+        raise ConfigError([Problem("SCQ_STORE", wrong, "SCQ_STORE=sqlite:///scq.db")])
     path = store.path.absolute()
     sys.stderr.write(f"Store: {path}\n")
     try:
-        answer = await _only(ask(path, "status"))
-    except (ConnectionError, FileNotFoundError):
+        async with contextlib.aclosing(ask(path, "status")) as answers:
+            return msgspec.convert(await anext(answers), Report)
+    except ConnectionError:
         async with open_store_file(path) as outbox:
             return make_report(await outbox.stats(), None, 0, time.time())
-    return msgspec.convert(answer, Report)
-
-
-async def _only(answers: AsyncIterator[T]) -> T:
-    return await anext(answers)
 
 
 def _print_report(report: Report) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for problem in report.problems:
-        console.print(f"[red]![/red] {problem}")
+        console.print(Text.assemble(("! ", "red"), _escaped(problem)))
     if not report.problems:
-        console.print("[green]All is well.[/green]" if report.delivery else "All is well, but no server is running.")
-    table = Table(show_header=False, box=None)
-    rows: list[tuple[str, object]] = [
+        console.print(Text("All is well.", "green"))
+    if report.delivery is None:
+        console.print("No server is running: this is what the store says.")
+    width = max(len(name) for name, _ in _facts(report))
+    for name, value in _facts(report):
+        console.print(f"  {name:{width}}  {value}", markup=False)
+    if report.refused_names:
+        _print_refused(console, report.refused_names)
+
+
+def _facts(report: Report) -> list[tuple[str, object]]:
+    facts: list[tuple[str, object]] = [
         ("waiting", report.waiting),
         ("oldest waiting for", timedelta(seconds=int(report.lag_seconds))),
         ("held for visitors not identified", report.holding),
@@ -255,23 +370,24 @@ def _print_report(report: Report) -> None:
         ("delivered so far", report.counters.get("delivered", 0)),
     ]
     if report.delivery:
-        rows += [("gate to SendX", report.delivery.gate), ("forwarder restarts", report.restarts)]
-    rows += [(name, value) for name, value in report.counters.items() if name.startswith("refused:") and value]
-    for name, value in rows:
-        table.add_row(name, str(value))
-    console.print(table)
-    if report.refused_names:
-        _print_refused(console, report)
+        facts += [("gate to SendX", report.delivery.gate), ("forwarder restarts", report.restarts)]
+    refused = (
+        (name.removeprefix("refused:"), count) for name, count in report.counters.items() if name.startswith("refused:")
+    )
+    return facts + [(f"refused, {reason}", count) for reason, count in refused if count]
 
 
-def _print_refused(console: Console, report: Report) -> None:
-    table = Table(title="Asked for by pages, and not offered", title_justify="left", box=None)
-    for column in ("name", "setting that would offer it", "times"):
-        table.add_column(column)
-    for refused in report.refused_names:
-        # What pages ask for is anybody's text: shown with its control characters escaped, never as markup.
-        table.add_row(json.dumps(refused.name, ensure_ascii=False), refused.setting, str(refused.count))
-    console.print(table, markup=False)
+def _print_refused(console: Console, names: Sequence[RefusedName]) -> None:
+    console.print("\nPages asked for these, and they are not offered:")
+    width = max(len(refused.setting) for refused in names)
+    for refused in names:
+        name = _escaped(json.dumps(refused.name, ensure_ascii=False))
+        console.print(Text.assemble(f"  {refused.count:6} x  {refused.setting:{width}}  ", name))
+
+
+def _escaped(text: str) -> Text:
+    """Anybody's text for a terminal: never markup, and without control or direction characters."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
 
 
 def _contact(text: str) -> dict[str, Any] | None:
@@ -279,15 +395,27 @@ def _contact(text: str) -> dict[str, Any] | None:
         return None
     try:
         contact = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         contact = None
     if not isinstance(contact, dict) or parse_vouched(contact) is None:
-        raise _usage("--contact", "is no JSON object that SendX could take", """--contact '{"tags": ["paid user"]}'""")
+        wrong = """this is no JSON object that SendX could take; an example is '{"tags": ["paid user"]}'."""
+        raise typer.BadParameter(wrong, param_hint="--contact")
     return contact
 
 
-def _usage(what: str, wrong: str, example: str) -> ConfigError:
-    return ConfigError([Problem(what, wrong, example)])
+@contextlib.contextmanager
+def _said_of_options(options: Mapping[str, tuple[str, str]]) -> Iterator[None]:
+    """What is wrong with a setting, said of the option it came from. `options`: option and example by variable."""
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            option, example = options.get(problem.variable, (problem.variable, problem.example))
+            raise typer.BadParameter(f"{problem.wrong}\nFor example: {example}", param_hint=option) from None
+
+
+def _base(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _env_file(given: Path | None) -> Path | None:

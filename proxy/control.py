@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,13 @@ class Control:
         return command(asked)
 
 
-async def ask(store: Path, command: str, **arguments: Any) -> AsyncIterator[Any]:
+async def ask(store: Path, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
     """The command's end: answers as they come. Raises `StoreRefused` with the server's words, `ConnectionError` if none runs."""
-    reader, writer = await asyncio.open_unix_connection(str(socket_path(store)), limit=MAX_LINE)
+    reader, writer = await _connect(store)
     try:
         writer.write(msgspec.json.encode({"command": command, **arguments}) + b"\n")
         await writer.drain()
-        while line := await reader.readline():
+        while line := await _next_line(reader):
             answer = msgspec.json.decode(line)
             if "error" in answer:
                 raise StoreRefused(answer["error"])
@@ -107,3 +107,22 @@ async def ask(store: Path, command: str, **arguments: Any) -> AsyncIterator[Any]
         raise StoreRefused("The running server broke off: ask again.")
     finally:
         writer.close()
+
+
+async def _connect(store: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        return await asyncio.open_unix_connection(str(socket_path(store)), limit=MAX_LINE)
+    except FileNotFoundError:
+        raise ConnectionRefusedError from None
+    except PermissionError:
+        raise StoreRefused(
+            f"{store} belongs to another user: run this command as the user who runs the server."
+        ) from None
+
+
+async def _next_line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        async with asyncio.timeout(_SECONDS):
+            return await reader.readline()
+    except TimeoutError:
+        raise StoreRefused(f"The running server does not answer within {_SECONDS:.0f} seconds.") from None

@@ -12,6 +12,7 @@ Decisions are made in `retry` and `coalesce`. Addresses, bodies and keys are nev
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
 import time
@@ -21,11 +22,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import msgspec
+
 from proxy.account import Account, DeliveryState, increments
 from proxy.coalesce import Group, plan, singly
 from proxy.errors import StoreUnavailable
 from proxy.identity import Trust
-from proxy.outbox import DeadReason, Fate, Lease, Outbox, Settled, Settlement, Waiting
+from proxy.outbox import DeadReason, Fate, LastIdentify, Lease, Outbox, Settled, Settlement, Waiting
 from proxy.pushes import Attributes, Track
 from proxy.retry import Dead, Delivered, Keep, Limits, Retry, Step, Verdict
 from proxy.sendx import Answer, Client, Upstream
@@ -49,6 +52,7 @@ class _Turn:
     probe: bool
     failures: int
     retry_at: float | None = None
+    last: LastIdentify | None = None
     on_wire: bool = False
     broken: bool = False
     results: dict[int, Settled] = field(default_factory=dict)
@@ -57,7 +61,7 @@ class _Turn:
         """What became of every push; those that were not reached stay as they were."""
         kept = (Settled(push.seq, Fate.KEPT, attempted=False) for push in self.lease.pushes)
         results = tuple(self.results.get(result.seq, result) for result in kept)
-        return Settlement(self.lease, results, self.failures, self.retry_at)
+        return Settlement(self.lease, results, self.failures, self.retry_at, self.last)
 
     def break_off(self) -> None:
         """The request under way will not be waited for: whether an increment was applied will never be known."""
@@ -85,12 +89,14 @@ class Delivery:
         timeout_seconds: float,
         max_attempts: int,
         max_age: timedelta,
+        identify_refresh: timedelta = timedelta(0),
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
         self._outbox = outbox
         self._upstream = upstream
         self._senders = concurrency
+        self._identify_refresh_seconds = identify_refresh.total_seconds()
         self._timeout_seconds = timeout_seconds
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._clock = clock
@@ -191,7 +197,8 @@ class Delivery:
         while not self._leases.empty():
             item = self._leases.get_nowait()
             if item is not None:
-                await self._settle(_Turn(item[0], probe=False, failures=item[0].failures, broken=True))
+                lease, _ = item
+                await self._settle(_Turn(lease, probe=False, failures=lease.failures, last=lease.last, broken=True))
 
     # --- sending
 
@@ -200,7 +207,7 @@ class Delivery:
             while (item := await self._leases.get()) is not None:
                 lease, probe = item
                 try:
-                    await self._take_turn(client, _Turn(lease, probe, lease.failures))
+                    await self._take_turn(client, _Turn(lease, probe, lease.failures, last=lease.last))
                 finally:
                     self._busy -= 1
                     self._probing = self._probing and not probe
@@ -221,6 +228,10 @@ class Delivery:
 
     async def _send_group(self, client: Client, turn: _Turn, group: Group[Waiting]) -> bool:
         """One request and what follows from it. False: the lane stops here for now."""
+        if self._is_unchanged(turn, group):
+            for push in group.members:
+                turn.results[push.seq] = Settled(push.seq, Fate.DELIVERED, attempted=False, unchanged=True)
+            return True
         answer = None
         if await self._may_risk(client, turn, group):
             answer = await self._send_or_introduce(client, turn, group)
@@ -234,6 +245,7 @@ class Delivery:
             return await self._send_singly(client, turn, group)
         for push, step in zip(group.members, steps, strict=True):
             self._note(turn, push, step, answer)
+        turn.last = last_identify(turn.last, group, steps[0], self._clock())
         return self._goes_on(turn, group, steps[0], retry_at)
 
     async def _send_singly(self, client: Client, turn: _Turn, group: Group[Waiting]) -> bool:
@@ -242,6 +254,13 @@ class Delivery:
             if not await self._send_group(client, turn, single):
                 return False
         return True
+
+    def _is_unchanged(self, turn: _Turn, group: Group[Waiting]) -> bool:
+        """Sites identify on every page: what SendX has just been told is not told again."""
+        if turn.last is None or isinstance(group.body, Track):
+            return False
+        fresh = self._clock() < turn.last.at + self._identify_refresh_seconds
+        return fresh and not turn.probe and identify_digest(group.address, group.body) == turn.last.digest
 
     async def _may_risk(self, client: Client, turn: _Turn, group: Group[Waiting]) -> bool:
         """An increment cannot be tried twice, so while sending is halted its contact alone is identified first."""
@@ -335,6 +354,21 @@ class Delivery:
         self._account.store_failures += 1
         log.warning("The store is not available, next try in %d s: %s", problem.retry_after, problem.message)
         await _wait(self._stopping, problem.retry_after)
+
+
+def identify_digest(address: str, body: Attributes) -> bytes:
+    """What makes two identifies the same request."""
+    return hashlib.sha256(msgspec.json.encode((address, body), order="sorted")).digest()[:16]
+
+
+def last_identify(before: LastIdentify | None, group: Group[Waiting], step: Step, now: float) -> LastIdentify | None:
+    """What is known of the contact after a request: nothing, once something may have changed what the last identify set."""
+    body = group.body
+    if isinstance(body, Track):
+        return before if isinstance(step, Delivered) and not body.remove_tags else None
+    if not isinstance(step, Delivered) or body.increments or body.new_email is not None:
+        return None
+    return LastIdentify(identify_digest(group.address, body), now)
 
 
 def _moves(body: Attributes | Track) -> bool:

@@ -71,7 +71,8 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float) -> Itera
     if lag > LAG.total_seconds():
         yield f"The oldest push has waited for {timedelta(seconds=int(lag))}: SendX is slow or down, or nothing sends."
     if stats.dead:
-        yield f"{stats.dead} dead letters: SendX does not take them, or their outcome is unknown."
+        letters = "1 dead letter" if stats.dead == 1 else f"{stats.dead} dead letters"
+        yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome."
 
 
 class Ops:

@@ -252,6 +252,13 @@ class Waiting(msgspec.Struct, frozen=True):
         return Kind.TRACK if isinstance(self.body, Track) else Kind.IDENTIFY
 
 
+class LastIdentify(msgspec.Struct, frozen=True):
+    """The last identify delivered for a contact, while nothing since could have changed what it sets: its digest, and when."""
+
+    digest: bytes
+    at: float
+
+
 class Lease(msgspec.Struct, frozen=True):
     """One lane's head, to be sent in order by whoever holds it until `until` (Unix seconds).
 
@@ -263,6 +270,7 @@ class Lease(msgspec.Struct, frozen=True):
     until: float
     failures: int
     pushes: tuple[Waiting, ...]
+    last: LastIdentify | None = None
 
 
 class Fate(IntEnum):
@@ -272,25 +280,30 @@ class Fate(IntEnum):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """What became of one claimed push. `detail`: facts for the operator (an HTTP status), never payload."""
+    """What became of one claimed push. `detail`: facts for the operator (an HTTP status), never payload.
+
+    `unchanged`: delivered without being sent, because SendX had the same already.
+    """
 
     seq: int
     fate: Fate
     attempted: bool = True
     reason: DeadReason | None = None
     detail: str = ""
+    unchanged: bool = False
 
 
 class Settlement(msgspec.Struct, frozen=True):
     """What became of a lease. Pushes not named stay as they were. `retry_at`: not before (Unix seconds), None: at once.
 
-    `failures`: the lane's failures in a row, from which its back-off is computed.
+    `failures`: the lane's failures in a row, from which its back-off is computed. `last`: to be remembered of the contact.
     """
 
     lease: Lease
     results: tuple[Settled, ...]
     failures: int = 0
     retry_at: float | None = None
+    last: LastIdentify | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True):

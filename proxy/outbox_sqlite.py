@@ -38,6 +38,7 @@ from proxy.outbox import (
     Hold,
     Identified,
     Kind,
+    LastIdentify,
     Lease,
     NotOffered,
     Op,
@@ -272,13 +273,15 @@ class SqliteOutbox:
     def _claim(self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float) -> list[Lease]:
         now = time.time()
         leases = []
-        for lane, epoch, leased, failures, *names in connection.execute(SQL["claimable"], (now, lanes)).fetchall():
+        rows = connection.execute(SQL["claimable"], (now, lanes)).fetchall()
+        for lane, epoch, leased, failures, key, address, digest, digest_at in rows:
             if leased:
                 self._end_lease(connection, lane)
-            pushes = lane_head(connection, lane, per_lane, *names)
+            pushes = lane_head(connection, lane, per_lane, key, address)
             if pushes:
                 connection.execute(SQL["lease"], (now + lease_seconds, lane))
-                leases.append(Lease(lane, epoch + 1, now + lease_seconds, failures, pushes))
+                last = LastIdentify(digest, digest_at) if digest is not None else None
+                leases.append(Lease(lane, epoch + 1, now + lease_seconds, failures, pushes, last))
         return leases
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
@@ -297,7 +300,7 @@ class SqliteOutbox:
         for settled in settlement.results:
             if settled.fate is Fate.DELIVERED:
                 connection.execute(SQL["remove"], (settled.seq,))
-                self._tallies["delivered"] += 1
+                self._tallies.update({"delivered": 1, "unchanged": int(settled.unchanged)})
                 gone += 1
             elif settled.fate is Fate.DEAD:
                 self._bury(connection, settled)
@@ -309,6 +312,9 @@ class SqliteOutbox:
         ready_at = time.time() if settlement.retry_at is None else settlement.retry_at
         connection.execute(SQL["lane_loses"], (lease.lane, gone, settlement.failures, ready_at))
         self._ready_lanes = True
+        if settlement.last != lease.last:
+            last = settlement.last
+            connection.execute(SQL["last_identify"], (lease.lane, last and last.digest, last and last.at))
         moved = [
             push.body.new_email for push in lease.pushes if push.seq in delivered and isinstance(push.body, Attributes)
         ]

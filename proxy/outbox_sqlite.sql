@@ -12,7 +12,9 @@ CREATE TABLE lanes (
   ready_at REAL,
   leased   INTEGER NOT NULL DEFAULT 0,
   epoch    INTEGER NOT NULL DEFAULT 0,
-  failures INTEGER NOT NULL DEFAULT 0
+  failures INTEGER NOT NULL DEFAULT 0,
+  identify_digest BLOB,
+  identify_at     REAL
 );
 CREATE INDEX lanes_ready ON lanes (ready_at) WHERE ready_at IS NOT NULL;
 
@@ -170,7 +172,7 @@ INSERT INTO not_offered (setting, name, count, last) VALUES (?, ?, 1, ?)
 ON CONFLICT (setting, name) DO UPDATE SET count = count + 1, last = excluded.last;
 
 -- name: claimable
-SELECT id, epoch, leased, failures, key, address FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
+SELECT id, epoch, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
 
 -- name: lane_head
 SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
@@ -270,6 +272,9 @@ INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE S
 
 -- name: forget_tombstones
 DELETE FROM tombstones WHERE at < ?;
+
+-- name: last_identify
+UPDATE lanes SET identify_digest = ?2, identify_at = ?3 WHERE id = ?1;
 
 -- name: leases_of_the_dead
 -- Exactly one process uses the file, so at start every lease is of a process that is gone.

@@ -1,20 +1,20 @@
 """A fake SendX: both dialects of its API, its contacts, its faults, and a page that shows what arrived.
 
-It answers with the bodies that the SendX docs publish and merges contacts as they describe, so a test, the
-demo or a person can see a tag land without an account. Where the docs are silent, a switch decides (see
-`Switches`). It is strict on purpose: a request that SendX's schema does not know is answered 422, recorded
-as a violation and shown in red. Faults can be ordered for one contact or for everybody (see `Fault`).
+It answers with the bodies that the SendX docs publish and merges contacts as they describe, so a test, the demo or a person can
+see a tag land without an account. Where the docs are silent, a switch decides (see `Switches`). It is strict on purpose: a request
+that SendX's schema does not know is answered 422, recorded as a violation and shown in red. Faults can be ordered for one contact
+or for everybody (see `Fault`).
 
-It refuses to be more than that: it keeps nothing on disk, sends no mail, runs no automation, checks no rate
-limit of its own, and imports nothing from the rest of the package.
+It refuses to be more than that: it keeps nothing on disk, sends no mail, runs no automation, checks no rate limit of its own, and
+imports nothing from the rest of the package.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import hashlib
+import math
 import re
 import secrets
 import socket
@@ -22,20 +22,17 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from email.utils import formatdate
-from functools import partial
-from http import HTTPStatus
+from http.client import responses as phrases
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 import jinja2
 import msgspec
-import uvicorn
 from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -46,11 +43,11 @@ from starlette.types import Receive, Scope, Send
 KEPT_REQUESTS = 10_000
 KEPT_EVENTS = 100
 MAX_BODY_BYTES = 256 * 1024
+MAX_DEPTH = 32  # levels of JSON; the deepest that SendX knows is an event's data
 EVERYBODY = "*"
 SECRET_HEADERS = {"x-team-apikey", "api_key", "authorization", "cookie"}
 
-# ---------------------------------------------------------------------------------------------------------
-# SendX's answers, byte for byte (source: SendX docs)
+# --- SendX's answers, byte for byte (source: SendX docs) --------------------------------------------------------------
 
 OK = b'{"status":"200","message":"OK"}'
 BULK_OK = b'{"status":"success","message":"All contacts processed successfully"}'
@@ -67,28 +64,22 @@ MESSAGES = {
 
 
 def documented_body(status: int) -> bytes:
-    """Return the body that SendX's docs show for a status; undocumented ones carry the HTTP phrase."""
-    if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+    """The body that SendX's docs show for a status; undocumented ones carry the HTTP phrase."""
+    if status in (204, 304):
         return b""
-    if status < HTTPStatus.MULTIPLE_CHOICES:
+    if status < 300:
         return OK
-    if status == HTTPStatus.UNAUTHORIZED:
+    if status == 401:
         return UNAUTHORIZED
-    return msgspec.json.encode({"status": "error", "message": MESSAGES.get(status) or _phrase(status)})
-
-
-def _phrase(status: int) -> str:
-    return next((known.phrase for known in HTTPStatus if known == status), "Error")
+    return msgspec.json.encode({"status": "error", "message": MESSAGES.get(status) or phrases.get(status, "Error")})
 
 
 def _id22(seed: str) -> str:
     """An id as SendX shows them, 22 characters; the same seed gives the same id."""
-    digest = hashlib.sha256(seed.encode()).digest()[:16]
-    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    return base64.urlsafe_b64encode(hashlib.sha256(seed.encode()).digest()[:16]).decode().rstrip("=")
 
 
-# ---------------------------------------------------------------------------------------------------------
-# SendX's request schema. Unknown keys, nulls and wrong types do not decode.
+# --- SendX's request schema: unknown keys, nulls and wrong types do not decode ----------------------------------------
 
 ADDRESS = r"\A[^@\s\x00-\x1f<>,;]+@[^@\s\x00-\x1f<>,;]+\.[^@\s\x00-\x1f<>,;.]+\Z"
 Email = Annotated[str, Meta(max_length=254, pattern=ADDRESS)]
@@ -137,14 +128,10 @@ class RevenueEvent(Struct, frozen=True, forbid_unknown_fields=True):
     time: UnixSeconds | UnsetType = UNSET
 
 
-# ---------------------------------------------------------------------------------------------------------
-# What a test or a person may set
-
-Acceptance: TypeAlias = Literal["accept", "reject"]
+# --- What a test or a person may set ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Switches:
+class Switches(Struct, frozen=True, forbid_unknown_fields=True):
     """What SendX's docs leave open, one switch each. The defaults are a guess, not a fact.
 
     `birthday`, `lists`: does `rest` identify take the key (pages show it, the schema does not).
@@ -155,9 +142,9 @@ class Switches:
     `bulk_partial_failure`: with one bad item, take none (its error), or take the good ones and say 200 or 422.
     """
 
-    birthday: Acceptance = "accept"
-    lists: Acceptance = "accept"
-    number_in_custom_fields: Acceptance = "reject"
+    birthday: Literal["accept", "reject"] = "accept"
+    lists: Literal["accept", "reject"] = "accept"
+    number_in_custom_fields: Literal["accept", "reject"] = "reject"
     decrement_absent: Literal["negative", "positive"] = "negative"
     new_email_unknown_old: Literal["create_new", "create_old", "not_found"] = "create_new"
     new_email_taken: Literal["conflict", "merge"] = "conflict"
@@ -183,6 +170,9 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     applied: bool = False
 
 
+NO_FAULT = Fault("ok")
+
+
 class FaultOrder(Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /sandbox/faults."""
 
@@ -192,8 +182,7 @@ class FaultOrder(Struct, frozen=True, forbid_unknown_fields=True):
     clear: bool = False
 
 
-# ---------------------------------------------------------------------------------------------------------
-# What the sandbox remembers
+# --- What the sandbox remembers ---------------------------------------------------------------------------------------
 
 
 class Contact(Struct, frozen=True, rename="camel"):
@@ -245,84 +234,58 @@ class Recorded(Struct, frozen=True):
     violation: str | None
 
 
-class Answer(Struct, frozen=True):
-    """What goes back, and after how many seconds. An `ending` other than `answer` sends no bytes."""
+class Answer(NamedTuple):
+    """What to answer, and the fault behind it: its delay, hang or reset is for the caller to carry out."""
 
-    status: int
-    body: bytes
-    media_type: str = "application/json"
-    headers: dict[str, str] = msgspec.field(default_factory=dict)
-    ending: Literal["answer", "hang", "reset"] = "answer"
-    delay: float = 0.0
+    response: Response
+    fault: Fault
+
+    @property
+    def status(self) -> int:
+        return self.response.status_code
 
 
-class _RefusalError(Exception):
+class _Refusal(Exception):
     """A request not applied as asked: what to answer, and the violation if it broke the schema."""
 
-    def __init__(self, status: int, violation: str | None = None, *, applied: bool = False) -> None:
+    def __init__(self, status: int, violation: str | None = None) -> None:
         super().__init__(violation or str(status))
-        self.answer = Answer(status, documented_body(status))
-        self.violation = violation
-        self.applied = applied
+        self.status, self.body, self.violation, self.applied = status, documented_body(status), violation, False
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Reading a request: strict, and a refusal says what is wrong
-
-# The query parameters of each path.
-PARAMETERS: dict[str, tuple[str, ...]] = {
-    "/api/v1/rest/contact/identify": (),
-    "/api/v1/rest/contact/identify/bulk": (),
-    "/api/v1/rest/contact/track": (),
-    "/api/v1/rest/events/custom": (),
-    "/api/v1/rest/events/revenue": (),
-    "/api/v1/contact/identify": ("team_id",),
-    "/api/v1/contact/track": ("team_id", "email"),
-}
+# --- Reading a request: strict, and a refusal says what is wrong ------------------------------------------------------
 
 
-def _violates(reason: str) -> _RefusalError:
-    return _RefusalError(HTTPStatus.UNPROCESSABLE_ENTITY, reason)
+def _violates(reason: str) -> _Refusal:
+    return _Refusal(422, reason)
 
 
-def _decoded(raw: bytes) -> Any:
+def _decode(raw: bytes) -> tuple[Any, str | None]:
+    """The parsed body, or None and what is wrong with it."""
     try:
-        return msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as problem:
-        raise _violates(f"the body is not JSON: {problem}") from None
+        body = msgspec.json.decode(raw)
+    except (ValueError, RecursionError) as problem:  # msgspec's own errors are ValueErrors
+        return None, f"the body is not JSON: {problem}"
+    if _is_deeper(body, MAX_DEPTH):
+        return None, f"the body is nested more than {MAX_DEPTH} levels deep"
+    return body, None
 
 
-def _decoded_or_none(raw: bytes) -> Any:
-    try:
-        return _decoded(raw)
-    except _RefusalError:
-        return None
+def _is_deeper(value: Any, levels: int) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inside is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inside))
 
 
 def _convert(body: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as problem:
-        reason = str(problem).replace(f"`str` matching regex {ADDRESS!r}", "an e-mail address")
-        raise _violates(reason) from None
+        raise _violates(str(problem).replace(f"`str` matching regex {ADDRESS!r}", "an e-mail address")) from None
 
 
-def _read_query(query: str, allowed: tuple[str, ...]) -> dict[str, str]:
-    pairs = parse_qsl(query, keep_blank_values=True)
-    names = [name for name, _ in pairs]
-    if sorted(names) != sorted(allowed):
-        raise _violates(f"query parameters {names}, expected {list(allowed)}")
-    return dict(pairs)
-
-
-def _check_content_type(headers: dict[str, str]) -> None:
-    given = headers.get("content-type", "")
-    if not re.fullmatch(r'application/json(\s*;\s*charset="?utf-8"?)?', given, re.IGNORECASE):
-        raise _violates(f"Content-Type is {given!r}, not application/json")
-
-
-def _read_identify(body: Any, switches: Switches, *, legacy: bool) -> Identify:
+def _read_identify(body: Any, query: dict[str, str], switches: Switches) -> Identify:
     identify: Identify = _convert(body, Identify)
+    legacy = "team_id" in query
     if identify.lists is not UNSET and (legacy or switches.lists == "reject"):
         raise _violates("Object contains unknown field `lists`")
     if identify.birthday is not UNSET and not legacy and switches.birthday == "reject":
@@ -333,23 +296,29 @@ def _read_identify(body: Any, switches: Switches, *, legacy: bool) -> Identify:
     return identify
 
 
-def _read_bulk(body: Any, switches: Switches) -> list[Identify | _RefusalError]:
+def _read_bulk(body: Any, query: dict[str, str], switches: Switches) -> list[Identify | _Refusal]:
     if not isinstance(body, list) or not 1 <= len(body) <= 25:
         raise _violates("bulk takes an array of 1 to 25 contacts")
-    items: list[Identify | _RefusalError] = []
+    items: list[Identify | _Refusal] = []
     for position, item in enumerate(body):
         try:
-            items.append(_read_identify(item, switches, legacy=False))
-        except _RefusalError as refusal:
+            items.append(_read_identify(item, query, switches))
+        except _Refusal as refusal:
             items.append(_violates(f"item {position}: {refusal.violation}"))
     return items
 
 
-def _read_legacy_track(body: Any, query: dict[str, str]) -> Track:
-    if isinstance(body, dict) and "email" in body:
-        raise _violates("Object contains unknown field `email`: it stands in the query")
-    track: Track = _convert(body | {"email": query["email"]} if isinstance(body, dict) else body, Track)
+def _read_track(body: Any, query: dict[str, str], switches: Switches) -> Track:
+    if "email" in query and isinstance(body, dict):
+        if "email" in body:
+            raise _violates("Object contains unknown field `email`: it stands in the query")
+        body = body | {"email": query["email"]}
+    track: Track = _convert(body, Track)
     return track
+
+
+def _read_as(kind: type[Struct]) -> Callable[[Any, dict[str, str], Switches], Any]:
+    return lambda body, query, switches: _convert(body, kind)
 
 
 def _addressed(query: str, body: Any) -> list[str]:
@@ -360,17 +329,11 @@ def _addressed(query: str, body: Any) -> list[str]:
     return in_query or [name for name in named if isinstance(name, str)]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Merging contacts (source: SendX docs). Pure.
-
-
-def _plain(number: Decimal) -> str:
-    text = format(number, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+# --- Merging contacts (source: SendX docs). Pure. ---------------------------------------------------------------------
 
 
 def counted(old: str | None, given: str, switches: Switches) -> str:
-    """Return a custom field's value after `given`: `++n` adds and `--n` subtracts, anything else replaces.
+    """A custom field's value after `given`: `++n` adds and `--n` subtracts, anything else replaces.
 
     The docs know increments of number fields only; on a field that holds text this one is stored as it is.
     """
@@ -380,7 +343,7 @@ def counted(old: str | None, given: str, switches: Switches) -> str:
     size = Decimal(step[2])
     if step[1] == "--" and (old is not None or switches.decrement_absent == "negative"):
         size = -size
-    return _plain(Decimal(old or 0) + size)
+    return format((Decimal(old or 0) + size).normalize() + 0, "f")
 
 
 def _united(old: tuple[str, ...], new: tuple[str, ...] | UnsetType) -> tuple[str, ...]:
@@ -392,8 +355,7 @@ def merged(contact: Contact, identify: Identify, switches: Switches) -> Contact:
     custom = dict(contact.custom_fields)
     for name, value in (identify.custom_fields or {}).items():
         custom[name] = counted(custom.get(name), str(value), switches)
-    plain = ("first_name", "last_name", "company", "birthday")
-    given = {name: getattr(identify, name) for name in plain}
+    given = {name: getattr(identify, name) for name in ("first_name", "last_name", "company", "birthday")}
     return msgspec.structs.replace(
         contact,
         tags=_united(contact.tags, identify.tags),
@@ -403,16 +365,14 @@ def merged(contact: Contact, identify: Identify, switches: Switches) -> Contact:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The state
+# --- The state --------------------------------------------------------------------------------------------------------
 
 
 class Sandbox:
     """All that the fake SendX knows. Safe to read from another thread while it serves."""
 
     def __init__(self, key: str = "sandbox", team_id: str = "sandbox") -> None:
-        self.key = key
-        self.team_id = team_id
+        self.key, self.team_id = key, team_id
         self.switches = Switches()
         self.generation = 0
         self.clear()
@@ -470,32 +430,36 @@ class Sandbox:
         scripts = {contact: list(faults) for contact, faults in self._scripts.copy().items() if faults}
         return {"script": scripts, "standing": self._standing.copy()}
 
-    def _next_fault(self, addressed: list[str]) -> Fault | None:
+    def _next_fault(self, addressed: list[str]) -> Fault:
         """One contact's order goes before everybody's, a script before a standing fault."""
         for contact in (*(name.lower() for name in addressed), EVERYBODY):
             if script := self._scripts.get(contact):
                 return script.popleft()
             if contact in self._standing:
                 return self._standing[contact]
-        return None
+        return NO_FAULT
 
     # Requests
 
     def handle(self, call: Call) -> Answer:
         """Judge, apply and record one request in one step; returns what to answer."""
         self.total += 1
-        body = _decoded_or_none(call.raw)
+        body, problem = _decode(call.raw)
         addressed = _addressed(call.query, body)
         fault = self._next_fault(addressed)
-        answer, applied, violation = Answer(HTTPStatus.OK, OK), False, None
+        applied, violation = False, None
         try:
-            apply = self._read(call)
-            if fault is None or fault.kind == "ok" or fault.applied:
-                answer, applied = Answer(HTTPStatus.OK, apply()), True
-        except _RefusalError as refusal:
-            answer, applied, violation = refusal.answer, refusal.applied, refusal.violation
-        if fault is not None:
-            answer = _faulty(fault, answer)
+            endpoint, query = self._admit(call)
+            if problem:
+                raise _violates(problem)
+            value = endpoint.read(body, query, self.switches)
+            applied = fault.kind == "ok" or fault.applied
+            response = _json(endpoint.apply(self, value) if applied else OK)
+        except _Refusal as refusal:
+            applied, violation = refusal.applied, refusal.violation
+            response = _json(refusal.body, refusal.status)
+        if fault.kind != "ok":
+            response = _faulty(fault)
         record = Recorded(
             number=self.total,
             time=datetime.now(UTC),
@@ -506,49 +470,35 @@ class Sandbox:
             body=body,
             raw=call.raw.decode("utf-8", "replace"),
             contact=addressed[0] if len(addressed) == 1 else None,
-            status=answer.status if answer.ending == "answer" else None,
+            status=None if fault.kind in ("hang", "reset") else response.status_code,
             applied=applied,
-            fault=fault.kind if fault else None,
+            fault=None if fault is NO_FAULT else fault.kind,
             violation=violation,
         )
         self._requests.append(record)
         if violation:
             self._violations.append(record)
-        return answer
+        return Answer(response, fault)
 
-    def _read(self, call: Call) -> Callable[[], bytes]:
-        """Check path, method and key, then the schema; returns what applies the request and gives its body."""
-        legacy = not call.path.startswith("/api/v1/rest/")
-        if call.path not in PARAMETERS:
-            raise _RefusalError(HTTPStatus.NOT_FOUND, f"unknown path {call.path}")
+    def _admit(self, call: Call) -> tuple[_Endpoint, dict[str, str]]:
+        """Everything about a request that comes before its body. Returns the query as well."""
+        endpoint = _ENDPOINTS.get(call.path)
+        if endpoint is None:
+            raise _Refusal(404, f"unknown path {call.path}")
         if call.method != "POST":
-            raise _RefusalError(HTTPStatus.METHOD_NOT_ALLOWED, f"{call.method} instead of POST")
-        team_id = dict(parse_qsl(call.query)).get("team_id")
+            raise _Refusal(405, f"{call.method} instead of POST")
+        legacy, pairs = bool(endpoint.parameters), parse_qsl(call.query, keep_blank_values=True)
         key = call.headers.get("api_key" if legacy else "x-team-apikey")
-        if key != self.key or (legacy and team_id != self.team_id):
-            raise _RefusalError(HTTPStatus.UNAUTHORIZED)
-        query = _read_query(call.query, PARAMETERS[call.path])
-        _check_content_type(call.headers)
+        if key != self.key or (legacy and dict(pairs).get("team_id") != self.team_id):
+            raise _Refusal(401)
+        if sorted(names := [name for name, _ in pairs]) != sorted(endpoint.parameters):
+            raise _violates(f"query parameters {names}, expected {list(endpoint.parameters)}")
+        content_type = call.headers.get("content-type", "")
+        if not re.fullmatch(r'application/json(\s*;\s*charset="?utf-8"?)?', content_type, re.IGNORECASE):
+            raise _violates(f"Content-Type is {content_type!r}, not application/json")
         if len(call.raw) > MAX_BODY_BYTES:
-            raise _RefusalError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of over {MAX_BODY_BYTES} bytes")
-        return self._reader(call.path, query, _decoded(call.raw))
-
-    def _reader(self, path: str, query: dict[str, str], body: Any) -> Callable[[], bytes]:
-        match path:
-            case "/api/v1/rest/contact/identify":
-                return partial(self._identify, _read_identify(body, self.switches, legacy=False))
-            case "/api/v1/rest/contact/identify/bulk":
-                return partial(self._identify_all, _read_bulk(body, self.switches))
-            case "/api/v1/rest/contact/track":
-                return partial(self._track, _convert(body, Track))
-            case "/api/v1/rest/events/custom":
-                return partial(self._add_event, _convert(body, CustomEvent))
-            case "/api/v1/rest/events/revenue":
-                return partial(self._add_event, _convert(body, RevenueEvent))
-            case "/api/v1/contact/identify":
-                return partial(self._legacy_identify, _read_identify(body, self.switches, legacy=True))
-            case _:
-                return partial(self._track, _read_legacy_track(body, query), answer=LEGACY_TRACKED)
+            raise _Refusal(413, f"a body of over {MAX_BODY_BYTES} bytes")
+        return endpoint, dict(pairs)
 
     # Contacts
 
@@ -562,28 +512,23 @@ class Sandbox:
         return Contact(id=_id22(f"{self.team_id}/{self._made}"), email=email)
 
     def _upsert(self, identify: Identify) -> Contact:
-        known, new_email = self.contact(identify.email), identify.new_email
-        if known is None and isinstance(new_email, str):
+        known, to = self.contact(identify.email), identify.new_email
+        if known is None and to is not UNSET and self.switches.new_email_unknown_old != "create_new":
             if self.switches.new_email_unknown_old == "not_found":
-                raise _RefusalError(HTTPStatus.NOT_FOUND)
-            if self.switches.new_email_unknown_old == "create_old":
-                new_email = UNSET
-        if isinstance(new_email, str):
-            return self._move(known, identify, new_email)
-        return self._keep(merged(known or self._fresh(identify.email), identify, self.switches))
-
-    def _move(self, known: Contact | None, identify: Identify, new_email: str) -> Contact:
-        taken = self.contact(new_email)
-        if taken is not None and taken is not known and self.switches.new_email_taken == "conflict":
-            raise _RefusalError(HTTPStatus.CONFLICT)
-        contact = merged(known or taken or self._fresh(new_email), identify, self.switches)
-        if known is not None:
+                raise _Refusal(404)
+            to = UNSET
+        if to is UNSET:
+            to = known.email if known else identify.email
+        other = self.contact(to)
+        if other is not None and other is not known and self.switches.new_email_taken == "conflict":
+            raise _Refusal(409)
+        contact = merged(known or other or self._fresh(to), identify, self.switches)
+        if other is not None:
+            both = {**other.custom_fields, **contact.custom_fields}
+            contact = msgspec.structs.replace(contact, tags=_united(other.tags, contact.tags), custom_fields=both)
+        if known is not None and known.email.lower() != to.lower():
             del self._contacts[known.email.lower()]
-        if taken is not None:
-            both = {**taken.custom_fields, **contact.custom_fields}
-            tags = _united(taken.tags, contact.tags)
-            contact = msgspec.structs.replace(contact, tags=tags, custom_fields=both)
-        return self._keep(msgspec.structs.replace(contact, email=new_email))
+        return self._keep(msgspec.structs.replace(contact, email=to))
 
     def _identify(self, identify: Identify) -> bytes:
         self._upsert(identify)
@@ -591,134 +536,119 @@ class Sandbox:
 
     def _legacy_identify(self, identify: Identify) -> bytes:
         contact = self._upsert(identify)
-        data = {
-            "encryptedTeamId": _id22(self.team_id),
-            "encryptedId": contact.id,
-            "tags": contact.tags,
-            "firstName": contact.first_name,
-            "lastName": contact.last_name,
-            "email": contact.email,
-            "company": contact.company,
-            "birthday": contact.birthday,
-            "customFields": contact.custom_fields,
+        shown = msgspec.to_builtins(contact)
+        names = ("tags", "firstName", "lastName", "email", "company", "birthday", "customFields")
+        data = {"encryptedTeamId": _id22(self.team_id), "encryptedId": contact.id} | {
+            name: shown[name] for name in names
         }
         return msgspec.json.encode({"status": "200", "message": "OK", "data": data})
 
-    def _identify_all(self, items: list[Identify | _RefusalError]) -> bytes:
-        before = self._contacts.copy()
-        outcomes = [item if isinstance(item, _RefusalError) else self._attempt(item) for item in items]
-        problems = [outcome for outcome in outcomes if outcome is not None]
+    def _identify_all(self, items: list[Identify | _Refusal]) -> bytes:
+        before, problems = self._contacts.copy(), list[_Refusal]()
+        for item in items:
+            try:
+                if isinstance(item, _Refusal):
+                    raise item
+                self._upsert(item)
+            except _Refusal as problem:
+                problems.append(problem)
         if not problems:
             return BULK_OK
-        problem = problems[0]
+        first = problems[0]
         if self.switches.bulk_partial_failure == "reject_all":
             self._contacts = before
-            raise problem
-        problem.applied = len(problems) < len(items)
+        else:
+            first.applied = len(problems) < len(items)
         if self.switches.bulk_partial_failure == "apply_valid_200":
-            problem.answer = Answer(HTTPStatus.OK, BULK_OK)
-        raise problem
+            first.status, first.body = 200, BULK_OK
+        raise first
 
-    def _attempt(self, identify: Identify) -> _RefusalError | None:
-        try:
-            self._upsert(identify)
-        except _RefusalError as problem:
-            return problem
-        return None
-
-    def _track(self, track: Track, answer: bytes = OK) -> bytes:
+    def _track(self, track: Track) -> bytes:
         contact = self.contact(track.email)
         if contact is None:
-            raise _RefusalError(HTTPStatus.NOT_FOUND)
+            raise _Refusal(404)
         tags = _united(contact.tags, track.add_tags)
         kept = tuple(tag for tag in tags if tag not in track.remove_tags)
         self._keep(msgspec.structs.replace(contact, tags=kept))
-        return answer
+        return OK
+
+    def _legacy_track(self, track: Track) -> bytes:
+        self._track(track)
+        return LEGACY_TRACKED
 
     def _add_event(self, event: CustomEvent | RevenueEvent) -> bytes:
         by_id = (c for c in self._contacts.values() if c.id == event.identifier)
         contact = self.contact(event.identifier) or next(by_id, None)
         if contact is None:
-            raise _RefusalError(HTTPStatus.NOT_FOUND)
+            raise _Refusal(404)
         events = (*contact.events, msgspec.to_builtins(event))[-KEPT_EVENTS:]
         self._keep(msgspec.structs.replace(contact, events=events))
         return EVENT_OK
 
 
-def _faulty(fault: Fault, usual: Answer) -> Answer:
-    """Return what a fault makes of the usual answer."""
-    if fault.kind == "ok":
-        return msgspec.structs.replace(usual, delay=fault.delay)
-    if fault.kind in ("hang", "reset"):
-        return Answer(0, b"", ending=fault.kind, delay=fault.delay)
+class _Endpoint(NamedTuple):
+    """The query parameters of a path (only the legacy dialect has any), what reads its body, and what applies it."""
+
+    parameters: tuple[str, ...]
+    read: Callable[[Any, dict[str, str], Switches], Any]
+    apply: Callable[[Sandbox, Any], bytes]
+
+
+# fmt: off
+_ENDPOINTS = {
+    "/api/v1/rest/contact/identify": _Endpoint((), _read_identify, Sandbox._identify),
+    "/api/v1/rest/contact/identify/bulk": _Endpoint((), _read_bulk, Sandbox._identify_all),
+    "/api/v1/rest/contact/track": _Endpoint((), _read_track, Sandbox._track),
+    "/api/v1/rest/events/custom": _Endpoint((), _read_as(CustomEvent), Sandbox._add_event),
+    "/api/v1/rest/events/revenue": _Endpoint((), _read_as(RevenueEvent), Sandbox._add_event),
+    "/api/v1/contact/identify": _Endpoint(("team_id",), _read_identify, Sandbox._legacy_identify),
+    "/api/v1/contact/track": _Endpoint(("team_id", "email"), _read_track, Sandbox._legacy_track),
+}
+# fmt: on
+
+
+def _faulty(fault: Fault) -> Response:
+    """The answer that a fault puts in the place of the usual one."""
     bodies = {
-        "html": f"<html><body><h1>{fault.status} {_phrase(fault.status)}</h1></body></html>".encode(),
-        "empty": b"",
+        "html": f"<html><body><h1>{fault.status} {phrases.get(fault.status, 'Error')}</h1></body></html>",
         "error": documented_body(fault.status),
     }
-    return Answer(
-        fault.status,
-        bodies[fault.kind] if fault.body is None else fault.body.encode(),
-        media_type="text/html" if fault.kind == "html" else "application/json",
-        headers=_retry_after(fault),
-        delay=fault.delay,
-    )
+    headers = {}
+    if fault.retry_after is not None:
+        moment = formatdate(time.time() + fault.retry_after, usegmt=True)
+        headers["Retry-After"] = moment if fault.retry_after_date else str(fault.retry_after)
+    body = bodies.get(fault.kind, "") if fault.body is None else fault.body
+    return Response(body, fault.status, headers, "text/html" if fault.kind == "html" else "application/json")
 
 
-def _retry_after(fault: Fault) -> dict[str, str]:
-    if fault.retry_after is None:
-        return {}
-    if fault.retry_after_date:
-        return {"Retry-After": formatdate(time.time() + fault.retry_after, usegmt=True)}
-    return {"Retry-After": str(fault.retry_after)}
+def _json(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The API on the wire
+# --- The API on the wire: plain ASGI, because hangs and resets need the connection itself -----------------------------
 
-# Where the app leaves the server's own `send`, before Starlette wraps it.
-SERVER_SEND = "sandbox.send"
 LOOK_SECONDS = 0.1
 
 
-class _Api:
-    """The endpoint behind every API path, as plain ASGI: hangs and resets need the connection itself."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        try:
-            raw = await _read_body(request)
-        except ClientDisconnect:
-            return
-        call = Call(
-            method=request.method,
-            path=scope.get("raw_path", request.url.path.encode()).decode("ascii"),
-            query=request.url.query,
-            headers=dict(request.headers),
-            raw=raw,
-        )
-        answer = self.sandbox.handle(call)
-        connection = getattr(scope[SERVER_SEND], "__self__", None)
-        if answer.delay or answer.ending == "hang":
-            seconds = None if answer.ending == "hang" else answer.delay
-            if await _client_left(connection, receive, seconds):
-                return
-        if answer.ending == "answer":
-            response = Response(answer.body, answer.status, answer.headers, answer.media_type)
-            await response(scope, receive, send)
-        else:
-            await _reset(connection, receive)
-
-
-async def _read_body(request: Request) -> bytes:
-    """Read a body, but keep no more of it than is needed to see that it is too long."""
+async def _serve_api(sandbox: Sandbox, scope: Scope, receive: Receive, send: Send) -> None:
+    request = Request(scope, receive)
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk[: MAX_BODY_BYTES + 1 - len(raw)]
-    return bytes(raw)
+    try:
+        async for chunk in request.stream():
+            raw += chunk[: MAX_BODY_BYTES + 1 - len(raw)]  # enough to see that it is too long
+    except ClientDisconnect:
+        return
+    path = scope.get("raw_path", request.url.path.encode()).decode("ascii")
+    call = Call(request.method, path, request.url.query, dict(request.headers), bytes(raw))
+    response, fault = sandbox.handle(call)
+    connection = getattr(send, "__self__", None)  # uvicorn's; another server's may not be there
+    seconds = math.inf if fault.kind == "hang" else fault.delay
+    if seconds and await _client_left(connection, receive, seconds):
+        return
+    if fault.kind in ("hang", "reset"):
+        await _reset(connection, receive)
+    else:
+        await response(scope, receive, send)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -726,28 +656,25 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _client_left(connection: Any, receive: Receive, seconds: float | None) -> bool:
-    """Wait so long, or for ever; return early when the client leaves (True) or the server stops (False).
+async def _client_left(connection: Any, receive: Receive, seconds: float) -> bool:
+    """Wait so long; return early when the client leaves (True) or the server stops (False).
 
     uvicorn tells an app that it stops only after every request has ended. But it takes `keep_alive` from
     requests in progress first, and that is what this watches; a server without it ends a hang by cancelling.
     """
     gone = asyncio.ensure_future(_disconnected(receive))
-    deadline = None if seconds is None else time.monotonic() + seconds
-    kept_alive = getattr(connection, "keep_alive", True)
-    if connection is not None:
+    end = time.monotonic() + seconds
+    closes = not getattr(connection, "keep_alive", True)
+    if closes:
         connection.keep_alive = True
     try:
-        while getattr(connection, "keep_alive", True) and not gone.done():
-            left = LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, deadline - time.monotonic())
-            if left <= 0:
-                break
-            await asyncio.wait({gone}, timeout=left)
+        while getattr(connection, "keep_alive", True) and not gone.done() and (left := end - time.monotonic()) > 0:
+            await asyncio.wait({gone}, timeout=min(left, LOOK_SECONDS))
         return gone.done()
     finally:
         gone.cancel()
-        if connection is not None:
-            connection.keep_alive = connection.keep_alive and kept_alive
+        if closes:
+            connection.keep_alive = False
 
 
 async def _reset(connection: Any, receive: Receive) -> None:
@@ -762,154 +689,129 @@ async def _reset(connection: Any, receive: Receive) -> None:
     await _disconnected(receive)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The control API and the page
+# --- The control API: JSON under /sandbox/; a wrong order comes back as 400 `{"error", "message"}` --------------------
 
 
-class _Control:
-    """JSON under /sandbox/. What is wrong with an order comes back as 400 `{"error", "message"}`."""
+class Window(Struct, frozen=True):
+    """Query of a list: what is newer than number `since`, and `limit` of it at most."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-
-    async def contacts(self, request: Request) -> Response:
-        """GET: `{"total", "contacts": [Contact]}`, the last changed first; `?limit=N` keeps the first N."""
-        contacts = self.sandbox.contacts
-        return _json({"total": len(contacts), "contacts": contacts[: _number(request, "limit", len(contacts))]})
-
-    async def requests(self, request: Request) -> Response:
-        """GET: `{"total", "generation", "requests": [Recorded]}` in order of arrival.
-
-        `?since=N` leaves out the numbers up to N, `?limit=N` all but the newest N. `generation` grows with
-        every clear, when numbers start at 1 again.
-        """
-        since = _number(request, "since", 0)
-        found = [record for record in self.sandbox.requests if record.number > since]
-        newest = found[max(0, len(found) - _number(request, "limit", len(found))) :]
-        return _json({"total": self.sandbox.total, "generation": self.sandbox.generation, "requests": newest})
-
-    async def violations(self, request: Request) -> Response:
-        """GET: `{"total", "violations": [Recorded]}` in order of arrival; `?limit=N` keeps the newest N."""
-        violations = self.sandbox.violations
-        newest = violations[max(0, len(violations) - _number(request, "limit", len(violations))) :]
-        return _json({"total": len(violations), "violations": newest})
-
-    async def faults(self, request: Request) -> Response:
-        """GET: the faults still to come, `{"script": {contact: [Fault]}, "standing": {contact: Fault}}`.
-
-        POST a `FaultOrder`: `{"contact": "a@b.co", "script": [Fault, ...]}` answers the next requests one by
-        one, `{"standing": Fault}` every one until `{"standing": null}`, `{"clear": true}` removes all. Without
-        `contact` it is for everybody. Answers as GET does.
-        """
-        if request.method == "POST":
-            order = msgspec.json.decode(await request.body(), type=FaultOrder)
-            if order.clear:
-                self.sandbox.heal()
-            if order.script is not UNSET:
-                self.sandbox.script(order.contact, *order.script)
-            if order.standing is not UNSET:
-                self.sandbox.stand(order.contact, order.standing)
-        return _json(self.sandbox.faults)
-
-    async def switches(self, request: Request) -> Response:
-        """GET: every switch and its value. POST some of them to set these; answers as GET does."""
-        if request.method == "POST":
-            order = msgspec.json.decode(await request.body(), type=dict[str, str])
-            values = asdict(self.sandbox.switches)
-            if unknown := sorted(order.keys() - values.keys()):
-                raise ValueError(f"unknown switches {unknown}; there are {sorted(values)}")
-            self.sandbox.switches = msgspec.convert(values | order, Switches)
-        return _json(asdict(self.sandbox.switches))
-
-    async def clear(self, _: Request) -> Response:
-        """POST: forget contacts, requests, violations and faults; switches stay. Answers `{}`."""
-        self.sandbox.clear()
-        return _json({})
-
-    async def refused(self, _: Request, problem: Exception) -> Response:
-        """Say what is wrong with an order."""
-        return _json({"error": "bad-order", "message": str(problem)}, HTTPStatus.BAD_REQUEST)
+    since: Annotated[int, Meta(ge=0)] = 0
+    limit: Annotated[int, Meta(ge=0)] = sys.maxsize
 
 
-def _json(content: Any, status: int = HTTPStatus.OK) -> Response:
+def _window(request: Request) -> Window:
+    return msgspec.convert(dict(request.query_params), Window, strict=False)
+
+
+def _newest(records: list[Recorded], limit: int) -> list[Recorded]:
+    return records[max(0, len(records) - limit) :]
+
+
+def _said(content: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, {"Cache-Control": "no-store"}, "application/json")
 
 
-def _number(request: Request, name: str, default: int) -> int:
-    text = request.query_params.get(name, str(default))
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise ValueError(f"{name} is {text!r}, not a whole number")
-    return int(text)
+async def _contacts(request: Request) -> Response:
+    """GET: `{"total", "contacts": [Contact]}`, the last changed first; `?limit=N` keeps the first N."""
+    contacts = request.app.state.sandbox.contacts
+    return _said({"total": len(contacts), "contacts": contacts[: _window(request).limit]})
 
 
-def _page(sandbox: Sandbox) -> Callable[[Request], Awaitable[Response]]:
-    folder = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    template = jinja2.Environment(loader=folder, autoescape=True).get_template("sandbox.html")
+async def _requests(request: Request) -> Response:
+    """GET: `{"total", "generation", "requests": [Recorded]}` in order of arrival.
 
-    async def page(request: Request) -> Response:
-        """GET /: contacts, requests and violations as they arrive, and buttons for the common faults."""
-        nonce = secrets.token_urlsafe(16)
-        only_this = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
-        policy = f"{only_this}; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
-        text = template.render(nonce=nonce, base=str(request.base_url), team_id=sandbox.team_id)
-        return Response(text, headers={"Content-Security-Policy": policy}, media_type="text/html")
-
-    return page
+    `?since=N` leaves out the numbers up to N, `?limit=N` all but the newest N. `generation` grows with every clear, when numbers
+    start at 1 again.
+    """
+    sandbox, window = request.app.state.sandbox, _window(request)
+    newest = _newest([record for record in sandbox.requests if record.number > window.since], window.limit)
+    return _said({"total": sandbox.total, "generation": sandbox.generation, "requests": newest})
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The app
+async def _violations(request: Request) -> Response:
+    """GET: `{"total", "violations": [Recorded]}` in order of arrival; `?limit=N` keeps the newest N."""
+    violations = request.app.state.sandbox.violations
+    return _said({"total": len(violations), "violations": _newest(violations, _window(request).limit)})
+
+
+async def _faults(request: Request) -> Response:
+    """GET: the faults still to come, `{"script": {contact: [Fault]}, "standing": {contact: Fault}}`.
+
+    POST a `FaultOrder`: `{"contact": "a@b.co", "script": [Fault, ...]}` answers the next requests one by one, `{"standing": Fault}`
+    every one until `{"standing": null}`, `{"clear": true}` removes all. Without `contact` it is for everybody. Answers as GET does.
+    """
+    sandbox = request.app.state.sandbox
+    if request.method == "POST":
+        order = msgspec.json.decode(await request.body(), type=FaultOrder)
+        if order.clear:
+            sandbox.heal()
+        if order.script is not UNSET:
+            sandbox.script(order.contact, *order.script)
+        if order.standing is not UNSET:
+            sandbox.stand(order.contact, order.standing)
+    return _said(sandbox.faults)
+
+
+async def _switches(request: Request) -> Response:
+    """GET: every switch and its value. POST some of them to set these; answers as GET does."""
+    sandbox = request.app.state.sandbox
+    if request.method == "POST":
+        order = msgspec.json.decode(await request.body(), type=dict[str, str])
+        sandbox.switches = msgspec.convert(msgspec.to_builtins(sandbox.switches) | order, Switches)
+    return _said(sandbox.switches)
+
+
+async def _clear(request: Request) -> Response:
+    """POST: forget contacts, requests, violations and faults; switches stay. Answers `{}`."""
+    request.app.state.sandbox.clear()
+    return _said({})
+
+
+async def _refused(_: Request, problem: Exception) -> Response:
+    return _said({"error": "bad-order", "message": str(problem)}, 400)
+
+
+# --- The page and the app ---------------------------------------------------------------------------------------------
+
+_TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+
+
+async def _page(request: Request) -> Response:
+    """GET /: contacts, requests and violations as they arrive, and buttons for the common faults."""
+    nonce = secrets.token_urlsafe(16)
+    only_this = f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'"
+    policy = f"{only_this}; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+    values = {"nonce": nonce, "base": str(request.base_url), "team_id": request.app.state.sandbox.team_id}
+    text = _TEMPLATES.get_template("sandbox.html").render(values)
+    return Response(text, headers={"Content-Security-Policy": policy}, media_type="text/html")
 
 
 class _App(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope[SERVER_SEND] = send
-        await super().__call__(scope, receive, send)
+        path = scope.get("path", "")
+        # A client with a wrong base URL posts anywhere: that is recorded too.
+        posted = scope.get("method") == "POST" and not path.startswith("/sandbox/")
+        if path.startswith("/api/") or posted:
+            await _serve_api(self.state.sandbox, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_sandbox(*, key: str = "sandbox", team_id: str = "sandbox") -> Starlette:
     """Build the fake SendX as an ASGI app; its `Sandbox` is at `app.state.sandbox`.
 
-    `key` is the only API key it takes, `team_id` the only team id (dialect `legacy`). The dialects live under
-    `/api/v1/rest` and `/api/v1`, the control API under `/sandbox/`, the page at `/`.
+    `key` is the only API key it takes, `team_id` the only team id (dialect `legacy`). The dialects live under `/api/v1/rest` and
+    `/api/v1`, the control API under `/sandbox/`, the page at `/`.
     """
-    sandbox = Sandbox(key, team_id)
-    control = _Control(sandbox)
-    api = _Api(sandbox)
     routes = [
-        Route("/", _page(sandbox)),
-        Route("/sandbox/contacts", control.contacts),
-        Route("/sandbox/requests", control.requests),
-        Route("/sandbox/violations", control.violations),
-        Route("/sandbox/faults", control.faults, methods=["GET", "POST"]),
-        Route("/sandbox/switches", control.switches, methods=["GET", "POST"]),
-        Route("/sandbox/clear", control.clear, methods=["POST"]),
-        Route("/api/{path:path}", api),
-        # A client with a wrong base URL posts anywhere: record that too.
-        Route("/{path:path}", api, methods=["POST"]),
+        Route("/", _page),
+        Route("/sandbox/contacts", _contacts),
+        Route("/sandbox/requests", _requests),
+        Route("/sandbox/violations", _violations),
+        Route("/sandbox/faults", _faults, methods=["GET", "POST"]),
+        Route("/sandbox/switches", _switches, methods=["GET", "POST"]),
+        Route("/sandbox/clear", _clear, methods=["POST"]),
     ]
-    refusals = dict.fromkeys((msgspec.MsgspecError, ValueError), control.refused)
-    app = _App(routes=routes, exception_handlers=refusals)
-    app.state.sandbox = sandbox
+    app = _App(routes=routes, exception_handlers={msgspec.MsgspecError: _refused})
+    app.state.sandbox = Sandbox(key, team_id)
     return app
-
-
-def run(host: str, port: int, key: str, team_id: str) -> None:
-    """Serve the sandbox until Ctrl-C; port 0 takes a free one. Exits with a message if it cannot listen."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family)
-    except OSError as problem:
-        raise SystemExit(f"Cannot listen on {host} port {port}: {problem.strerror}. Try another --port.") from None
-    base = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    sys.stdout.write(
-        f"SendX sandbox, API key {key}, team id {team_id}\n"
-        f"  page    {base}/\n"
-        f"  rest    {base}/api/v1/rest\n"
-        f"  legacy  {base}/api/v1\n"
-        "Stop with Ctrl-C.\n"
-    )
-    sys.stdout.flush()
-    config = uvicorn.Config(create_sandbox(key=key, team_id=team_id), log_level="warning", ws="none")
-    with listener, contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])

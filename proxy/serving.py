@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -95,7 +96,7 @@ def _listen(site: Site) -> socket.socket:
     try:
         return socket.create_server((site.host, site.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        wrong = f"{site.host} port {site.port} cannot be listened on: {error.strerror or error}"
+        wrong = f"{site.host} port {site.port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
         raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
 
 

@@ -167,6 +167,9 @@ class Settings:
     max_age: timedelta = _setting(
         "SCQ_MAX_AGE", values.days, "3",
         "days before a push becomes a dead letter; `SCQ_MAX_ATTEMPTS` must have been made too")
+    identify_refresh: timedelta = _setting(
+        "SCQ_IDENTIFY_REFRESH", values.seconds, "3600",
+        "seconds in which an identify equal to the last one delivered for its contact is not sent again; 0: always sent")
     dead_age: timedelta = _setting("SCQ_DEAD_DAYS", values.days, "90", "days a dead letter is kept")
     upstream_concurrency: int = _setting(
         "SCQ_UPSTREAM_CONCURRENCY", values.whole(1, 64), "8", "requests to SendX at the same time, 1 to 64")

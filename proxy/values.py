@@ -151,6 +151,10 @@ def whole(low: int, high: int, unit: int = 1) -> Callable[[str], int]:
     return parse
 
 
+def seconds(text: str) -> timedelta:
+    return timedelta(seconds=number(0, 2_592_000)(text))
+
+
 def days(text: str) -> timedelta:
     return timedelta(days=number(0.001, 3650)(text))
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
@@ -19,7 +16,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from starlette.applications import Starlette
 
-from proxy.sandbox import Call, Contact, Fault, Sandbox, Switches, create_sandbox, run
+from proxy.sandbox import Call, Contact, Fault, Sandbox, Switches, create_sandbox
 from tests.live import eventually, serving
 
 OK = b'{"status":"200","message":"OK"}'
@@ -338,6 +335,27 @@ def test_a_body_that_is_not_json_is_a_violation(live: Live, raw: bytes) -> None:
     assert (answer.status_code, answer.content) == (422, MALFORMED)
     assert live.state.violations[0].body is None
     assert live.client.get("/sandbox/violations").json()["total"] == 1
+
+
+@pytest.mark.parametrize("levels", [33, 978, 5000])
+def test_a_body_that_is_nested_too_deep_is_a_violation_that_can_be_looked_at(live: Live, levels: int) -> None:
+    nested = b"[" * (levels - 1) + b"]" * (levels - 1)
+    raw = b'{"identifier":"a@b.co","name":"n","data":' + nested + b"}"
+    headers = {"Content-Type": "application/json"}
+    answer = live.client.post("/api/v1/rest/events/custom", content=raw, headers=headers)
+    assert (answer.status_code, answer.content) == (422, MALFORMED)
+    (record,) = live.client.get("/sandbox/requests").json()["requests"]
+    assert (record["body"], record["raw"]) == (None, raw.decode())
+    assert live.client.get("/sandbox/violations").json()["violations"] == [record]
+
+
+def test_a_body_may_be_nested_as_deep_as_32_levels(live: Live) -> None:
+    live.identify()
+    data: dict[str, Any] = {}
+    for _ in range(30):
+        data = {"in": data}
+    assert live.rest("events/custom", {"identifier": "a@b.co", "name": "n", "data": data}).content == EVENT_OK
+    assert live.state.violations == []
 
 
 def test_a_body_that_is_too_long_is_refused_and_not_kept_whole(live: Live) -> None:
@@ -817,22 +835,3 @@ def test_the_page_fits_its_width(live: Live, page: Page, width: int) -> None:
     live.identify(f"{'a' * 60}@{'b' * 60}.co", tags=["x" * 200], customFields={"k" * 100: "v" * 200})
     expect(page.locator("#contacts .tag")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") == width
-
-
-def test_run_prints_its_addresses_and_stops_on_ctrl_c() -> None:
-    command = "from proxy.sandbox import run; run('127.0.0.1', 0, 'key', 'team')"
-    with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline().split() for _ in range(4)]
-        base = lines[1][1].rstrip("/")
-        assert lines[2:] == [["rest", f"{base}/api/v1/rest"], ["legacy", f"{base}/api/v1"]]
-        headers = {"X-Team-ApiKey": "key"}
-        answer = httpx.post(f"{base}/api/v1/rest/contact/identify", json={"email": "a@b.co"}, headers=headers)
-        assert answer.content == OK
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
-
-
-def test_run_says_so_when_the_port_is_taken(live: Live) -> None:
-    with pytest.raises(SystemExit, match=r"Cannot listen on 127\.0\.0\.1 port \d+"):
-        run("127.0.0.1", httpx.URL(live.url).port or 0, "key", "team")

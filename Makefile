@@ -1,0 +1,38 @@
+# `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
+
+.PHONY: help run test lint pins clean
+.NOTPARALLEL:
+
+# What is installed in .venv is what runs, whatever the caller's shell points to.
+unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
+
+help:
+	@echo 'make run     the demo: a fake SendX, the proxy and a shop; prints the addresses to open'
+	@echo '             make run ARGS="--port 9000 --sandbox-port 9001" for other ports'
+	@echo 'make test    every check and test, as CI runs them'
+	@echo '             make test ARGS="tests/test_settings.py -k secret" for some of the tests'
+	@echo '             make test PYTHON=python3.13 on another Python'
+	@echo 'make lint    the checks without the tests: ruff, mypy'
+	@echo 'make pins    bring constraints.txt up to date: the newest version of everything'
+	@echo 'make clean   remove .venv and everything else that these commands made'
+
+run:
+	@bash .ci/setup run
+	@exec .venv/bin/scq-proxy demo $(ARGS)
+
+test:
+	@bash .ci/setup test
+	@bash .ci/lint
+	@printf '\n== pytest\n'
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+lint:
+	@bash .ci/setup lint
+	@bash .ci/lint
+
+pins:
+	@bash .ci/pins
+
+clean:
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
