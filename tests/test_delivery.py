@@ -573,3 +573,60 @@ async def test_the_state_tells_what_was_done(outbox: SqliteOutbox, sendx: tuple[
     assert state.requests == {"unavailable": 1, "rejected": 1, "missing": 1, "delivered": 2}
     assert state.last_error == "404 Not Found: Resource not found"
     assert state.last_error_at is not None
+
+
+# --- identifies that SendX has already
+
+
+async def delivered_one_by_one(outbox: SqliteOutbox, delivery: Delivery, *bodies: Attributes | Track) -> None:
+    """Each after the one before has been settled, so that none are merged."""
+    for body in bodies:
+        await push(outbox, ANN, body)
+        await drained(outbox)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "requests"),
+    [
+        ((HELLO, HELLO, HELLO), 1),
+        ((HELLO, Track(("a",)), HELLO), 2),
+        ((HELLO, Track((), ("a",)), HELLO), 3),
+        ((HELLO, Attributes({"firstName": "Other"}), HELLO), 3),
+        ((COUNT, COUNT), 2),
+        ((HELLO, COUNT, HELLO), 3),
+        ((HELLO, Attributes({"firstName": "Hello"}, tags=("a",)), Attributes({"firstName": "Hello"}, tags=("a",))), 2),
+    ],
+)
+async def test_an_identify_is_not_sent_again_while_nothing_could_have_changed_what_it_set(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], bodies: Sequence[Attributes | Track], requests: int
+) -> None:
+    sandbox, url = sendx
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))) as delivery:
+        await delivered_one_by_one(outbox, delivery, *bodies)
+    assert len(sent(sandbox.requests, ANN)) == requests
+    counted = (await outbox.stats()).counters
+    assert (counted["delivered"], counted.get("unchanged", 0)) == (len(bodies), len(bodies) - requests)
+
+
+async def test_an_identify_is_sent_again_when_the_refresh_has_passed(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    clock = Clock(lag=7_200)
+    delivery = forwarder(outbox, url, identify_refresh=timedelta(hours=1), clock=clock)
+    async with running(delivery):
+        await delivered_one_by_one(outbox, delivery, HELLO)
+        clock.lag = 0
+        await delivered_one_by_one(outbox, delivery, HELLO)
+    assert len(sent(sandbox.requests, ANN)) == 2
+
+
+async def test_an_identify_of_another_spelling_or_contact_is_another(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))):
+        for address in (ANN, ANN.upper(), BOB):
+            await push(outbox, address, HELLO)
+            await drained(outbox)
+    assert len(sandbox.requests) == 3
