@@ -96,7 +96,9 @@ def _listen(site: Site) -> socket.socket:
     try:
         return socket.create_server((site.host, site.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        wrong = f"{site.host} port {site.port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
+        wrong = (
+            f"{site.host} port {site.port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
+        )
         raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
 
 
