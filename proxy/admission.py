@@ -115,6 +115,7 @@ class _Judgement:
         self.taken: set[str] = set()  # ids accepted or held by this request
         self.queued: dict[str, int] = {}  # pushes this request adds, by lane key
         self.held: list[Hold] = []  # by this request, for the current visitor
+        self.emptied: set[str] = set()  # visitors of whom this request has taken all that the store holds
         self.next_session: str | None = None
         self.known = False  # something of this visitor is stored, so a cookie is due
         self.moved = False  # this request has said who the browser is: what is known from earlier comes too late
@@ -136,7 +137,8 @@ class _Judgement:
         erased_at, alias = self.facts.erased_at(key), self.facts.alias(key)
         if erased_at is not None and cookie.issued <= erased_at:
             return None
-        if alias is not None and cookie.issued <= alias.at:
+        # Only who has proved to be that person: others would learn the new address from their cookie.
+        if alias is not None and cookie.trust is Trust.VERIFIED and cookie.issued <= alias.at:
             return msgspec.structs.replace(cookie, email=alias.address)
         return cookie
 
@@ -147,7 +149,7 @@ class _Judgement:
 
     def _bind_stragglers(self) -> None:
         """Pushes held for a visitor who is identified by now: sent by a tab that had no cookie yet."""
-        if self.cookie and self.cookie.email and not self.stale_session:
+        if self.cookie and self.cookie.email and not self.stale_session and not self._recently_erased():
             self._bind(self.cookie.email, self._trust())
 
     def _new_cookie(self) -> Visitor | None:
@@ -169,7 +171,8 @@ class _Judgement:
             return Result(push.id, Status.DUPLICATE)
         if isinstance(push, BadPush):
             return self._refuse(push.id, Refusal(push.reason, push.where))
-        if self.stale_session:
+        logs_out = isinstance(push.call, Reset) and self.cookie is not None  # forgetting too much is the safe side
+        if self.stale_session and not logs_out:
             return self._refuse(push.id, Refusal(Reason.IDENTITY_CHANGED))
         if not self.who.consent and not isinstance(push.call, Consent | Reset):
             return self._refuse(push.id, Refusal(Reason.CONSENT_DENIED))
@@ -198,7 +201,7 @@ class _Judgement:
         shown = self.request.cookie.id if self.request.cookie else None
         if shown not in (None, first_shown, after.id) or self.facts.visitor(after.id).retired:
             return
-        newer = self.cookie is not None and self.cookie.id == after.id and self.cookie.issued > after.issued
+        newer = self.cookie is not None and self.cookie.id == after.id and _supersedes(self.cookie, after)
         after = self._present(after) or Visitor(after.id, consent=after.consent)
         self.who = self.who if newer else after
         self.left = self.facts.visitor(after.id).left
@@ -219,14 +222,17 @@ class _Judgement:
             refusal = self._lane_full(self._address())
         if refusal is not None:
             return self._refuse(push_id, refusal)
-        self._enqueue(push_id, self._address(), trust, track)
+        if trust is Trust.ASSERTED and self._recently_erased():
+            self.ops.append(Forgotten())
+        else:
+            self._enqueue(push_id, self._address(), trust, track)
         self._remember(push_id)
         return Result(push_id, Status.ACCEPTED)
 
     def _hold(self, push_id: str, track: Track) -> Result:
         if self.request.gpc and self.limits.honour_gpc:
             return self._refuse(push_id, Refusal(Reason.GPC))
-        holding = self.facts.visitor(self.who.id).holding + len(self.held)
+        holding = self._holding() + len(self.held)
         if holding >= self.limits.hold_max or self.facts.held_bytes() >= self.limits.hold_max_bytes:
             return self._refuse(push_id, Refusal(Reason.HOLD_FULL))
         hold = Hold(push_id, self.who.id, track)
@@ -248,6 +254,10 @@ class _Judgement:
         return self._accept_identify(push_id, identify, identify.email or self.who.email, trust, self.who)
 
     def _login(self, push_id: str, identify: Identify, token: Vouched) -> Result:
+        if self._is_late(token):
+            self.ops.append(Forgotten())
+            self._remember(push_id)
+            return Result(push_id, Status.ACCEPTED)
         known = Visitor(self.who.id, token.email, Trust.VERIFIED, verified=int(self.now), consent=self.who.consent)
         if self.who.email is None or self._is_own(token.email):
             return self._accept_identify(push_id, identify, token.email, Trust.VERIFIED, known, token)
@@ -280,14 +290,15 @@ class _Judgement:
         if full is not None:
             return self._refuse(push_id, full)
         attributes, dropped = self._offered(identify, trust, token)
-        if self._is_late(email, token):
+        forgotten = trust is Trust.ASSERTED and self._recently_erased(email)
+        if forgotten:
             self.ops.append(Forgotten())
-            self._remember(push_id)
-            return Result(push_id, Status.ACCEPTED, dropped=dropped)
-        self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust))
+        else:
+            self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust))
         if after is not None:
             self.who, self.moved = after, True
-            self._bind(email, trust)
+            if not forgotten:
+                self._bind(email, trust)
         if token is not None:
             self.ops += [Verify(lane_key(email)), EndAlias(lane_key(email))]
         self._remember(push_id, after=after)
@@ -304,17 +315,15 @@ class _Judgement:
                 dropped += ("email",)
         return attributes, dropped
 
-    def _is_late(self, email: str, token: Vouched | None) -> bool:
-        """Whether the identify may be older than the erasure of this person, whom it would bring back.
+    def _is_late(self, token: Vouched) -> bool:
+        """Whether the token is older than the erasure of its person, whom it would bring back."""
+        erased_at = self.facts.erased_at(lane_key(token.email))
+        return erased_at is not None and token.issued <= erased_at
 
-        A token says when it was made. A typed address does not: the shim keeps one for a day, so it counts as late for as long.
-        """
-        erased_at = self.facts.erased_at(lane_key(email))
-        if erased_at is None:
-            return False
-        if token is not None:
-            return token.issued <= erased_at
-        return self.who.email is None and self.now <= erased_at + _TYPED_AGE.total_seconds()
+    def _recently_erased(self, email: str | None = None) -> bool:
+        """Whether a typed address may be older than its erasure: the shim keeps one for a day. The answer does not show it."""
+        erased_at = self.facts.erased_at(lane_key(email or self._address()))
+        return erased_at is not None and self.now <= erased_at + _TYPED_AGE.total_seconds()
 
     def _shielded(self, attributes: Attributes, email: str, trust: Trust) -> Attributes:
         """What was only asserted never overwrites the fields of a contact that was verified here.
@@ -338,6 +347,7 @@ class _Judgement:
         self.who, self.moved = msgspec.structs.replace(self.who, consent=granted), True
         if not granted:
             self.ops.append(Drop(self.who.id, Reason.CONSENT_DENIED))
+            self.emptied.add(self.who.id)
             self.held.clear()
         self._remember(push_id, after=self.who)
         return Result(push_id, Status.ACCEPTED)
@@ -348,6 +358,7 @@ class _Judgement:
         """Retire this visitor and its `s`, and go on as a new anonymous one."""
         for visitor in {self.who.id, self.derived or self.who.id}:
             self.ops.append(Retire(visitor))
+            self.emptied.add(visitor)
         self.next_session = next_session(push_id, self.facts.site_key)
         self.derived = derived_visitor(self.next_session, self.facts.site_key)
         self.who, self.moved = Visitor(self.derived, consent=self.who.consent), True
@@ -357,7 +368,8 @@ class _Judgement:
         """Hand what is held for this visitor to the lane, or refuse it."""
         facts = self.facts.visitor(self.who.id)
         key = lane_key(email)
-        held = [(push.id, push.track) for push in self.facts.held(self.who.id)] if facts.holding else []
+        held = [(push.id, push.track) for push in self.facts.held(self.who.id)] if self._holding() else []
+        self.emptied.add(self.who.id)
         held += [(hold.id, hold.track) for hold in self.held]
         left, self.left = self.left, None
         if left is not None or not facts.identified:
@@ -376,6 +388,10 @@ class _Judgement:
                 keep.append(push_id)
         self.held.clear()
         self.ops.append(Bind(self.who.id, key, email, trust, tuple(keep), tuple(refuse)))
+
+    def _holding(self) -> int:
+        """How many pushes the store holds for this visitor, less those that this request has taken."""
+        return 0 if self.who.id in self.emptied else self.facts.visitor(self.who.id).holding
 
     def _enqueue(self, push_id: str, email: str, trust: Trust, body: Attributes | Track) -> None:
         key = lane_key(email)
@@ -410,3 +426,10 @@ class _Judgement:
         if self.facts.lane(key).waiting + self.queued.get(key, 0) >= self.limits.lane_max:
             return Refusal(Reason.LANE_FULL)
         return None
+
+
+def _supersedes(cookie: Visitor, after: Visitor) -> bool:
+    """Whether a cookie of the same visitor is of a later state: in the same second, the one that knows an address is."""
+    if cookie.issued == after.issued:
+        return cookie.email is not None and after.email is None
+    return cookie.issued > after.issued

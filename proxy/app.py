@@ -29,6 +29,7 @@ from proxy.delivery import Delivery
 from proxy.edge import ClientAddresses, Origins, RateLimit
 from proxy.errors import StoreError, StoreRefused, describe
 from proxy.identity import CookieCodec, ProbeCodec, TokenCodec
+from proxy.letters import Letters
 from proxy.ops import Ops
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.policy import Policy
@@ -50,6 +51,7 @@ class Service:
         self.settings = settings
         self.outbox = outbox
         self.restarts = 0
+        self.failure: asyncio.Task[str] | None = None
         self._stopping = False
         self._delivery = self._new_delivery()
         self.ops = Ops(
@@ -63,19 +65,21 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        control = Control(self.outbox.path, {"status": self.ops.status, "durability": self.ops.durability})
+        commands = {"status": self.ops.status, "durability": self.ops.durability, **Letters(self.outbox).commands}
+        control = Control(self.outbox.path, commands)
         await control.start()
         supervisor = asyncio.create_task(self._supervise(), name="delivery-supervisor")
         sweeper = asyncio.create_task(self._sweep(), name="sweeper")
+        self.failure = failure = asyncio.create_task(self.outbox.failure(), name="store-failure")
         try:
             yield
         finally:
             self._stopping = True
             await control.close()
             await self._delivery.stop(STOP_SECONDS)
-            for task in (supervisor, sweeper):
+            for task in (supervisor, sweeper, failure):
                 task.cancel()
-            await asyncio.gather(supervisor, sweeper, return_exceptions=True)
+            await asyncio.gather(supervisor, sweeper, failure, return_exceptions=True)
 
     async def _supervise(self) -> None:
         """A forwarder that dies is restarted, with back-off; ingest goes on meanwhile."""
@@ -100,6 +104,8 @@ class Service:
                 await self.outbox.sweep()
             except StoreError as error:
                 log.warning("Old records could not be swept: %s", error.message)
+            except Exception as error:
+                log.error("The sweep failed and is tried again: %s", describe(error))
             await asyncio.sleep(SWEEP_SECONDS)
 
     def _new_delivery(self) -> Delivery:
@@ -125,6 +131,7 @@ def create_app(settings: Settings, *, fallback: ASGIApp | None = None) -> Starle
             stack.push_async_callback(outbox.close)
             service = Service(settings, outbox)
             await stack.enter_async_context(service.running())
+            app.state.failure = service.failure  # `serving` ends the process when it is done
             app.router.routes[:] = _routes(settings, service, fallback)
             yield
 

@@ -29,16 +29,18 @@ from rich.text import Text
 from proxy import __version__
 from proxy.app import create_app, open_store_file
 from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token, public_url
+from proxy.cli_dead import dead
 from proxy.control import ask
 from proxy.demo import run_demo
-from proxy.errors import ConfigError, Problem, ScqError, describe
+from proxy.errors import ConfigError, ScqError, describe
 from proxy.identity import TokenCodec
 from proxy.ops import Report, make_report
-from proxy.outbox import RefusedName
-from proxy.pushes import clean_address, parse_vouched
+from proxy.outbox import Erased, RefusedName
+from proxy.pushes import parse_vouched
 from proxy.sandbox import create_sandbox
 from proxy.serving import Site, run, serve
-from proxy.settings import load_identity_settings, load_prefix, load_settings, load_store_settings
+from proxy.settings import load_identity_settings, load_prefix, load_settings
+from proxy.terminal import AsJson, EnvFile, address, answers, env_file_of, escaped, store_path
 
 cli = typer.Typer(
     name="scq-proxy",
@@ -53,11 +55,7 @@ cli = typer.Typer(
 )
 
 
-def _address(text: str) -> str:
-    """A parameter that is an e-mail address, or an option not given."""
-    if text and clean_address(text) is None:
-        raise typer.BadParameter("this is no e-mail address; an example is ada@example.com.")
-    return text
+cli.add_typer(dead)
 
 
 def _host_name(text: str) -> str:
@@ -71,17 +69,6 @@ def _public_url(text: str) -> str:
     if text and url is None:
         raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
     return url or ""
-
-
-EnvFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--env-file",
-        metavar="FILE",
-        help="Read settings from this file; the environment goes before it. Without this option, .env is read if there is one.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 
 def main() -> None:
@@ -133,7 +120,7 @@ def serve_command(env_file: EnvFile = None) -> None:
     It runs until Ctrl-C or SIGTERM, and finishes the requests under way before it stops. If settings are missing or wrong, it
     does not start, and says for each of them what is wrong and what would do.
     """
-    settings = load_settings(os.environ, _env_file(env_file))
+    settings = load_settings(os.environ, env_file_of(env_file))
     _start_logging(settings.log_level)
     log = logging.getLogger("proxy")
 
@@ -225,7 +212,7 @@ def snippet(
 
     Paste it into every page, into the head. The script's path follows SCQ_PREFIX.
     """
-    prefix = load_prefix(os.environ, _env_file(env_file))
+    prefix = load_prefix(os.environ, env_file_of(env_file))
     base = f"https://{host}" if host else ""
     sys.stdout.write(
         f'<script>window._scq = window._scq || [];</script>\n<script async src="{base}{prefix}/scq.js"></script>\n'
@@ -244,7 +231,7 @@ def keygen() -> None:
 
 @cli.command()
 def token(
-    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=_address, help="Whom the token identifies.")],
+    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=address, help="Whom the token identifies.")],
     env_file: EnvFile = None,
     minutes: Annotated[
         int, typer.Option(metavar="MINUTES", min=1, max=60, help="How long the token is good for.")
@@ -262,7 +249,7 @@ def token(
     _scq.push(["identify", {token: "..."}])
     """
     vouched = _contact(contact)
-    keys = load_identity_settings(os.environ, _env_file(env_file))
+    keys = load_identity_settings(os.environ, env_file_of(env_file))
     codec = TokenCodec([(key.kid, key.secret.reveal()) for key in keys])
     sys.stdout.write(codec.mint(email, time.time(), timedelta(minutes=minutes), vouched) + "\n")
 
@@ -271,13 +258,13 @@ def token(
 def check(
     env_file: EnvFile = None,
     send: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="EMAIL",
-            callback=_address,
+            callback=address,
             help="Identify this address for real at SCQ_UPSTREAM and show the answer.",
         ),
-    ] = "",
+    ] = None,
     url: Annotated[
         str,
         typer.Option(
@@ -295,7 +282,7 @@ def check(
     Settings and store are always checked; options add the way to SendX, the way from the browser, and a token. Exits with 1 if
     anything is to be mended, and with 2 if the settings cannot be used at all.
     """
-    settings = load_settings(os.environ, _env_file(env_file))
+    settings = load_settings(os.environ, env_file_of(env_file))
 
     async def findings() -> list[Finding]:
         found = check_settings(settings) + await check_store(settings)
@@ -311,7 +298,7 @@ def check(
     console = Console(highlight=False, soft_wrap=True)
     for finding in found:
         verdict = ("ok   ", "green") if finding.ok else ("mend ", "red")
-        console.print(Text.assemble(verdict, _escaped(finding.text)))
+        console.print(Text.assemble(verdict, escaped(finding.text)))
     raise typer.Exit(0 if all(finding.ok for finding in found) else 1)
 
 
@@ -322,7 +309,7 @@ def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     It asks the running server, or reads the store if none is running, and needs no setting but SCQ_STORE. Tags and fields that pages
     asked for in vain are listed with the setting that would offer them. Exits with 1 if something needs attention.
     """
-    report = asyncio.run(_report(_env_file(env_file)))
+    report = asyncio.run(_report(env_file))
     if as_json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
@@ -332,12 +319,7 @@ def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
 async def _report(env_file: Path | None) -> Report:
     """From the running server, or with none running from the store itself."""
-    store = load_store_settings(os.environ, env_file)
-    if store.path is None:
-        wrong = "is PostgreSQL, which is not supported yet"
-        raise ConfigError([Problem("SCQ_STORE", wrong, "SCQ_STORE=sqlite:///scq.db")])
-    path = store.path.absolute()
-    sys.stderr.write(f"Store: {path}\n")
+    path = store_path(env_file)
     try:
         async with contextlib.aclosing(ask(path, "status")) as answers:
             return msgspec.convert(await anext(answers), Report)
@@ -349,7 +331,7 @@ async def _report(env_file: Path | None) -> Report:
 def _print_report(report: Report) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for problem in report.problems:
-        console.print(Text.assemble(("! ", "red"), _escaped(problem)))
+        console.print(Text.assemble(("! ", "red"), escaped(problem)))
     if not report.problems:
         console.print(Text("All is well.", "green"))
     if report.delivery is None:
@@ -381,13 +363,41 @@ def _print_refused(console: Console, names: Sequence[RefusedName]) -> None:
     console.print("\nPages asked for these, and they are not offered:")
     width = max(len(refused.setting) for refused in names)
     for refused in names:
-        name = _escaped(json.dumps(refused.name, ensure_ascii=False))
+        name = escaped(json.dumps(refused.name, ensure_ascii=False))
         console.print(Text.assemble(f"  {refused.count:6} x  {refused.setting:{width}}  ", name))
 
 
-def _escaped(text: str) -> Text:
-    """Anybody's text for a terminal: never markup, and without control or direction characters."""
-    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
+@cli.command()
+def erase(
+    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=address, help="Who is to be forgotten.")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a person.
+
+    It removes what waits, what is held and what is dead of theirs, and who their browsers were; a hash stays, so that late retries and
+    old cookies do not bring them back. A new log-in does. SendX is not told: delete the contact there too. Needs no setting but SCQ_STORE,
+    and asks nothing.
+    """
+    erased = asyncio.run(_erase(env_file, email))
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(erased).decode() + "\n")
+    elif erased == Erased(waiting=0, held=0, dead=0, identities=0):
+        sys.stdout.write("Nothing was known of this person. Late retries will not bring them back.\n")
+    else:
+        sys.stdout.write(
+            "Erased. Late retries and old cookies will not bring this person back.\n"
+            f"  waiting pushes                    {erased.waiting}\n"
+            f"  held pushes                       {erased.held}\n"
+            f"  dead letters                      {erased.dead}\n"
+            f"  remembered log-ins and log-outs   {erased.identities}\n"
+            "SendX still has what was delivered: delete the contact there too.\n"
+        )
+
+
+async def _erase(env_file: Path | None, email: str) -> Erased:
+    async with contextlib.aclosing(answers(store_path(env_file), "erase", contact=email)) as told:
+        return msgspec.convert(await anext(told), Erased)
 
 
 def _contact(text: str) -> dict[str, Any] | None:
@@ -416,13 +426,6 @@ def _said_of_options(options: Mapping[str, tuple[str, str]]) -> Iterator[None]:
 
 def _base(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _env_file(given: Path | None) -> Path | None:
-    if given is not None:
-        return given
-    default = Path(".env")
-    return default if default.is_file() else None
 
 
 def _start_logging(level: str) -> None:

@@ -71,12 +71,13 @@ class Collector:
         self._cookies, self._tokens, self._policy, self._limits = cookies, tokens, policy, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = scan(scope["headers"])
         method = scope["method"]
-        # Refusals too: the page of a listed origin is to learn why. A preflight that fails needs nothing.
-        listed = self._origins.lists(headers)
-        cors: Sequence[Header] = _cors(headers.origin or "") if listed and method != "OPTIONS" else (_VARY,)
+        cors: Sequence[Header] = (_VARY,)
         try:
+            headers = scan(scope["headers"])
+            listed = self._origins.lists(headers)
+            if listed and method != "OPTIONS":
+                cors = _cors(headers.origin or "")  # on refusals too: the page of a listed origin is to learn why
             if method not in ("POST", "OPTIONS"):
                 cors = (*cors, _ALLOW)
                 raise RequestError(405, "method-not-allowed", "Send pushes by POST.")

@@ -68,6 +68,7 @@ class _Turn:
         self.broken = True
         if not self.on_wire:
             return
+        self.last = None  # nor what SendX has of the contact now
         detail = "its outcome is unknown: sending stopped while the request was under way"
         for push in self.lease.pushes:
             if push.seq not in self.results and increments(push.body):

@@ -17,6 +17,8 @@ from proxy.errors import RequestError
 from proxy.settings import is_loopback_host
 
 Network = IPv4Network | IPv6Network
+MAX_HEADERS = 32_768  # bytes of names and values
+_MAX_FORWARDED = 1_024  # characters at the end of X-Forwarded-For that can matter
 _GENERATION = 50_000  # client addresses remembered at most, twice over
 _UNKNOWN = "unknown"
 
@@ -33,23 +35,28 @@ class Headers(msgspec.Struct):
 
 
 def scan(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """One pass over the ASGI headers. A second Origin makes the origin unusable: "null"."""
+    """One pass over the ASGI headers. A second Origin makes the origin unusable: "null". Raises 431 over MAX_HEADERS."""
     found = Headers()
+    cookies: list[str] = []
+    hops: list[str] = []
+    size = 0
     for name, value in raw:
+        size += len(name) + len(value)
         if name == b"origin":
             found.origin = "null" if found.origin is not None else value.decode("latin-1")
         elif name == b"cookie":
-            text = value.decode("latin-1")
-            found.cookie = f"{found.cookie}; {text}" if found.cookie else text
+            cookies.append(value.decode("latin-1"))
         elif name == b"sec-fetch-site":
             found.fetch_site = value.decode("latin-1")
         elif name == b"x-forwarded-for":
-            text = value.decode("latin-1")
-            found.forwarded_for = f"{found.forwarded_for},{text}" if found.forwarded_for else text
+            hops.append(value.decode("latin-1"))
         elif name == b"content-length":
             found.content_length = int(value) if value.isdigit() and len(value) < 16 else None
         elif name == b"sec-gpc":
             found.gpc = value == b"1"
+    if size > MAX_HEADERS:
+        raise RequestError(431, "headers-too-large", f"The headers are larger than {MAX_HEADERS} bytes.")
+    found.cookie, found.forwarded_for = "; ".join(cookies), ",".join(hops)
     return found
 
 
@@ -98,16 +105,23 @@ class ClientAddresses:
 
     def __init__(self, trusted: Sequence[Network]) -> None:
         self._trusted = tuple(trusted)
-        self.of = lru_cache(maxsize=4_096)(self._of)
+        self._peer = lru_cache(maxsize=4_096)(self._judge_peer)
+        self._behind = lru_cache(maxsize=4_096)(self._find_behind)
 
-    def _of(self, peer: str | None, forwarded_for: str) -> str:
+    def of(self, peer: str | None, forwarded_for: str) -> str:
         """The key to count by: an IPv4 address, or the /64 of an IPv6 one, since a household has all of it.
 
-        `peer` None: a Unix socket, which only a proxy on this machine can reach.
+        `peer` None: a Unix socket, which only a proxy on this machine can reach. What an untrusted peer claims is not looked at.
         """
+        key, trusted = self._peer(peer)
+        return self._behind(key, peer, forwarded_for[-_MAX_FORWARDED:]) if trusted and forwarded_for else key
+
+    def _judge_peer(self, peer: str | None) -> tuple[str, bool]:
         address = _parse(peer) if peer is not None else None
-        if peer is not None and (address is None or not self._is_trusted(address)):
-            return _key(address)
+        return _key(address), peer is None or (address is not None and self._is_trusted(address))
+
+    def _find_behind(self, key: str, peer: str | None, forwarded_for: str) -> str:
+        address = _parse(peer) if peer is not None else None
         for part in reversed(forwarded_for.split(",")):
             hop = _parse(part.strip())
             if hop is None:

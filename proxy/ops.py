@@ -25,7 +25,7 @@ from proxy.account import DeliveryState
 from proxy.edge import ClientAddresses
 from proxy.errors import StoreUnavailable
 from proxy.identity import ProbeCodec
-from proxy.outbox import Durability, Outbox, RefusedName, Stats
+from proxy.outbox import Durability, Health, Outbox, RefusedName, Stats
 
 LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -46,6 +46,7 @@ class Report(msgspec.Struct, frozen=True):
     restarts: int
     delivery: DeliveryState | None
     refused_names: tuple[RefusedName, ...]
+    store: Health = Health()
 
 
 def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now: float) -> Report:
@@ -60,6 +61,7 @@ def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now
         restarts,
         delivery,
         stats.refused_names,
+        stats.health,
     )
 
 
@@ -70,6 +72,7 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float) -> Itera
         yield "The forwarder is down and is being restarted: the log of the server says why."
     if lag > LAG.total_seconds():
         yield f"The oldest push has waited for {timedelta(seconds=int(lag))}: SendX is slow or down, or nothing sends."
+    yield from stats.health.problems
     if stats.dead:
         letters = "1 dead letter" if stats.dead == 1 else f"{stats.dead} dead letters"
         yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome."
@@ -184,6 +187,7 @@ class _Exposition(Collector):
         yield GaugeMetricFamily("scq_dead_letters", "Dead letters that wait for a decision", report.dead)
         yield GaugeMetricFamily("scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds)
         yield CounterMetricFamily("scq_forwarder_restarts", "Times the forwarder had to be restarted", report.restarts)
+        yield from _store(report.store)
         if report.delivery is not None:
             yield from _upstream(report.delivery)
 
@@ -198,6 +202,23 @@ class _Exposition(Collector):
                 pushes.add_metric([name.replace(":", "_")], value)
         yield pushes
         yield refused
+
+
+def _store(health: Health) -> Iterable[Metric]:
+    """Seconds by commits is the mean latency of a commit, jobs by commits the mean size of a batch."""
+    yield CounterMetricFamily(
+        "scq_store_commits", "Transactions that wrote something and were committed", health.commits
+    )
+    yield CounterMetricFamily("scq_store_commit_seconds", "Time that they took", health.commit_seconds)
+    yield CounterMetricFamily("scq_store_jobs", "Jobs that ran in them", health.jobs)
+    yield CounterMetricFamily("scq_store_failed_commits", "Transactions that failed", health.failed_commits)
+    yield CounterMetricFamily("scq_store_reopened", "Times it was opened again after a failure", health.reopened)
+    yield GaugeMetricFamily("scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside)
+    if health.log_frames is not None:
+        yield GaugeMetricFamily("scq_store_log_frames", "Pages of the log that are not checkpointed", health.log_frames)
+    if health.headroom_bytes is not None:
+        room = "Disk space above the floor at which ingest stops; below zero, it has stopped"
+        yield GaugeMetricFamily("scq_store_headroom_bytes", room, health.headroom_bytes)
 
 
 def _upstream(delivery: DeliveryState) -> Iterable[Metric]:

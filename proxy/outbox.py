@@ -347,6 +347,25 @@ class RefusedName(msgspec.Struct, frozen=True):
     last: float
 
 
+class Health(msgspec.Struct, frozen=True):
+    """How the store itself does, in this process since it was opened; None where an adapter has no such thing.
+
+    `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again
+    after a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor
+    at which ingest stops. `set_aside`: damaged stores kept beside this one. `problems`: sentences for a person, each with what to do.
+    """
+
+    commits: int = 0
+    jobs: int = 0
+    commit_seconds: float = 0.0
+    failed_commits: int = 0
+    reopened: int = 0
+    log_frames: int | None = None
+    headroom_bytes: int | None = None
+    set_aside: int = 0
+    problems: tuple[str, ...] = ()
+
+
 class Stats(msgspec.Struct, frozen=True):
     """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
 
@@ -360,6 +379,7 @@ class Stats(msgspec.Struct, frozen=True):
     lanes: int
     oldest: float | None
     refused_names: tuple[RefusedName, ...]
+    health: Health = Health()
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -407,5 +427,8 @@ class Outbox(Protocol):
         """Drop up to `limit` of them, oldest first; how many it were."""
 
     async def durability(self) -> Durability: ...
+
+    async def failure(self) -> str:
+        """Returns when the store has failed for good, with a sentence about it: the process should end, to be started anew."""
 
     async def close(self) -> None: ...

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import itertools
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import ClassVar
 
 import msgspec
 
-from proxy.errors import StoreUnavailable
 from proxy.identity import COOKIE_AGE
 from proxy.outbox import (
     Bind,
@@ -52,10 +51,11 @@ from proxy.outbox import (
     Verify,
 )
 from proxy.pushes import Attributes, Reason, Track, lane_key
-from proxy.sqlite_file import SQL, connect, file_system, pragma, require_place, take_lock
+from proxy.sqlite_file import SQL, StoreFile, pragma
 from proxy.sqlite_people import erase_person, move_lane
 from proxy.sqlite_reads import (
     HELD_BYTES,
+    HELD_OVERHEAD,
     MAX_REFUSED_NAMES,
     SqliteFacts,
     lane_head,
@@ -64,35 +64,40 @@ from proxy.sqlite_reads import (
     value,
 )
 from proxy.sqlite_thread import SqliteThread
+from proxy.sqlite_upkeep import Upkeep, place_facts, vacuum_step
 
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # a retired cookie must have expired before it is forgotten
-_SPACE_CHECK_SECONDS = 1.0
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
 
 class SqliteOutbox:
     """Implements `outbox.Outbox`. Made by `open_outbox`."""
 
-    def __init__(
-        self, path: Path, lock: IO[str], *, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int
-    ) -> None:
-        self.path = path
+    def __init__(self, file: StoreFile, *, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int) -> None:
+        self.path = file.path
         self.site_key = b""
-        self._lock = lock
-        self._hold_age, self._dead_age, self._min_free_bytes = hold_age, dead_age, min_free_bytes
+        self._file = file
+        self._hold_age, self._dead_age = hold_age, dead_age
+        self._upkeep = Upkeep(file.path, min_free_bytes=min_free_bytes)
+        self._epochs = itertools.count(time.time_ns())  # never twice: a lease must fit no other lane, file or process
         self._tallies: Counter[str] = Counter()
         self._ready_lanes = False
         self._ready = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._free_bytes, self._free_checked = 0, float("-inf")
-        self._thread = SqliteThread(self._connect, before_commit=self._before_commit, rolled_back=self._rolled_back)
+        self._thread = SqliteThread(
+            file,
+            self._upkeep,
+            opened=self._opened,
+            before_commit=self._before_commit,
+            rolled_back=self._rolled_back,
+        )
 
     async def open(self) -> None:
         await self._thread.open()
 
     async def append(self, decide: Decide) -> Plan:
-        self._require_space()
+        self._upkeep.require_space()
         return await self._thread.submit(lambda connection: self._append(connection, decide))
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float) -> Sequence[Lease]:
@@ -117,13 +122,16 @@ class SqliteOutbox:
 
     async def sweep(self) -> None:
         await self._thread.submit(self._sweep)
+        while await self._thread.submit(vacuum_step):
+            pass
 
     async def ready(self) -> None:
-        self._require_space(at_once=True)
-        await self._thread.submit(lambda connection: value(connection, "counter", "accepted"))
+        self._upkeep.require_space(at_once=True)
+        await self._thread.submit(self._prove)
 
     async def stats(self) -> Stats:
-        return await self._thread.submit(read_stats)
+        stats = await self._thread.submit(read_stats)
+        return msgspec.structs.replace(stats, health=self._upkeep.health())
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
         return await self._thread.submit(lambda connection: read_dead_letters(connection, matching, after, limit))
@@ -135,36 +143,35 @@ class SqliteOutbox:
         return await self._thread.submit(lambda connection: self._discard(connection, matching, limit))
 
     async def durability(self) -> Durability:
-        return await self._thread.submit(self._durability)
+        settings = await self._thread.submit(_settings)
+        facts = await asyncio.to_thread(place_facts, self.path)
+        return Durability("an acknowledged push is in the write-ahead log, synced to the disk", {**settings, **facts})
+
+    async def failure(self) -> str:
+        return await asyncio.shield(self._thread.failed)
 
     async def close(self) -> None:
         await self._thread.close()
-        self._lock.close()
-
-    # --- space
-
-    def _require_space(self, *, at_once: bool = False) -> None:
-        """Ingest stops while the disk still has room, because a full disk cannot even delete."""
-        now = time.monotonic()
-        if at_once or now - self._free_checked > _SPACE_CHECK_SECONDS:
-            disk = os.statvfs(self.path.parent)
-            self._free_bytes, self._free_checked = disk.f_bavail * disk.f_frsize, now
-        if self._free_bytes < self._min_free_bytes:
-            raise StoreUnavailable(
-                "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB.", retry_after=30
-            )
+        self._file.release()
 
     # --- on the thread
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = connect(self.path)
-        self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
+    def _opened(self, connection: sqlite3.Connection, first: bool) -> None:
+        self.site_key = self._file.site_key
+        if not first:
+            return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
         for (lane,) in connection.execute(SQL["leases_of_the_dead"]).fetchall():
             self._end_lease(connection, lane)
         self._before_commit(connection)
         connection.execute("COMMIT")
-        return connection
+
+    def _prove(self, connection: sqlite3.Connection) -> None:
+        """Reading proves nothing about writing: after a failure, something is written."""
+        if self._thread.writes:
+            value(connection, "counter", "accepted")
+        else:
+            connection.execute(SQL["tally"], ("gauge:proofs", 1))
 
     def _before_commit(self, connection: sqlite3.Connection) -> None:
         if self._tallies:
@@ -187,8 +194,8 @@ class SqliteOutbox:
         return plan
 
     def _enqueue(self, connection: sqlite3.Connection, op: Enqueue, now: float) -> None:
-        self._tallies["accepted"] += 1
         self._queue(connection, op, msgspec.json.encode(op.body), now, now)
+        self._tallies["accepted"] += 1
 
     def _queue(self, connection: sqlite3.Connection, op: Enqueue, body: bytes, since: float, now: float) -> None:
         (lane,) = connection.execute(SQL["lane_gains"], (op.key, now)).fetchone()
@@ -200,18 +207,21 @@ class SqliteOutbox:
     def _hold(self, connection: sqlite3.Connection, op: Hold, now: float) -> None:
         body = msgspec.json.encode(op.track)
         connection.execute(SQL["hold"], (op.visitor, op.id, body, now))
-        self._tallies.update({"held": 1, HELD_BYTES: len(body)})
+        self._tallies.update({"held": 1, HELD_BYTES: len(body) + HELD_OVERHEAD})
 
     def _bind(self, connection: sqlite3.Connection, op: Bind, now: float) -> None:
         for push_id in op.keep:
-            body, since = connection.execute(SQL["held_push"], (op.visitor, push_id)).fetchone()
+            row = connection.execute(SQL["held_push"], (op.visitor, push_id)).fetchone()
+            if row is None:
+                continue
+            body, since = row
+            self._tallies["bound"] += 1
             self._unhold(connection, "unhold", op.visitor, push_id)
             track = msgspec.json.decode(body, type=Track)
             self._queue(connection, Enqueue(push_id, op.key, op.address, op.trust, track), body, since, now)
         for push_id, reason in op.refuse:
-            self._unhold(connection, "unhold", op.visitor, push_id)
-            self._tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
-        self._tallies["bound"] += len(op.keep)
+            count = self._unhold(connection, "unhold", op.visitor, push_id)
+            self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
 
     def _retire(self, connection: sqlite3.Connection, op: Retire, now: float) -> None:
         connection.execute(SQL["retire"], (op.visitor, now))
@@ -226,7 +236,7 @@ class SqliteOutbox:
 
     def _unhold(self, connection: sqlite3.Connection, query: str, *arguments: object) -> int:
         sizes = [size for (size,) in connection.execute(SQL[query], arguments)]
-        self._tallies[HELD_BYTES] -= sum(sizes)
+        self._tallies[HELD_BYTES] -= sum(sizes) + HELD_OVERHEAD * len(sizes)
         return len(sizes)
 
     def _born(self, connection: sqlite3.Connection, op: Born, now: float) -> None:
@@ -252,7 +262,7 @@ class SqliteOutbox:
         self._tallies[f"refused:{op.reason}"] += 1
 
     def _not_offered(self, connection: sqlite3.Connection, op: NotOffered, now: float) -> None:
-        connection.execute(SQL["not_offered"], (op.setting, op.name, now))
+        connection.execute(SQL["not_offered"], (op.setting, op.name, now, MAX_REFUSED_NAMES))
 
     _apply: ClassVar[dict[type[Op], Callable[..., None]]] = {
         Enqueue: _enqueue,
@@ -274,14 +284,15 @@ class SqliteOutbox:
         now = time.time()
         leases = []
         rows = connection.execute(SQL["claimable"], (now, lanes)).fetchall()
-        for lane, epoch, leased, failures, key, address, digest, digest_at in rows:
+        for lane, leased, failures, key, address, digest, digest_at in rows:
             if leased:
                 self._end_lease(connection, lane)
             pushes = lane_head(connection, lane, per_lane, key, address)
             if pushes:
-                connection.execute(SQL["lease"], (now + lease_seconds, lane))
+                epoch = next(self._epochs)
+                connection.execute(SQL["lease"], (epoch, now + lease_seconds, lane))
                 last = LastIdentify(digest, digest_at) if digest is not None else None
-                leases.append(Lease(lane, epoch + 1, now + lease_seconds, failures, pushes, last))
+                leases.append(Lease(lane, epoch, now + lease_seconds, failures, pushes, last))
         return leases
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
@@ -290,6 +301,8 @@ class SqliteOutbox:
         for seq in started:
             self._bury(connection, Settled(seq, Fate.DEAD, True, DeadReason.AMBIGUOUS, _INDETERMINATE))
         connection.execute(SQL["lane_loses"], (lane, len(started), 0, time.time()))
+        # What was on the wire may have been applied: what SendX has of this contact is not known any more.
+        connection.execute(SQL["last_identify"], (lane, None, None))
 
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
         lease = settlement.lease
@@ -331,7 +344,7 @@ class SqliteOutbox:
     def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
         erased, held_bytes = erase_person(connection, key, self.site_key, time.time())
         self._tallies.update({"erased": erased.waiting + erased.dead, "hold_erased": erased.held})
-        self._tallies[HELD_BYTES] -= held_bytes
+        self._tallies[HELD_BYTES] -= held_bytes + HELD_OVERHEAD * erased.held
         return erased
 
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
@@ -365,29 +378,25 @@ class SqliteOutbox:
         connection.execute(SQL["forget_lanes"])
         connection.execute(SQL["trim_not_offered"], (MAX_REFUSED_NAMES,))
 
-    def _durability(self, connection: sqlite3.Connection) -> Durability:
-        return Durability(
-            "an acknowledged push is in the write-ahead log, synced to the disk",
-            {
-                "SQLite": sqlite3.sqlite_version,
-                "journal_mode": str(pragma(connection, "journal_mode")),
-                "synchronous": {2: "FULL", 3: "EXTRA"}[pragma(connection, "synchronous")],
-                "file": str(self.path),
-                "file system": file_system(self.path),
-            },
-        )
+
+def _settings(connection: sqlite3.Connection) -> dict[str, str]:
+    return {
+        "SQLite": sqlite3.sqlite_version,
+        "journal_mode": str(pragma(connection, "journal_mode")),
+        "synchronous": {2: "FULL", 3: "EXTRA"}[pragma(connection, "synchronous")],
+    }
 
 
 async def open_outbox(
     path: Path, *, create: bool, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int
 ) -> SqliteOutbox:
     """Opens the file, or makes it if `create`. Raises `StoreRefused` when it must not be used like this."""
-    require_place(path, create=create)
-    lock = take_lock(path)
+    file = StoreFile(path, create=create)
+    file.take()
     try:
-        outbox = SqliteOutbox(path, lock, hold_age=hold_age, dead_age=dead_age, min_free_bytes=min_free_bytes)
+        outbox = SqliteOutbox(file, hold_age=hold_age, dead_age=dead_age, min_free_bytes=min_free_bytes)
         await outbox.open()
     except BaseException:
-        lock.close()
+        file.release()
         raise
     return outbox

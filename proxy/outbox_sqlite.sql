@@ -44,6 +44,7 @@ CREATE TABLE held (
 );
 CREATE INDEX held_visitor ON held (visitor, seq);
 CREATE INDEX held_since ON held (since);
+CREATE INDEX held_id ON held (id);
 
 CREATE TABLE dead (
   seq      INTEGER PRIMARY KEY,
@@ -60,6 +61,7 @@ CREATE TABLE dead (
   at       REAL    NOT NULL
 );
 CREATE INDEX dead_at ON dead (at);
+CREATE INDEX dead_lane ON dead (lane);
 
 -- Ids that were accepted or held. after: who the browser was after an identify, reset or consent.
 CREATE TABLE seen (
@@ -168,17 +170,19 @@ INSERT INTO seen (id, at, shown, after) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO 
 INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
 
 -- name: not_offered
-INSERT INTO not_offered (setting, name, count, last) VALUES (?, ?, 1, ?)
+-- Anybody can ask for anything: once the table is full, only what it lists is counted on.
+INSERT INTO not_offered (setting, name, count, last) SELECT ?1, ?2, 1, ?3
+WHERE EXISTS (SELECT 1 FROM not_offered WHERE setting = ?1 AND name = ?2) OR (SELECT count(*) FROM not_offered) < 2 * ?4
 ON CONFLICT (setting, name) DO UPDATE SET count = count + 1, last = excluded.last;
 
 -- name: claimable
-SELECT id, epoch, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
+SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
 
 -- name: lane_head
 SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
 
 -- name: lease
-UPDATE lanes SET epoch = epoch + 1, leased = 1, ready_at = ? WHERE id = ?;
+UPDATE lanes SET epoch = ?, leased = 1, ready_at = ? WHERE id = ?;
 
 -- name: start
 UPDATE pushes SET started = 1 WHERE seq = ?;
@@ -240,7 +244,7 @@ SELECT ?2, id, address, trust, kind, body, since, attempts, increments FROM push
 DELETE FROM pushes WHERE lane = ?;
 
 -- name: merge_lane
-UPDATE lanes SET waiting = waiting + ?2, verified = max(verified, ?3),
+UPDATE lanes SET waiting = waiting + ?2, verified = max(verified, ?3), identify_digest = NULL,
 ready_at = CASE WHEN waiting + ?2 > 0 THEN coalesce(ready_at, ?4) END WHERE id = ?1;
 
 -- name: lane_facts
@@ -287,7 +291,7 @@ SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
 DELETE FROM held WHERE since < ? RETURNING length(body);
 
 -- name: forget_seen
-DELETE FROM seen WHERE at < ?;
+DELETE FROM seen WHERE at < ? AND NOT EXISTS (SELECT 1 FROM held WHERE held.id = seen.id);
 
 -- name: forget_visitors
 DELETE FROM visitors WHERE at < ?;

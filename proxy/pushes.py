@@ -188,7 +188,7 @@ def _decode_leniently(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8")
-        return _mended(json.loads(text, parse_constant=_no_constant, parse_int=_bounded_int))
+        return mended(json.loads(text, parse_constant=_no_constant, parse_int=_bounded_int))
     except RecursionError:
         raise Malformed("The body is nested too deeply.") from None
     except ValueError:
@@ -204,13 +204,14 @@ def _bounded_int(digits: str) -> float:
     return int(digits) if len(digits) <= MAX_TEXT else float("inf")
 
 
-def _mended(value: Any) -> Any:
+def mended(value: Any) -> Any:
+    """JSON without halves of surrogate pairs: each becomes U+FFFD."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
-        return [_mended(item) for item in value]
+        return [mended(item) for item in value]
     if isinstance(value, dict):
-        return {_mended(key): _mended(item) for key, item in value.items()}
+        return {mended(key): mended(item) for key, item in value.items()}
     return value
 
 

@@ -43,7 +43,8 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
     """Serves all sites until a signal. `on_listening` gets their ports once each takes connections.
 
     Lifespans are entered here and not by uvicorn, so that what they raise reaches the caller as it is. Raises `ConfigError` for an
-    address that cannot be listened on.
+    address that cannot be listened on. An application that cannot go on finishes the future in its `state.failure`: everything is
+    stopped as by a signal, then `SystemExit(1)` is raised, so that whoever supervises the process starts it anew.
     """
     async with contextlib.AsyncExitStack() as stack:
         sockets = [stack.enter_context(_listen(site)) for site in sites]
@@ -51,6 +52,7 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
             await stack.enter_async_context(site.app.router.lifespan_context(site.app))
         servers = [_Server(_config(site)) for site in sites]
         _stop_on_signals(servers)
+        failures = _stop_on_failures(sites, servers)
         async with asyncio.TaskGroup() as group:
             for server, listener in zip(servers, sockets, strict=True):
                 group.create_task(server.serve(sockets=[listener]), name="http-server")
@@ -58,6 +60,9 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
                 await server.listening.wait()
             if on_listening is not None:
                 on_listening([listener.getsockname()[1] for listener in sockets])
+        failed = any(failure.done() for failure in failures)
+    if failed:
+        raise SystemExit(1)
 
 
 class _Server(uvicorn.Server):
@@ -100,6 +105,17 @@ def _listen(site: Site) -> socket.socket:
             f"{site.host} port {site.port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
         )
         raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
+
+
+def _stop_on_failures(sites: Sequence[Site], servers: Sequence[uvicorn.Server]) -> Sequence[asyncio.Future[Any]]:
+    def stop(failure: asyncio.Future[Any]) -> None:
+        for server in servers:
+            server.should_exit = True
+
+    failures = [site.app.state.failure for site in sites if hasattr(site.app.state, "failure")]
+    for failure in failures:
+        failure.add_done_callback(stop)
+    return failures
 
 
 def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:

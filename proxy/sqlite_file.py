@@ -1,12 +1,14 @@
 """The file behind the SQLite outbox: which file may be used, by whom, and how it is opened so that a commit is durable.
 
-Refused, with what to do: a network file system, a file in use, a file of another user, a file that is no outbox. Durable means WAL with
-`synchronous=FULL`, set and read back.
+Refused, with what to do: a network file system, a file in use, a file of another user, a file that is no outbox, a place that cannot be
+written. Durable means WAL with `synchronous=FULL`, set and read back. A damaged outbox is set aside, and a new one takes its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import sqlite3
@@ -14,9 +16,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from proxy.errors import StoreRefused
+from proxy.sqlite_damage import (
+    CHECKED_BYTES,
+    Damaged,
+    FileMoved,
+    Remedy,
+    keep_copy_of_wal,
+    primary_code,
+    remedy_for,
+    require_sound,
+    set_aside,
+    unreadable_commits,
+)
 
 APPLICATION_ID = 0x73637170  # "scqp"
 SCHEMA_VERSION = 1
+START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
+_SITE_KEY_BYTES = 32
+_MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
+_APPLICATION_ID_AT, _HEADER_BYTES = 68, 72  # … and the place of the application id in it
+_LOG_ONLY = ("-wal", "-shm")
 _NETWORK = frozenset(
     ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "vboxsf")
 )
@@ -30,38 +49,188 @@ def _read_queries() -> dict[str, str]:
 
 SQL = _read_queries()
 
-
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that commits durably, on an outbox of this version; the schema is made in an empty file."""
-    try:
-        connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
-    except sqlite3.Error as error:
-        raise StoreRefused(f"{path} cannot be opened ({error}).") from None
-    try:
-        _prepare(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+log = logging.getLogger("proxy.store")
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    try:
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+class StoreFile:
+    """The file, while this process has it. `create`: it is made if it is missing. All but `take` and `release` run on one thread."""
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self.path = path
+        self.site_key = b""
+        self._create = create
+        self._lock: IO[str] | None = None
+        self._identities: dict[Path, tuple[int, int]] = {}
+
+    def take(self) -> None:
+        """Makes sure of the place and takes the lock, again if somebody deleted it. Raises `StoreRefused`."""
+        require_place(self.path, create=self._create)
+        held = _identity(self._lock.fileno()) if self._lock is not None else None
+        if held is None or held != _identity(_lock_path(self.path)):
+            lock = take_lock(self.path)
+            self.release()
+            self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def open(self, *, after: Exception | None = None) -> sqlite3.Connection:
+        """Opens it. `after`: the failure that made it necessary to open it again. Raises `StoreRefused`."""
+        missing = not self.path.exists()
+        self.take()
+        if missing and after is not None:
+            log.error("%s is gone: a new store takes its place, and what waited in the old one is not sent", self.path)
+        try:
+            self._part_from_log()
+            try:
+                connection = self._open_sound(after)
+            except Damaged as damage:
+                self._replace(damage)
+                connection = self._open_sound(None)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreRefused(f"{self.path} cannot be opened ({error}).") from None
+        watched = (self.path, _wal_path(self.path), _lock_path(self.path))
+        self._identities = {path: found for path in watched if (found := _identity(path)) is not None}
+        return connection
+
+    def require_in_place(self) -> None:
+        """Raises `FileMoved` if what is open is not what stands at the path: what is committed to it would be gone at the next start."""
+        for path, identity in self._identities.items():
+            if _identity(path) != identity:
+                raise FileMoved(f"{path} was deleted or replaced while in use")
+
+    # --- opening
+
+    def _part_from_log(self) -> None:
+        """The log of a file that is gone must not be applied to the one that stands there now."""
+        wal = _wal_path(self.path)
+        had = self._identities.get(wal)
+        if had is not None and _identity(wal) == had and _identity(self.path) != self._identities[self.path]:
+            log.error("%s belongs to a file that is gone. It is set aside as %s", wal, set_aside(self.path, _LOG_ONLY))
+
+    def _open_sound(self, after: Exception | None) -> sqlite3.Connection:
+        header = self._recognisable_header()
+        connection = sqlite3.connect(self.path, isolation_level=None, cached_statements=256)
+        try:
+            self._prepare(connection)
+            suspect = after is not None and remedy_for(after) is Remedy.SUSPECT
+            checked_bytes = START_CHECKED_BYTES if after is None else CHECKED_BYTES
+            require_sound(connection, suspect=suspect, checked_bytes=checked_bytes)
+            self._take_in_log(connection)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if remedy_for(error) is not Remedy.SUSPECT:
+                raise
+            raise self._judged(header, str(error)) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _recognisable_header(self) -> bytes:
+        """Before SQLite looks: it would delete the log beside an empty file, and write a log that lies there into any other."""
+        with self.path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+        wal = _wal_path(self.path)
+        if not header and wal.exists() and wal.stat().st_size > 0:
+            raise Damaged("the file is empty, and its write-ahead log is not")
+        if header and not header.startswith(_MAGIC):
+            raise self._judged(header, "file is not a database")
+        return header
+
+    def _judged(self, header: bytes, words: str) -> Exception:
+        """A file that SQLite cannot read is damaged if it was ours, and somebody else's if not."""
+        was_open = self._identities.get(self.path, (0, 0)) == _identity(self.path)
+        if was_open or header[_APPLICATION_ID_AT:] == APPLICATION_ID.to_bytes(4, "big"):
+            return Damaged(words)
+        return StoreRefused(f"{self.path} cannot be read as an SQLite database ({words}).")
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # `sqlite_upkeep` does it, after the answers are out
         application = pragma(connection, "application_id")
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise StoreRefused(f"{path} cannot be read as an SQLite database ({error}).") from None
-    if tables and application != APPLICATION_ID:
-        raise StoreRefused(f"{path} is a database of another program: let SCQ_STORE name a file of its own.")
-    _require_durable(connection, path)
-    if not tables:
-        _create(connection)
-    version = pragma(connection, "user_version")
-    if version != SCHEMA_VERSION:
-        raise StoreRefused(
-            f"{path} was written by another version of scq-proxy (schema {version}, this one knows {SCHEMA_VERSION})."
+        if tables and application != APPLICATION_ID:
+            raise StoreRefused(f"{self.path} is a database of another program: let SCQ_STORE name a file of its own.")
+        if not tables:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # in a file with content it would write to no effect
+        _require_durable(connection, self.path)
+        if not tables:
+            _make_schema(connection, self.site_key or secrets.token_bytes(_SITE_KEY_BYTES))
+        version = pragma(connection, "user_version")
+        if version != SCHEMA_VERSION:
+            raise StoreRefused(
+                f"{self.path} was written by another version of scq-proxy (schema {version}, this one knows {SCHEMA_VERSION})."
+            )
+        self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
+
+    def _take_in_log(self, connection: sqlite3.Connection) -> None:
+        """Moves what the log holds into the file and syncs it: after a failed sync, nothing else is sure to be on the disk.
+
+        Says so if the log holds commits that SQLite cannot read, before it is written over.
+        """
+        try:
+            _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_FULL:
+                raise
+            return  # what was acknowledged stays in the log, and deliveries make room
+        lost = unreadable_commits(_wal_path(self.path), frames)
+        if lost > 1:
+            copy = keep_copy_of_wal(self.path)
+            log.error(
+                "%s is damaged: up to %d commits behind the damage cannot be read, and pushes acknowledged in them are lost. "
+                "It is kept as %s. Check the disk",
+                _wal_path(self.path),
+                lost,
+                copy,
+            )
+
+    # --- damage
+
+    def _replace(self, damage: Damaged) -> None:
+        if not self._create:
+            raise StoreRefused(f"{self.path} is damaged ({damage}): scq-proxy serve sets it aside and makes a new one.")
+        aside = set_aside(self.path)
+        self.site_key = _read_site_key(aside) or self.site_key
+        require_place(self.path, create=True)
+        log.error(
+            "%s is damaged (%s). It is set aside as %s, and a new store takes its place: pushes are accepted again, and what waited in the "
+            "damaged one is not sent. Check the disk; sqlite3's .recover may still read the file",
+            self.path,
+            damage,
+            aside,
         )
+
+
+def _identity(file: Path | int) -> tuple[int, int] | None:
+    """Device and inode of what stands at a path or is open; None: nothing is there any more."""
+    try:
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_nlink else None
+
+
+def _wal_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _read_site_key(aside: Path) -> bytes | None:
+    """From a damaged store, so that visitors keep their ids. It is opened so that nothing in it changes."""
+    for option in ("mode=ro", "immutable=1"):  # with its log, or without
+        with contextlib.suppress(sqlite3.Error):
+            with contextlib.closing(sqlite3.connect(f"{aside.absolute().as_uri()}?{option}", uri=True)) as connection:
+                connection.execute("PRAGMA writable_schema=ON")  # so that SQLite reads a file that is cut off
+                row = connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()
+            if row and isinstance(row[0], bytes) and len(row[0]) == _SITE_KEY_BYTES:
+                return row[0]
+    return None
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> Any:
@@ -71,14 +240,15 @@ def pragma(connection: sqlite3.Connection, name: str) -> Any:
 def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA secure_delete=ON")  # what was delivered or erased is not to be found in the file
     mode, level = pragma(connection, "journal_mode"), pragma(connection, "synchronous")
     if mode != "wal" or level < 2:
         raise StoreRefused(f"{path} cannot be made durable: SQLite reports journal_mode={mode}, synchronous={level}.")
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def _make_schema(connection: sqlite3.Connection, site_key: bytes) -> None:
     connection.executescript(f"BEGIN IMMEDIATE;\n{SQL['schema']}")
-    connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (secrets.token_bytes(32),))
+    connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (site_key,))
     connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
     connection.execute("COMMIT")
@@ -96,16 +266,22 @@ def require_place(path: Path, *, create: bool) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
-            raise StoreRefused(f"{path} cannot be made: {error.strerror}.") from None
+            raise StoreRefused(
+                f"{path} cannot be made ({error.strerror}): let this user write there, or let SCQ_STORE name another place."
+            ) from None
     if not path.is_file():
         raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
     if path.stat().st_uid != os.geteuid():
         raise StoreRefused(f"{path} belongs to another user: run this command as the user who runs the server.")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or not os.access(path, os.W_OK):
+        raise StoreRefused(
+            f"{path} and its directory must be writable, and are not: mount or chmod them so, or let SCQ_STORE name another place."
+        )
 
 
 def take_lock(path: Path) -> IO[str]:
     """The OS lock beside the file, held until the returned file is closed. It goes with the process, however that ends."""
-    lock_path = path.with_name(path.name + ".lock")
+    lock_path = _lock_path(path)
     try:
         lock = os.fdopen(os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+", encoding="ascii")
     except OSError as error:

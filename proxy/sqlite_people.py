@@ -19,8 +19,8 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
     The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
     """
     old, new = value(connection, "lane_key", lane), lane_key(address)
-    if old == new:
-        return
+    if old is None or old == new:
+        return  # the lane is one with another already, or only the spelling changes
     other = value(connection, "lane_by_key", new)
     connection.execute(SQL["end_alias"], (new,))
     connection.execute(SQL["add_alias"], (old, lane, now))
@@ -42,22 +42,18 @@ def erase_person(connection: sqlite3.Connection, key: str, site_key: bytes, now:
 
     A lease on the lane is void from here on: what is on the wire at this moment may still arrive.
     """
-    row = (
-        connection.execute(SQL["alias_lane"], (key,)).fetchone()
-        or connection.execute(SQL["lane_by_key"], (key,)).fetchone()
-    )
-    lane, current = row if row is not None else (-1, key)
-    keys = {key, current, *(alias for (alias,) in connection.execute(SQL["lane_aliases"], (lane,)))}
+    keys = _spellings(connection, key)
     identities, visitors = _identities(connection, keys)
     held = [size for visitor in visitors for (size,) in connection.execute(SQL["unhold_visitor"], (visitor,))]
-    waiting = connection.execute(SQL["remove_pushes"], (lane,)).rowcount
-    dead = 0
+    waiting = dead = 0
     for each in keys:
+        lane = value(connection, "lane_by_key", each) or -1
+        waiting += connection.execute(SQL["remove_pushes"], (lane,)).rowcount
         dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
         connection.execute(SQL["remove_aliases"], (lane, each))
         connection.execute(SQL["remove_left"], (each,))
         connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
-    connection.execute(SQL["remove_lane"], (lane,))
+        connection.execute(SQL["remove_lane"], (lane,))
     return Erased(waiting, len(held), dead, identities), sum(held)
 
 
@@ -72,3 +68,15 @@ def _identities(connection: sqlite3.Connection, keys: set[str]) -> tuple[int, se
             visitors.add(visitor.id)
     connection.executemany(SQL["forget_after"], forgotten)
     return len(forgotten), visitors
+
+
+def _spellings(connection: sqlite3.Connection, key: str) -> set[str]:
+    """Every lane key of the person: this one, the one to which it moved, and the older ones of either."""
+    keys = {key}
+    moved = connection.execute(SQL["alias_lane"], (key,)).fetchone()
+    if moved is not None:
+        keys.add(moved[1])
+    for each in tuple(keys):
+        lane = value(connection, "lane_by_key", each)
+        keys.update(alias for (alias,) in connection.execute(SQL["lane_aliases"], (lane,)))
+    return keys

@@ -30,6 +30,7 @@ from proxy.sqlite_file import SQL
 
 MAX_REFUSED_NAMES = 500
 HELD_BYTES = "gauge:held_bytes"
+HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
 
 class SqliteFacts:

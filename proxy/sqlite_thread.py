@@ -1,20 +1,26 @@
 """The one thread that touches an SQLite file: it takes the jobs that wait, runs them in one transaction, and answers.
 
 Group commit without linger: while a commit is syncing, jobs gather; the next transaction takes them all. A job is answered after the
-commit that made it durable, and every job of a failed commit fails. It knows nothing of what the jobs do.
+commit that made it durable, and every job of a failed commit fails. What a failure means is decided in `sqlite_damage`; here it is carried
+out: the file is closed and opened again, and when that does not help, the store has failed for good. It knows nothing of what the jobs do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from proxy.errors import StoreUnavailable, describe
+from proxy.errors import StoreRefused, StoreUnavailable, describe
+from proxy.sqlite_damage import FileMoved, Remedy, gives_up, remedy_for
+from proxy.sqlite_file import StoreFile
+from proxy.sqlite_upkeep import Upkeep
 
 T = TypeVar("T")
 Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
@@ -22,32 +28,48 @@ Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
 MAX_GROUP = 512  # jobs in one transaction: bounds how long a commit can take
 MAX_QUEUE = 20_000  # jobs that wait: beyond that the disk does not keep up, and a 503 says so
 _RETRY_AFTER = 5
+_IDLE_SECONDS = 1.0  # between rounds of upkeep, and between tries to open the file
 
 log = logging.getLogger("proxy.store")
 
 
 class SqliteThread:
-    """`connect` opens the connection, on the thread. `before_commit` runs last in each transaction, `rolled_back` after a failed one."""
+    """Runs jobs on `file`. All hooks run on the thread: `opened` after the file was opened (True: for the first time), `before_commit`
+    last in each transaction, `rolled_back` after a failed one.
+    """
 
     def __init__(
         self,
-        connect: Callable[[], sqlite3.Connection],
+        file: StoreFile,
+        upkeep: Upkeep,
         *,
+        opened: Callable[[sqlite3.Connection, bool], None],
         before_commit: Callable[[sqlite3.Connection], None],
         rolled_back: Callable[[], None],
     ) -> None:
-        self._connect = connect
+        self._file, self._upkeep = file, upkeep
+        self._opened_hook = opened
         self._before_commit = before_commit
         self._rolled_back = rolled_back
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name="sqlite", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._closed = self._loop.create_future()
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self.failed: asyncio.Future[str] = self._loop.create_future()
         self._closing = False
+        self._opening = False  # once more, which can take a while: nobody is to wait for it
+        self._connection: sqlite3.Connection | None = None  # None: not open at the moment
+        self._failure: Exception | None = None  # what made it necessary to open the file again
+        self._obstacle: Exception | None = None  # why that did not work
+        self._tries: list[float] = []  # to open it again, since something was last written
+        self._next_try = 0.0
+        self._failures = 0  # transactions in a row
+        self._written = self._ticked = float("-inf")  # when something was last written, and upkeep last done
+        self.writes = True  # the last transaction that wanted to write has written
 
     async def open(self) -> None:
-        """Starts the thread; raises what `connect` raises."""
+        """Starts the thread and opens the file. Raises `StoreRefused`."""
         self._thread.start()
         await self._opened
 
@@ -58,6 +80,8 @@ class SqliteThread:
         """
         if self._closing:
             raise StoreUnavailable("The store is being closed.", retry_after=_RETRY_AFTER)
+        if self._opening:
+            raise StoreUnavailable("The store is being checked: its log says why.", retry_after=_RETRY_AFTER)
         if self._jobs.qsize() >= MAX_QUEUE:
             raise StoreUnavailable("The disk does not keep up with what is pushed.", retry_after=_RETRY_AFTER)
         future: asyncio.Future[T] = self._loop.create_future()
@@ -76,7 +100,7 @@ class SqliteThread:
 
     def _work(self) -> None:
         try:
-            connection = self._connect()
+            self._connect()
         except BaseException as error:
             self._answer([(self._opened, None, error)])
             return
@@ -84,15 +108,30 @@ class SqliteThread:
         last = False
         while not last:
             jobs, last = self._take()
-            if jobs:
-                self._answer(self._transaction(connection, jobs))
-        connection.close()
+            try:
+                self._serve(jobs)
+            except Exception as error:  # a defect; a thread that ended here would leave everybody waiting
+                self._answer(_refusals(jobs))
+                self._failure = error
+                self._disconnect()
+                self._fail()
+        self._disconnect()
         self._answer([(self._closed, None, None)])
 
+    def _serve(self, jobs: list[Job]) -> None:
+        if self._connection is None:
+            self._try_again()
+        if jobs:
+            self._transaction(jobs)
+        self._keep_up()
+
     def _take(self) -> tuple[list[Job], bool]:
-        """All jobs that wait now, at least one; and whether there will be no more."""
+        """All jobs that wait now, none if there are none for a while; and whether there will be no more."""
         jobs: list[Job] = []
-        job = self._jobs.get()
+        try:
+            job = self._jobs.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            return jobs, False
         while job is not None:
             jobs.append(job)
             if len(jobs) >= MAX_GROUP:
@@ -103,19 +142,29 @@ class SqliteThread:
                 return jobs, False
         return jobs, True
 
-    def _transaction(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[Outcome]:
+    def _transaction(self, jobs: list[Job]) -> None:
+        connection = self._connection
+        if connection is None:
+            self._answer(_refusals(jobs))
+            return
+        started, changes = time.monotonic(), connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._run(connection, work, future) for work, future in jobs]
             self._before_commit(connection)
             connection.execute("COMMIT")
+            self._file.require_in_place()
         except Exception as error:
             self._rolled_back()
             _roll_back(connection)
-            log.error("A transaction of %d jobs failed: %s", len(jobs), _cause(error))
-            failure = StoreUnavailable("The store could not write: its log says why.", retry_after=_RETRY_AFTER)
-            return [(future, None, failure) for _, future in jobs]
-        return outcomes
+            self._answer(_refusals(jobs))
+            self._note_failure(jobs, error)
+            self._recover(error)
+            return
+        self._answer(outcomes)
+        if connection.total_changes != changes:
+            self._upkeep.committed(len(jobs), time.monotonic() - started)
+            self._note_written()
 
     def _run(
         self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any]
@@ -130,8 +179,103 @@ class SqliteThread:
                 raise  # half a job must not be committed
             return future, None, error
 
+    # --- failures
+
+    def _note_failure(self, jobs: list[Job], error: Exception) -> None:
+        """The first failure in a row is told; the rest are counted."""
+        self.writes = False
+        self._failures += 1
+        self._upkeep.failed_commits += 1
+        if self._failures == 1 or remedy_for(error) is not Remedy.MAKE_ROOM:
+            log.error("A transaction of %d jobs failed: %s", len(jobs), _cause(error))
+
+    def _note_written(self) -> None:
+        if self._failures:
+            log.warning("The store writes again, after %d transactions that failed", self._failures)
+        self.writes = True
+        self._written = time.monotonic()
+        self._failures = 0
+        self._tries.clear()
+
+    def _recover(self, error: Exception) -> None:
+        remedy = remedy_for(error)
+        if remedy is Remedy.MAKE_ROOM:
+            self._keep_up(urgent=True)
+        elif remedy is not Remedy.FAIL:
+            self._failure = error
+            self._disconnect()
+            self._try_again()
+
+    def _try_again(self) -> None:
+        now = time.monotonic()
+        if now < self._next_try:
+            return
+        if gives_up(self._tries, now):
+            self._fail()
+            return
+        self._tries.append(now)
+        self._next_try = now + _IDLE_SECONDS
+        self._opening = True
+        try:
+            self._connect()
+        except (StoreRefused, sqlite3.Error, OSError) as error:
+            self._obstacle = error
+            log.error("The store could not be opened again: %s", _cause(error))
+        else:
+            self._obstacle = None
+            self._upkeep.reopened += 1
+            log.warning("The store was closed, checked and opened again")
+        finally:
+            self._opening = False
+
+    def _fail(self) -> None:
+        text = f"The store at {self._file.path} fails again and again: {_cause(self._obstacle or self._failure)}"
+        log.critical("%s The process ends, so that it can be started anew", text)
+        self._answer([(self.failed, text, None)])
+        self._next_try = float("inf")  # jobs are refused until the process ends
+
+    def _connect(self) -> None:
+        connection = self._file.open(after=self._failure)
+        try:
+            self._opened_hook(connection, self._failure is None)
+            self._upkeep.attach()
+        except sqlite3.Error as error:
+            connection.close()
+            raise StoreRefused(f"{self._file.path} cannot be written ({error}).") from None
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._upkeep.detach()
+            self._connection = None
+
+    def _keep_up(self, *, urgent: bool = False) -> None:
+        connection, now = self._connection, time.monotonic()
+        if connection is None:
+            return
+        try:
+            self._upkeep.after_commit(connection)
+            if urgent:
+                self._upkeep.checkpoint(connection)
+            if now - self._ticked >= _IDLE_SECONDS:
+                self._ticked = now
+                self._file.require_in_place()
+                self._upkeep.tick(connection, quiet=now - self._written >= _IDLE_SECONDS)
+        except (sqlite3.Error, OSError, FileMoved) as error:
+            if remedy_for(error) in (Remedy.REOPEN, Remedy.SUSPECT):
+                log.error("The store's upkeep failed: %s", _cause(error))
+                self._recover(error)
+
+    # --- answers
+
     def _answer(self, outcomes: list[Outcome]) -> None:
-        self._loop.call_soon_threadsafe(_resolve, outcomes)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
 
 
 Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
@@ -155,6 +299,13 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             log.error("The roll-back failed too: %s", _cause(error))
 
 
-def _cause(error: Exception) -> str:
-    """SQLite's own words (it quotes no values); of anything else only what kind it is and where it was raised."""
-    return str(error) if isinstance(error, sqlite3.Error) else describe(error)
+def _refusals(jobs: list[Job]) -> list[Outcome]:
+    failure = StoreUnavailable("The store could not write: its log says why.", retry_after=_RETRY_AFTER)
+    return [(future, None, failure) for _, future in jobs]
+
+
+def _cause(error: Exception | None) -> str:
+    """The words of SQLite (it quotes no values) or our own; of anything else only what kind it is and where it was raised."""
+    if isinstance(error, (sqlite3.Error, StoreRefused, FileMoved)):
+        return str(error)
+    return describe(error) if error is not None else "unknown"

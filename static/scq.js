@@ -20,6 +20,7 @@
   const CALLBACK_MS = 10000; // the page is told "timeout" then; delivery goes on
   const SILENCE_MS = 30000; // a request without an answer for so long is repeated
   const MAX_BACKOFF_MS = 60000;
+  const MAX_WAIT_S = 3600; // whatever Retry-After says
   const MAX_AGE_MS = 7 * 24 * 3600 * 1000; // the proxy remembers ids for 8 days
 
   let waiting = []; // pushes without a final answer, oldest first
@@ -125,7 +126,7 @@
       // Reading the body to its end also gives back this request's share of the quota.
       const answer = (await response.json().catch(() => 0)) || {};
       if (/408|429|5../.test(status)) {
-        pause += response.headers.get("Retry-After") * 1000 || 0;
+        pause += Math.min(response.headers.get("Retry-After"), MAX_WAIT_S) * 1000 || 0;
       } else {
         // Without results this throws, and we try again: it was a captive portal, say.
         const results = status < 400 ? answer.results : [];
@@ -138,9 +139,9 @@
           if (result.reason === "identity-changed" && shareSession() === s) shareSession(randomId());
         });
         if (answer.s && answer.s !== s) {
-          // Someone else logged in, or out: what still waits here comes after that.
-          shareSession(answer.s);
-          waiting.forEach((push) => (push.s = answer.s));
+          // Someone else logged in, or out: what was pushed here under the old value comes after that.
+          if (shareSession() === s) shareSession(answer.s);
+          waiting.forEach((push) => push.s === s && (push.s = answer.s));
         }
         pause = failures = 0;
       }

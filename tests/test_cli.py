@@ -49,7 +49,7 @@ from tests.server import (
 )
 
 SECONDS = 60.0
-COMMANDS = ("serve", "demo", "sandbox", "snippet", "keygen", "token", "check", "status")
+COMMANDS = ("serve", "demo", "sandbox", "snippet", "keygen", "token", "check", "status", "erase", "dead")
 ROOT = os.geteuid() == 0
 
 

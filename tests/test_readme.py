@@ -13,6 +13,7 @@ import time
 from http.cookies import SimpleCookie
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
@@ -70,14 +71,21 @@ def test_every_reason_is_listed_and_no_other() -> None:
     assert set(table("Answers")) == {str(reason) for reason in Reason}
 
 
+def commands() -> dict[str, Any]:
+    """Every command by its whole name; of a group its commands."""
+    found: dict[str, Any] = {}
+    for name, command in get_command(cli).commands.items():  # type: ignore[attr-defined]
+        parts = getattr(command, "commands", None)
+        found |= {f"{name} {part}": each for part, each in parts.items()} if parts else {name: command}
+    return found
+
+
 def test_every_command_is_listed_and_no_other() -> None:
-    commands = get_command(cli).commands  # type: ignore[attr-defined]
-    assert set(table("Commands")) == {f"scq-proxy {name}" for name in commands}
+    assert set(table("Commands")) == {f"scq-proxy {name}" for name in commands()}
 
 
 def test_every_option_that_is_mentioned_exists() -> None:
-    commands = get_command(cli).commands  # type: ignore[attr-defined]
-    known = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    known = {option for command in commands().values() for parameter in command.params for option in parameter.opts}
     assert (
         set(
             re.findall(

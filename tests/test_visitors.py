@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from proxy.sandbox import Sandbox, create_sandbox
-from tests.live import serving
+from tests.live import eventually, serving
 from tests.server import (
     API_KEY,
     Browser,
@@ -554,3 +554,67 @@ def test_denied_consent_outlives_a_log_out(browser: Browser) -> None:
 def test_global_privacy_control_keeps_nothing_about_an_anonymous_visitor(server: Server) -> None:
     browser = Browser(server, sec_gpc="1")
     assert browser.statuses(track("cart-1")) == ["gpc"]
+
+
+# What a rival found
+
+
+def test_an_identify_behind_the_log_in_that_bound_what_was_held_is_accepted(browser: Browser, sandbox: Sandbox) -> None:
+    ann, tag_held = new_email(), tag()
+    assert browser.statuses(track(tag_held)) == ["held"]
+    assert browser.statuses(login(ann), identify(firstName="Ann"), track(tag())) == ["accepted"] * 3
+    arrives(sandbox, ann, f"+{tag_held}")
+
+
+def test_what_a_tab_without_a_cookie_held_is_bound_once_by_the_tab_with_one(browser: Browser, sandbox: Sandbox) -> None:
+    ann, tag_held = new_email(), tag()
+    browser.logs_in(ann)
+    cookieless = Browser(browser.server)
+    cookieless.s = browser.s
+    assert cookieless.statuses(track(tag_held)) == ["held"]
+    assert browser.statuses(identify(firstName="Ann"), identify(firstName="Ann")) == ["accepted"] * 2
+    arrived_once = arrives(sandbox, ann, f"+{tag_held}")
+    assert arrived_once.count(f"+{tag_held}") == 1
+
+
+def test_denying_and_granting_consent_and_identifying_in_one_request_drops_what_was_held(
+    browser: Browser, sandbox: Sandbox
+) -> None:
+    ann, tag_held, tag_new = new_email(), tag(), tag()
+    assert browser.statuses(track(tag_held)) == ["held"]
+    consent = [["consent", "denied"], ["consent", "granted"]]
+    assert browser.statuses(*consent, login(ann), track(tag_new)) == ["accepted"] * 4
+    arrives(sandbox, ann, f"+{tag_new}")
+    assert f"+{tag_held}" not in arrived(sandbox, ann)
+
+
+def test_a_log_out_counts_even_under_a_session_value_that_has_ended(browser: Browser) -> None:
+    browser.logs_in(new_email())
+    stale = browser.s
+    browser.logs_in(new_email())
+    browser.s = stale
+    assert browser.statuses(RESET) == ["accepted"]
+    assert browser.statuses(track(tag())) == ["held"]
+
+
+def test_a_typed_address_does_not_follow_the_person_who_moved(server: Server, sandbox: Sandbox) -> None:
+    old, new, hers, strangers, last = new_email("old"), new_email("new"), tag(), tag("newsletter"), tag()
+    ann, stranger = Browser(server), Browser(server)
+    stranger.push(identify(email=old))
+    ann.logs_in(old)
+    ann.push(login(old, newEmail=new))
+    eventually(lambda: sandbox.contact(new))
+    assert ann.statuses(track(hers)) == ["accepted"]
+    arrives(sandbox, new, f"+{hers}")
+    stranger.push(track(strangers))
+    assert ann.statuses(track(last)) == ["accepted"]
+    arrives(sandbox, new, f"+{last}")
+    assert f"+{strangers}" not in arrived(sandbox, new)
+
+
+def test_half_a_surrogate_pair_in_a_token_costs_nothing(browser: Browser, sandbox: Sandbox) -> None:
+    ann = new_email()
+    (result,) = browser.push(login(ann, firstName="Ann \ud83d"))
+    assert result["status"] == "accepted"
+    eventually(lambda: sandbox.contact(ann))
+    assert requests_about(sandbox, ann)[-1].body["firstName"] == "Ann \ufffd"

@@ -9,6 +9,7 @@
 const MEANING = {
   accepted: "Stored safely; on its way to SendX.",
   held: "Kept until the proxy knows who you are, then forwarded in order.",
+  "held after a log-out": "Kept until you log in; if somebody else logs in here, it is dropped.",
   duplicate: "The proxy had it already.",
   unanswered: "The proxy cannot be reached; its script goes on trying.",
   left: "The page was left before the answer came; the proxy’s script sees to it.",
@@ -20,7 +21,7 @@ const MEANING = {
 
 /** Push a call and show it. The promise returned is fulfilled with `true` or `false`: what came of it. */
 function push(method, fields = {}, shown = fields) {
-  const entry = addToLog(Object.keys(shown).length ? [method, shown] : [method]);
+  const entry = addToLog(method, Object.keys(shown).length ? [method, shown] : [method]);
   return new Promise((resolve) => {
     window._scq.push([method, {
       ...fields,
@@ -135,54 +136,90 @@ window.addEventListener("pagehide", () => {
 /* ---- The panel: a list that survives the change of page, in this tab only -------------------------------- */
 
 const KEPT = 20;
-const log = readLog();
+const log = kept("shop-log", []);
+let loggedOut = kept("shop-logged-out", false); // and nobody has been identified since
 
-function readLog() {
+function kept(name, otherwise) {
   try {
-    return JSON.parse(sessionStorage.getItem("shop-log")) || [];
+    return JSON.parse(sessionStorage.getItem(name)) ?? otherwise;
   } catch {
-    return []; // storage may be forbidden; then the list ends with the page
+    return otherwise; // storage may be forbidden; then the panel's memory ends with the page
   }
 }
 
-function addToLog(call) {
-  const entry = { call: JSON.stringify(call), status: "waiting", detail: "" };
+function keep(name, value) {
+  try {
+    sessionStorage.setItem(name, JSON.stringify(value));
+  } catch { /* as above */ }
+}
+
+function addToLog(method, call) {
+  const entry = { method, call: spaced(call), status: "waiting", detail: "" };
   log.unshift(entry);
   log.length = Math.min(log.length, KEPT);
   showLog();
+  showLatest(entry);
   return entry;
 }
 
 function finish(entry, status, detail) {
-  Object.assign(entry, { status, detail });
+  noteWhoIsHere(entry.method, status);
+  Object.assign(entry, { status, detail, loggedOut });
   showLog();
-  document.getElementById("log-said").textContent = `${entry.call} ${outcome(status, detail)}`; // for screen readers
+  showLatest(entry);
+}
+
+/** What is held after a log-out waits for the person who left, and for nobody else. */
+function noteWhoIsHere(method, status) {
+  if (method === "reset" && !["refused", "lost"].includes(status)) loggedOut = true;
+  if (method === "identify" && ["accepted", "duplicate"].includes(status)) loggedOut = false;
+  keep("shop-logged-out", loggedOut);
 }
 
 function clearLog() {
   log.length = 0;
   showLog();
+  showLatest();
 }
 
 function showLog() {
-  try {
-    sessionStorage.setItem("shop-log", JSON.stringify(log));
-  } catch { /* as above */ }
+  keep("shop-log", log);
   document.getElementById("log").replaceChildren(...log.map(item));
   document.getElementById("log-empty").hidden = log.length > 0;
 }
 
-function item({ call, status, detail }) {
+function item(entry) {
   const li = document.createElement("li");
-  li.dataset.status = status;
-  li.append(element("code", call), element("span", outcome(status, detail), "outcome"));
-  const isReset = call === '["reset"]' && status === "accepted";
-  const meaning = isReset ? "This browser is nobody’s again." : MEANING[status === "refused" ? detail : status];
-  if (meaning) li.append(element("span", meaning, "meaning"));
+  li.dataset.status = entry.status;
+  li.append(element("code", entry.call), element("span", outcome(entry), "outcome"));
+  li.append(element("span", meaning(entry), "meaning"));
   return li;
 }
 
-function outcome(status, detail) {
+/** One line for whoever does not see the panel. */
+function showLatest(entry) {
+  const line = document.getElementById("log-said");
+  line.replaceChildren();
+  delete line.parentElement.dataset.status;
+  if (!entry) return;
+  line.parentElement.dataset.status = entry.status;
+  line.append(element("code", entry.method), " ", element("span", outcome(entry), "outcome"), " ");
+  line.append(element("span", meaning(entry), "meaning"));
+}
+
+/** JSON on one line with spaces, where it may wrap. A line feed inside a string is escaped, so none is touched. */
+function spaced(call) {
+  const lines = JSON.stringify(call, null, 1);
+  return lines.replace(/([[{])\n */g, "$1").replace(/\n *([\]}])/g, "$1").replace(/\n */g, " ");
+}
+
+function meaning({ method, status, detail, loggedOut }) {
+  if (method === "reset" && status === "accepted") return "This browser is nobody’s again.";
+  if (status === "held" && loggedOut) return MEANING["held after a log-out"];
+  return MEANING[status === "refused" ? detail : status] || "";
+}
+
+function outcome({ status, detail }) {
   if (status === "refused") return `refused: ${detail}`;
   if (status === "unanswered") return "no answer yet";
   if (status === "left") return "sent on leaving";
@@ -197,4 +234,5 @@ function element(name, text, className = "") {
 }
 
 showLog();
+showLatest(log[0]); // also what the page before this one did last, such as a log-out
 if ("member" in document.body.dataset) identify().catch(() => {}); // the shop is unreachable: the next page tries again

@@ -1,0 +1,178 @@
+"""What a failure of SQLite means and what is done about it: one table; and how a broken file is known and set aside.
+
+Nothing is mended and nothing is thrown away here: a damaged file keeps its content, under a dated name, for whoever wants to look.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from glob import escape
+from pathlib import Path
+
+GIVE_UP_TRIES = 5  # openings after a failure, with nothing written in between …
+GIVE_UP_SECONDS = 60.0  # … in so many seconds: this process cannot help itself
+CHECKED_BYTES = 1 << 30  # a larger file is not checked: that would take longer than visitors wait
+_WAL_MAGIC = (0x377F0682, 0x377F0683)
+_WAL_HEADER, _FRAME_HEADER = 32, 24
+
+
+class Damaged(Exception):
+    """The file is ours, and it cannot be trusted. The message says what was found."""
+
+
+class FileMoved(Exception):
+    """What is open is no longer what stands at the path: it was deleted or replaced."""
+
+
+class Remedy(Enum):
+    FAIL = "the jobs of this transaction fail; nothing is wrong with the file"
+    MAKE_ROOM = "they fail, and the log is checkpointed, so that its space can be used again"
+    REOPEN = "they fail, and the file is closed, checked and opened again"
+    SUSPECT = "the same, and unless the check clears the file it is set aside"
+
+
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: Remedy.MAKE_ROOM,
+    sqlite3.SQLITE_IOERR: Remedy.REOPEN,
+    sqlite3.SQLITE_CANTOPEN: Remedy.REOPEN,
+    sqlite3.SQLITE_READONLY: Remedy.REOPEN,  # a disk with errors is remounted read-only
+    sqlite3.SQLITE_PERM: Remedy.REOPEN,
+    sqlite3.SQLITE_PROTOCOL: Remedy.REOPEN,
+    sqlite3.SQLITE_CORRUPT: Remedy.SUSPECT,
+    sqlite3.SQLITE_NOTADB: Remedy.SUSPECT,
+}
+
+
+def remedy_for(error: Exception) -> Remedy:
+    """What is not in the table is a defect, or one statement's own trouble."""
+    if isinstance(error, FileMoved):
+        return Remedy.REOPEN
+    return _REMEDIES.get(primary_code(error), Remedy.FAIL)
+
+
+def primary_code(error: Exception) -> int:
+    """SQLite's result code without its extension; 0 for an error that is not SQLite's."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def gives_up(tries: Sequence[float], now: float) -> bool:
+    """Whether to end the process. `tries`: when the file was opened again since something was last written to it."""
+    return sum(now - at < GIVE_UP_SECONDS for at in tries) >= GIVE_UP_TRIES
+
+
+# --- Looking for damage
+
+
+def require_sound(connection: sqlite3.Connection, *, suspect: bool, checked_bytes: int) -> None:
+    """Raises `Damaged` if the check finds something, or cannot clear a file of which SQLite has said that it is malformed."""
+    size = _number(connection, "page_count") * _number(connection, "page_size")
+    if size > checked_bytes:
+        if suspect:
+            raise Damaged("SQLite calls it malformed, and it is too large to be checked now")
+        return
+    # An integrity check also compares the indexes with their tables; quick_check reads every page.
+    found = connection.execute(f"PRAGMA {'integrity_check' if suspect else 'quick_check'}(1)").fetchone()[0]
+    if found != "ok":
+        raise Damaged(f"the check says: {' '.join(str(found).split())}")
+
+
+def _number(connection: sqlite3.Connection, name: str) -> int:
+    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
+
+
+def unreadable_commits(wal: Path, readable_frames: int) -> int:
+    """How many commits of this log stand behind the frames that SQLite could read.
+
+    One is what a crash leaves: the transaction that was being written, which nobody was told of. Each commit is synced before the next
+    begins, so two or more mean damage, and that acknowledged pushes are lost. See sqlite.org/fileformat2.html, "The Write-Ahead Log".
+    """
+    try:
+        with wal.open("rb") as file:
+            header = file.read(_WAL_HEADER)
+            size = os.fstat(file.fileno()).st_size
+            if len(header) < _WAL_HEADER:
+                return 0
+            step = _FRAME_HEADER + struct.unpack_from(">I", header, 8)[0]
+            salts = header[16:24]
+            if not _is_sound_header(header):
+                file.seek(_WAL_HEADER)
+                step, salts = _FRAME_HEADER + 4_096, file.read(_FRAME_HEADER)[8:16]
+            count = 0
+            for offset in range(_WAL_HEADER + readable_frames * step, size - step + 1, step):
+                file.seek(offset)
+                frame = file.read(_FRAME_HEADER)
+                if frame[8:16] == salts and frame[4:8] != b"\0\0\0\0":  # the size of the database: set in a commit only
+                    count += 1
+    except FileNotFoundError:
+        return 0
+    return count
+
+
+def _is_sound_header(header: bytes) -> bool:
+    magic, version, page_size = struct.unpack_from(">III", header)
+    if magic not in _WAL_MAGIC or version != 3_007_000 or not 512 <= page_size <= 65_536:
+        return False
+    words = struct.unpack_from(("<" if magic == _WAL_MAGIC[0] else ">") + "6I", header)
+    first = second = 0
+    for one, two in zip(words[::2], words[1::2], strict=True):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + two + first) & 0xFFFFFFFF
+    return (first, second) == struct.unpack_from(">II", header, 24)
+
+
+# --- Setting aside
+
+
+def set_aside(path: Path, parts: Sequence[str] = ("", "-wal", "-shm")) -> Path:
+    """Renames the file with its -wal and -shm, as far as they are there; returns the new path of the file. Raises OSError."""
+    aside = _dated(path)
+    for suffix in parts:
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            source.rename(aside.with_name(aside.name + suffix))
+    _sync_directory(path.parent)
+    return aside
+
+
+def keep_copy_of_wal(path: Path) -> Path:
+    """Copies a log that SQLite will overwrite; returns the path of the copy. Raises OSError."""
+    copy = _dated(path)
+    copy = copy.with_name(copy.name + "-wal")
+    with os.fdopen(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as target:
+        with path.with_name(path.name + "-wal").open("rb") as source:
+            shutil.copyfileobj(source, target)
+        target.flush()
+        os.fsync(target.fileno())
+    return copy
+
+
+def stores_set_aside(path: Path) -> tuple[str, ...]:
+    """The names of what was set aside beside this store and is still there."""
+    names = (found.name for found in path.parent.glob(f"{escape(path.name)}.corrupt-*"))
+    return tuple(sorted({name.removesuffix("-wal").removesuffix("-shm") for name in names}))
+
+
+def _dated(path: Path) -> Path:
+    """A name that is not taken: scq.db.corrupt-20261121T031500Z."""
+    stamp = f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    taken, number, name = stores_set_aside(path), 1, stamp
+    while name in taken:
+        number += 1
+        name = f"{stamp}-{number}"
+    return path.with_name(name)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,85 @@
+"""What the commands share: options, the way to the store with or without a server, and text made safe for a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.text import Text
+
+from proxy.app import open_store_file
+from proxy.control import ask
+from proxy.errors import ConfigError, Problem, StoreRefused
+from proxy.letters import Letters
+from proxy.pushes import clean_address
+from proxy.settings import load_store_settings
+
+EnvFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--env-file",
+        metavar="FILE",
+        help="Read settings from this file; the environment goes before it. Without this option, .env is read if there is one.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+
+
+def env_file_of(given: Path | None) -> Path | None:
+    """The file that was named, else `.env` if there is one."""
+    if given is not None:
+        return given
+    default = Path(".env")
+    return default if default.is_file() else None
+
+
+def address(text: str | None) -> str | None:
+    """The callback of a parameter that is an e-mail address; the spaces around it are taken off. None: an option not given."""
+    if text is None:
+        return None
+    cleaned = clean_address(text)
+    if cleaned is None:
+        raise typer.BadParameter("this is no e-mail address; an example is ada@example.com.")
+    return cleaned
+
+
+def escaped(text: str) -> Text:
+    """Anybody's text for a terminal: never markup, and without control or direction characters."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
+
+
+def store_path(env_file: Path | None) -> Path:
+    """The absolute path of the store, which is also said on standard error. Raises `ConfigError`."""
+    store = load_store_settings(os.environ, env_file_of(env_file))
+    if store.path is None:
+        wrong = "is PostgreSQL, which is not supported yet"
+        raise ConfigError([Problem("SCQ_STORE", wrong, "SCQ_STORE=sqlite:///scq.db")])
+    path = store.path.absolute()
+    sys.stderr.write(f"Store: {path}\n")
+    return path
+
+
+async def answers(store: Path, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
+    """A command of `letters`: what the running server answers, or with none running the store itself, as plain values.
+
+    Raises `StoreRefused`.
+    """
+    answered = False
+    try:
+        async with contextlib.aclosing(ask(store, command, **arguments)) as told:
+            async for answer in told:
+                answered = True
+                yield answer
+            return
+    except ConnectionError:
+        if answered:  # half of it is done: whoever asks again should know that they do
+            raise StoreRefused("The running server broke off before all was done: ask again.") from None
+    async with open_store_file(store) as outbox:
+        async for answer in Letters(outbox).commands[command](msgspec.to_builtins(arguments)):
+            yield msgspec.to_builtins(answer)
