@@ -819,7 +819,8 @@ def test_the_pages_buttons_switch_faults_on_and_off_and_clear(live: Live, page: 
     expect(page.get_by_role("button", name="SendX is down")).to_have_attribute("aria-pressed", "true")
     assert live.identify().status_code == 500
     page.get_by_role("button", name="Back to normal").click()
-    expect(page.get_by_role("button", name="Back to normal")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_text("Working normally")).to_be_visible()
+    expect(page.get_by_role("button", name="Back to normal")).to_be_disabled()
     assert live.identify().status_code == 200
     expect(page.locator("#requests .item")).to_have_count(2)
     page.get_by_role("button", name="Clear everything").click()
