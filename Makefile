@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test lint pins clean
+.PHONY: help run test soak lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -12,6 +12,7 @@ help:
 	@echo 'make test    every check and test, as CI runs them'
 	@echo '             make test ARGS="tests/test_settings.py -k secret" for some of the tests'
 	@echo '             make test PYTHON=python3.13 on another Python'
+	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make lint    the checks without the tests: ruff, mypy'
 	@echo 'make pins    bring constraints.txt up to date: the newest version of everything'
 	@echo 'make clean   remove .venv and everything else that these commands made'
@@ -25,6 +26,10 @@ test:
 	@bash .ci/lint
 	@printf '\n== pytest\n'
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+soak:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.soak --kills 200 $(ARGS)
 
 lint:
 	@bash .ci/setup lint

@@ -130,7 +130,7 @@ class SqliteOutbox:
         await self._thread.submit(self._prove)
 
     async def stats(self) -> Stats:
-        stats = await self._thread.submit(read_stats)
+        stats = await self._thread.submit(lambda connection: read_stats(connection, self._tallies))
         return msgspec.structs.replace(stats, health=self._upkeep.health())
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:

@@ -105,8 +105,11 @@ def _body(kind: str, body: bytes) -> Attributes | Track:
     return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
 
 
-def read_stats(connection: sqlite3.Connection) -> Stats:
-    counters = {name: value for name, value in connection.execute(SQL["counters"]) if not name.startswith("gauge:")}
+def read_stats(connection: sqlite3.Connection, tallies: Counter[str]) -> Stats:
+    """`tallies`: of this transaction, whose rows are seen here already and whose counters are not written yet."""
+    counted = Counter(dict(connection.execute(SQL["counters"])))
+    counted.update(tallies)
+    counters = {name: value for name, value in sorted(counted.items()) if not name.startswith("gauge:")}
     waiting, holding, dead, lanes, oldest = connection.execute(SQL["sizes"]).fetchone()
     names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,))
     return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -39,6 +40,7 @@ from proxy.outbox import (
     Seen,
     Settled,
     Settlement,
+    Stats,
     Verify,
     VisitorFacts,
 )
@@ -315,6 +317,13 @@ async def test_the_sums_of_what_was_accepted_and_held_add_up(outbox: Outbox) -> 
     total = stats.counters
     assert total["accepted"] + total["bound"] == total["delivered"] + stats.waiting + stats.dead
     assert total["held"] == total["bound"] + stats.holding
+
+
+async def test_the_sums_add_up_at_every_moment(outbox: Outbox) -> None:
+    appends = [carry_out(outbox, queued("a@example.com")) for _ in range(50)]
+    *_, stats = await asyncio.gather(*appends, outbox.stats())
+    assert isinstance(stats, Stats)
+    assert stats.counters["accepted"] == stats.waiting == 50
 
 
 async def test_waiting_for_work_ends_when_there_is_some(outbox: Outbox) -> None:
