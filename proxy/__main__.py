@@ -1,5 +1,15 @@
-"""`python -m proxy` is `scq-proxy`."""
+"""`scq-proxy`, and `python -m proxy`, which is the same."""
 
-from proxy.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    try:
+        from proxy.cli import main as command  # takes a while, in which somebody may think better of it
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """What SendX's answers say about the account as a whole, and what that allows: the memory of `delivery` between two requests.
 
-It holds the one gate, the one limit on concurrency and the counts, puts every answer through the pure rules of `retry`, and
-says in the log when sending stops or goes on. It sends, claims and settles nothing.
+It holds the one gate, the limits on concurrency and pace and the counts, puts every answer through the pure rules of `gate` and `retry`,
+and says in the log when sending stops or goes on. It sends, claims, settles and stores nothing.
 """
 
 from __future__ import annotations
@@ -14,21 +14,11 @@ from typing import Literal
 
 import msgspec
 
+from proxy.gate import Admission, Closure, Concurrency, Gate, Halt, Pace
 from proxy.identity import Trust
 from proxy.outbox import Fate, Settled, Waiting
 from proxy.pushes import Attributes, Track
-from proxy.retry import (
-    Admission,
-    Concurrency,
-    Gate,
-    Halt,
-    Limits,
-    Step,
-    Tried,
-    Verdict,
-    backoff_seconds,
-    next_step,
-)
+from proxy.retry import Limits, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.sendx import Answer
 
 _ADVICE: Mapping[Halt, str] = {
@@ -65,15 +55,26 @@ class DeliveryState(msgspec.Struct, frozen=True):
 
 
 class Account:
-    """`concurrency`: requests at the same time, at most. `clock` gives Unix seconds."""
+    """`concurrency`: requests at the same time, at most; `rate`: in a second, 0 for no limit. `clock` gives Unix seconds.
+
+    `shared`: what shuts the gate as far as the outbox is known to say so.
+    """
 
     def __init__(
-        self, *, concurrency: int, limits: Limits, clock: Callable[[], float], rng: random.Random | None
+        self,
+        *,
+        concurrency: int,
+        rate: float,
+        limits: Limits,
+        clock: Callable[[], float],
+        rng: random.Random | None,
     ) -> None:
         self._limits = limits
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self.gate = Gate()
+        self.shared: Closure | None = None
+        self._pace = Pace(rate)
         self._concurrency = Concurrency.up_to(concurrency)
         self._requests: Counter[Verdict] = Counter()
         self._settled: Counter[Fate] = Counter()
@@ -84,16 +85,26 @@ class Account:
 
     def room(self, busy: int, *, probing: bool) -> int:
         """How many lanes may be claimed now, `busy` being out already. `probing`: one of them is a probe."""
-        idle = self._concurrency.maximum - busy
+        limit = self._pace.lanes(self._concurrency.limit)
         admission = self.gate.admits(self._clock())
-        if admission is Admission.PROBE:
-            return min(1, idle) if not probing else 0
-        if admission is Admission.NONE:
-            return 0
-        return max(0, min(idle, self._concurrency.limit - busy))
+        if admission is Admission.ALL:
+            return max(0, limit - busy)
+        return min(1, self._concurrency.maximum - busy) if admission is Admission.PROBE and not probing else 0
 
     def admits_all(self) -> bool:
         return self.gate.admits(self._clock()) is Admission.ALL
+
+    def adopt(self, closure: Closure | None) -> None:
+        """The gate as the outbox has it."""
+        before, self.shared = self.gate, closure
+        self.gate = before.moved(closure)
+        _log_change(before, self.gate, self._clock())
+
+    def turn(self) -> float:
+        """Takes the next turn to send; seconds until it comes."""
+        now = self._clock()
+        self._pace, at = self._pace.taken(now)
+        return at - now
 
     def observe(self, answer: Answer, *, lane: int, probe: bool) -> None:
         """Take in one answer. `probe`: its request was let through a shut gate."""
@@ -172,4 +183,4 @@ def _log_change(before: Gate, after: Gate, now: float) -> None:
         if after.until is None:
             log.info("SendX accepts requests again")
         else:
-            log.warning("SendX throttles this account: next probe in %.1f s", after.until - now)
+            log.warning("SendX throttles this account: next probe in %.1f s", max(0.0, after.until - now))

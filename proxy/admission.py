@@ -30,7 +30,8 @@ from proxy.identity import (
     next_session,
     random_visitor,
 )
-from proxy.outbox import (
+from proxy.outbox import Status
+from proxy.plans import (
     Bind,
     Born,
     Drop,
@@ -46,13 +47,13 @@ from proxy.outbox import (
     Refused,
     Remember,
     Retire,
-    Status,
     Verify,
 )
 from proxy.policy import Policy, Refusal, vouch
 from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track, lane_key
 
 _TYPED_AGE = timedelta(days=1)
+_ASSERTED_SHARE = 4  # the part of a lane that pushes of asserted trust may fill is one of so many
 _REVERIFY_AFTER = timedelta(hours=1)  # a login on every page need not renew the cookie on every page
 
 
@@ -219,7 +220,7 @@ class _Judgement:
         if refusal is None and trust is Trust.ANONYMOUS:
             return self._hold(push_id, track)
         if refusal is None:
-            refusal = self._lane_full(self._address())
+            refusal = self._lane_full(self._address(), trust)
         if refusal is not None:
             return self._refuse(push_id, refusal)
         if trust is Trust.ASSERTED and self._recently_erased():
@@ -261,7 +262,7 @@ class _Judgement:
         known = Visitor(self.who.id, token.email, Trust.VERIFIED, verified=int(self.now), consent=self.who.consent)
         if self.who.email is None or self._is_own(token.email):
             return self._accept_identify(push_id, identify, token.email, Trust.VERIFIED, known, token)
-        full = self._lane_full(token.email)
+        full = self._lane_full(token.email, Trust.VERIFIED)
         if full is not None:
             return self._refuse(push_id, full)
         self._start_anew(push_id)
@@ -286,7 +287,7 @@ class _Judgement:
         token: Vouched | None = None,
     ) -> Result:
         """Queue the identify; with `after` the browser is that visitor from here on, and what it held goes behind."""
-        full = self._lane_full(email)
+        full = self._lane_full(email, trust)
         if full is not None:
             return self._refuse(push_id, full)
         attributes, dropped = self._offered(identify, trust, token)
@@ -421,9 +422,11 @@ class _Judgement:
     def _is_own(self, email: str) -> bool:
         return self.who.email is not None and lane_key(email) == lane_key(self.who.email)
 
-    def _lane_full(self, email: str) -> Refusal | None:
+    def _lane_full(self, email: str, trust: Trust) -> Refusal | None:
+        """Anybody can assert any address: that must not fill the lane of the person whose it is."""
         key = lane_key(email)
-        if self.facts.lane(key).waiting + self.queued.get(key, 0) >= self.limits.lane_max:
+        room = self.limits.lane_max if trust is Trust.VERIFIED else max(1, self.limits.lane_max // _ASSERTED_SHARE)
+        if self.facts.lane(key).waiting + self.queued.get(key, 0) >= room:
             return Refusal(Reason.LANE_FULL)
         return None
 

@@ -34,6 +34,7 @@ from proxy.ops import Ops
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.policy import Policy
 from proxy.sendx import Upstream
+from proxy.server_api import OPERATIONS, RATE_PER_KEY, ServerApi, ServerKeys
 from proxy.settings import Gpc, Identify, Settings
 from proxy.shim import load_shim
 
@@ -118,6 +119,7 @@ class Service:
             max_attempts=settings.max_attempts,
             max_age=settings.max_age,
             identify_refresh=settings.identify_refresh,
+            rate=settings.upstream_rate,
         )
 
 
@@ -166,9 +168,11 @@ async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
     prefix, shim, ops = settings.prefix, load_shim(), service.ops
     collector = make_collector(settings, service.outbox)
+    server_api = make_server_api(settings, service.outbox)
     routes: list[BaseRoute] = [
         Route(f"{prefix}/push", collector),
         Route("/prod/push", collector),
+        *(Route(path, server_api) for path in OPERATIONS),
         Route(f"{prefix}/scq.js", shim.respond),
         Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
         Route("/prod/{name}.js", shim.respond),
@@ -205,6 +209,16 @@ def make_collector(settings: Settings, outbox: SqliteOutbox) -> Collector:
             settings.hold_max_bytes,
             settings.gpc is Gpc.HONOUR,
         ),
+    )
+
+
+def make_server_api(settings: Settings, outbox: SqliteOutbox) -> ServerApi:
+    return ServerApi(
+        outbox,
+        keys=ServerKeys([key.reveal() for key in settings.server_keys]),
+        rate=RateLimit(RATE_PER_KEY),
+        lane_max=settings.lane_max,
+        team_id=settings.team_id,
     )
 
 

@@ -6,7 +6,6 @@ nothing is parsed before the limits are checked, and no input leads to a 500. It
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -17,15 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.admission import Answer, Candidate, Limits, Request, Result, judge
 from proxy.answers import Header, send_error, send_json
+from proxy.bodies import Gone, read_body
 from proxy.edge import ClientAddresses, Headers, Origins, RateLimit, scan
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.identity import CookieCodec, TokenCodec, TokenProblem, Vouched, cookie_name, read_cookie, set_cookie
-from proxy.outbox import Decide, Plan
+from proxy.plans import Decide, Plan
 from proxy.policy import Policy
 from proxy.pushes import BadPush, Batch, Identify, Push, parse_batch
-
-MAX_BODY = 65_536  # bytes
-BODY_SECONDS = 10.0  # in which the whole body has to arrive
 
 log = logging.getLogger("proxy.collector")
 
@@ -45,10 +42,6 @@ class Appender(Protocol):
 class _Wire(msgspec.Struct, omit_defaults=True):
     results: tuple[Result, ...]
     s: str | None = None
-
-
-class Gone(Exception):
-    """The client hung up before its request was complete."""
 
 
 class Collector:
@@ -109,7 +102,7 @@ class Collector:
         self._rate.require(address, time.monotonic())
         batch: Batch | None = None
         try:
-            batch = parse_batch(await _read(receive, headers.content_length))
+            batch = parse_batch(await read_body(receive, headers.content_length))
         finally:
             self._rate.spend(address, 1 if batch is None else len(batch.items), time.monotonic())
         now, name = time.time(), cookie_name(origin)
@@ -153,30 +146,3 @@ def _cors(origin: str) -> tuple[Header, ...]:
         (b"access-control-allow-credentials", b"true"),
         (b"access-control-expose-headers", b"Retry-After"),
     )
-
-
-async def _read(receive: Receive, content_length: int | None) -> bytes:
-    """The body, its size checked before and while it arrives."""
-    if content_length is not None and content_length > MAX_BODY:
-        raise _too_large()
-    chunks: list[bytes] = []
-    size, more = 0, True
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Gone
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > MAX_BODY:
-                    raise _too_large()
-                chunks.append(chunk)
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise RequestError(408, "slow-body", f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
-    return b"".join(chunks)
-
-
-def _too_large() -> RequestError:
-    return RequestError(413, "too-large", f"The body is larger than {MAX_BODY} bytes: split it over several requests.")

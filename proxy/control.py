@@ -1,7 +1,8 @@
 """How a command reaches a running server: a Unix socket beside the store, one JSON line asked, JSON lines answered.
 
-SQLite belongs to one process, so `scq-proxy status` and its kin ask that process. The socket is for the file's owner only (0600). A path too
-long for a socket (108 bytes) moves to a short one, made from the store's own path.
+SQLite belongs to one process, so `scq-proxy status` and its kin ask that process. The socket is for the file's owner only (0600), and made
+again if something removes it. A path too long for a socket (108 bytes) moves to a short one in the directory for temporary files, made from
+the store's own path; since anybody can make files there, a command talks only to a socket of its own user.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from proxy.errors import ScqError, StoreRefused, describe
 MAX_PATH = 100  # bytes; the kernel's limit is 108 with the terminating zero
 MAX_LINE = 1_048_576
 _SECONDS = 30.0
+_WATCH_SECONDS = 10.0
 
 log = logging.getLogger("proxy.control")
 
@@ -42,26 +44,64 @@ def socket_path(store: Path) -> Path:
 class Control:
     """The server's end. `commands`: by name, each an async generator of answers (anything msgspec encodes)."""
 
-    def __init__(self, store: Path, commands: Mapping[str, Command]) -> None:
+    def __init__(self, store: Path, commands: Mapping[str, Command], *, watch_seconds: float = _WATCH_SECONDS) -> None:
         self._path = socket_path(store)
         self._commands = commands
+        self._watch_seconds = watch_seconds
         self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Under the store's lock, so a socket that lies there is of a process that is gone."""
+        """Under the store's lock, so a socket that lies there is of a process that is gone. Raises `StoreRefused`."""
+        try:
+            await self._listen()
+        except OSError as error:
+            raise StoreRefused(f"{self._path} cannot be made ({error.strerror}): remove what stands there.") from None
+        self._watch = asyncio.create_task(self._keep_listening(), name="control-watch")
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+            if self._is_in_place():
+                self._path.unlink(missing_ok=True)
+
+    async def _listen(self) -> None:
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
             listener.bind(str(self._path))
+        except OSError:
+            listener.close()
+            raise
         finally:
             os.umask(mask)
+        self._inode = self._path.stat().st_ino
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE)
 
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._path.unlink(missing_ok=True)
+    async def _keep_listening(self) -> None:
+        while True:
+            await asyncio.sleep(self._watch_seconds)
+            if self._is_in_place():
+                continue
+            if self._server is not None:
+                self._server.close()
+            try:
+                await self._listen()
+            except OSError as error:
+                log.error("%s is gone and cannot be made again: %s", self._path, error.strerror)
+            else:
+                log.warning("%s was removed and is made again", self._path)
+
+    def _is_in_place(self) -> bool:
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -110,13 +150,16 @@ async def ask(store: Path, command: str, **arguments: Any) -> AsyncGenerator[Any
 
 
 async def _connect(store: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    path = socket_path(store)
     try:
-        return await asyncio.open_unix_connection(str(socket_path(store)), limit=MAX_LINE)
+        if path.stat().st_uid != os.geteuid():
+            raise PermissionError
+        return await asyncio.open_unix_connection(str(path), limit=MAX_LINE)
     except FileNotFoundError:
         raise ConnectionRefusedError from None
     except PermissionError:
         raise StoreRefused(
-            f"{store} belongs to another user: run this command as the user who runs the server."
+            f"{path} belongs to another user: run this command as the user who runs the server."
         ) from None
 
 

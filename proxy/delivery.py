@@ -49,11 +49,11 @@ class _Turn:
     """One lane in the hands of one sender, until it is settled."""
 
     lease: Lease
-    probe: bool
+    probe: bool  # its next request goes through a shut gate
     failures: int
     retry_at: float | None = None
     last: LastIdentify | None = None
-    on_wire: bool = False
+    on_wire: Attributes | Track | None = None
     broken: bool = False
     results: dict[int, Settled] = field(default_factory=dict)
 
@@ -66,9 +66,11 @@ class _Turn:
     def break_off(self) -> None:
         """The request under way will not be waited for: whether an increment was applied will never be known."""
         self.broken = True
-        if not self.on_wire:
+        if self.on_wire is None:
             return
         self.last = None  # nor what SendX has of the contact now
+        if not increments(self.on_wire):
+            return
         detail = "its outcome is unknown: sending stopped while the request was under way"
         for push in self.lease.pushes:
             if push.seq not in self.results and increments(push.body):
@@ -76,7 +78,8 @@ class _Turn:
 
 
 class Delivery:
-    """Sends what waits in the outbox to SendX. `concurrency`: senders; `timeout_seconds`: of one request in total.
+    """Sends what waits in the outbox to SendX. `concurrency`: senders; `timeout_seconds`: of one request in total; `rate`: requests a second, at
+    most (0: no limit).
 
     `clock` gives Unix seconds as the outbox's does; `rng` spreads the back-offs.
     """
@@ -91,6 +94,7 @@ class Delivery:
         max_attempts: int,
         max_age: timedelta,
         identify_refresh: timedelta = timedelta(0),
+        rate: float = 0.0,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
@@ -102,7 +106,7 @@ class Delivery:
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._clock = clock
         limits = Limits(max_attempts, max_age.total_seconds())
-        self._account = Account(concurrency=concurrency, limits=limits, clock=clock, rng=rng)
+        self._account = Account(concurrency=concurrency, rate=rate, limits=limits, clock=clock, rng=rng)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
@@ -157,7 +161,8 @@ class Delivery:
             if room == 0:
                 self._changed.clear()
                 await _wait(self._changed, self._seconds_to_probe())
-                continue
+                if self._account.gate.closure is None or self._stopping.is_set():
+                    continue  # otherwise somebody else may have moved the gate
             try:
                 found: int = await _unbroken(self._claim(room), "delivery-claim")
                 if found < room:
@@ -169,17 +174,35 @@ class Delivery:
 
     def _seconds_to_probe(self) -> float:
         until = self._account.gate.until
-        return _IDLE_SECONDS if until is None else min(max(until - self._clock(), 0.0), _IDLE_SECONDS)
+        if until is None or self._probing:
+            return _IDLE_SECONDS
+        return min(max(until - self._clock(), 0.0), _IDLE_SECONDS)
 
     async def _claim(self, room: int) -> int:
         """Claims and hands out in one step, so that a cancellation between the two loses no lease."""
-        probe = not self._account.admits_all()
-        leases = await self._outbox.claim(room, PER_LANE, self._lease_seconds)
-        for lease in leases:
+        await self._share_gate()
+        before = self._account.gate.closure
+        probe = before is not None and room > 0
+        claim = await self._outbox.claim(room, PER_LANE, self._lease_seconds, probe=before if probe else None)
+        if self._account.gate.closure == before == self._account.shared:
+            self._account.adopt(claim.closure)
+        for lease in claim.leases:
             self._busy += 1
             self._probing = self._probing or probe
             self._leases.put_nowait((lease, probe))
-        return len(leases)
+        return len(claim.leases)
+
+    async def _share_gate(self, *, probe_is_over: bool = False) -> None:
+        """Tells the outbox what this sender has found out about the account, if that is news."""
+        account = self._account
+        before, after = account.shared, account.gate.closure
+        if before == after and not probe_is_over:
+            return
+        closure = await self._outbox.move_gate(before, after)
+        if account.gate.closure == after:
+            account.adopt(closure)
+        else:
+            account.shared = closure  # it has moved on meanwhile
 
     async def _until_ready(self) -> None:
         ready = asyncio.create_task(self._outbox.wait_ready(_IDLE_SECONDS), name="delivery-ready")
@@ -198,8 +221,8 @@ class Delivery:
         while not self._leases.empty():
             item = self._leases.get_nowait()
             if item is not None:
-                lease, _ = item
-                await self._settle(_Turn(lease, probe=False, failures=lease.failures, last=lease.last, broken=True))
+                lease, probe = item
+                await self._end_turn(_Turn(lease, probe, failures=lease.failures, last=lease.last, broken=True), probe)
 
     # --- sending
 
@@ -215,6 +238,7 @@ class Delivery:
                     self._changed.set()
 
     async def _take_turn(self, client: Client, turn: _Turn) -> None:
+        probe = turn.probe
         try:
             for group in plan(turn.lease.pushes):
                 if not await self._send_group(client, turn, group):
@@ -225,7 +249,7 @@ class Delivery:
                 self._back_off(turn, self._account.retry_at(turn.failures))
             raise
         finally:
-            await _unbroken(self._settle(turn), f"delivery-settle-{turn.lease.lane}")
+            await _unbroken(self._end_turn(turn, probe), f"delivery-settle-{turn.lease.lane}")
 
     async def _send_group(self, client: Client, turn: _Turn, group: Group[Waiting]) -> bool:
         """One request and what follows from it. False: the lane stops here for now."""
@@ -272,9 +296,7 @@ class Delivery:
 
     async def _send_or_introduce(self, client: Client, turn: _Turn, group: Group[Waiting]) -> Answer | None:
         """A track whose verified contact SendX does not know: identify the contact, then track again."""
-        turn.on_wire = True
         answer = await self._send(client, turn, group.address, group.body)
-        turn.on_wire = False
         if answer is None or answer.verdict is not Verdict.MISSING or group.trust is not Trust.VERIFIED:
             return answer
         introduced = await self._send(client, turn, group.address, Attributes())
@@ -286,11 +308,17 @@ class Delivery:
         """None: nothing was sent, because of the gate, the lease or the stop."""
         if not self._may_send(turn):
             return None
+        if (seconds := self._account.turn()) > 0:
+            await _wait(self._stopping, seconds)
+            if not self._may_send(turn):
+                return None
+        turn.on_wire = body
         self._in_flight += 1
         try:
             answer = await client.send(self._upstream.request_for(address, body))
         finally:
             self._in_flight -= 1
+        turn.on_wire = None
         self._account.observe(answer, lane=turn.lease.lane, probe=turn.probe)
         turn.probe = False
         self._changed.set()
@@ -332,6 +360,11 @@ class Delivery:
         turn.failures += 1
 
     # --- settling
+
+    async def _end_turn(self, turn: _Turn, probe: bool) -> None:
+        await self._settle(turn)
+        with suppress(StoreUnavailable):  # the next claim tells it, and a probe ends with its lease
+            await self._share_gate(probe_is_over=probe)
 
     async def _settle(self, turn: _Turn) -> None:
         """Tell the store. If it cannot listen, try until the lease ends; what is not settled is sent again, or ambiguous."""

@@ -136,11 +136,11 @@ class Letters:
     async def _pages(self, selection: Selection, last: int | None = None) -> AsyncIterator[Sequence[DeadLetter]]:
         """Those that match, up to the one numbered `last`, in pages that are never empty."""
         contact = lane_key(selection.contact) if selection.contact is not None else None
-        matching = DeadFilter(reason=selection.reason, contact=contact, before=selection.before)
-        ids, after = frozenset(selection.ids), 0
+        matching = DeadFilter(ids=selection.ids, reason=selection.reason, contact=contact, before=selection.before)
+        after = 0
         while (last is None or after < last) and (page := await self._outbox.dead_letters(matching, after, STEP)):
             after = page[-1].seq
-            chosen = [dead for dead in page if (not ids or dead.id in ids) and (last is None or dead.seq <= last)]
+            chosen = page if last is None else [dead for dead in page if dead.seq <= last]
             if chosen:
                 yield chosen
 

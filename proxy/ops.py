@@ -75,7 +75,7 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float) -> Itera
     yield from stats.health.problems
     if stats.dead:
         letters = "1 dead letter" if stats.dead == 1 else f"{stats.dead} dead letters"
-        yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome."
+        yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome. scq-proxy dead list shows which and why."
 
 
 class Ops:
@@ -129,18 +129,29 @@ class Ops:
         return JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
     async def metrics(self, request: Request) -> Response:
-        return await self._for_admin(request, _metrics)
-
-    async def status_page(self, request: Request) -> Response:
-        return await self._for_admin(request, _status_page)
-
-    async def _for_admin(self, request: Request, show: Callable[[Request, Report], Response]) -> Response:
+        """What the store knows is left out while it cannot tell: the rest matters most just then."""
         if not self._is_admin(request):
             return not_found()
         try:
-            return show(request, await self.report())
+            report = await self.report()
+        except StoreUnavailable:
+            report = None
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Exposition(report, self._delivery(), self._restarts()))
+        return Response(generate_latest(registry), headers=_NO_STORE, media_type=_METRICS_TYPE)
+
+    async def status_page(self, request: Request) -> Response:
+        if not self._is_admin(request):
+            return not_found()
+        try:
+            report = await self.report()
         except StoreUnavailable as error:
             return JSONResponse({"error": "store-unavailable", "message": error.message}, 503, _NO_STORE)
+        if "text/html" not in request.headers.get("accept", ""):
+            return Response(msgspec.json.encode(report), headers=_NO_STORE, media_type="application/json")
+        lag = timedelta(seconds=int(report.lag_seconds))
+        page = _templates.get_template("status.html").render(report=report, lag=lag)
+        return HTMLResponse(page, headers=_NO_STORE | _CSP)
 
     def _is_admin(self, request: Request) -> bool:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -160,48 +171,40 @@ def not_found() -> Response:
     return JSONResponse({"error": "not-found", "message": "There is nothing at this path."}, 404, _NO_STORE)
 
 
-def _metrics(request: Request, report: Report) -> Response:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Exposition(report))
-    return Response(generate_latest(registry), headers=_NO_STORE, media_type=_METRICS_TYPE)
-
-
-def _status_page(request: Request, report: Report) -> Response:
-    if "text/html" not in request.headers.get("accept", ""):
-        return Response(msgspec.json.encode(report), headers=_NO_STORE, media_type="application/json")
-    page = _templates.get_template("status.html").render(report=report, lag=timedelta(seconds=int(report.lag_seconds)))
-    return HTMLResponse(page, headers=_NO_STORE | _CSP)
-
-
 class _Exposition(Collector):
-    """A report as Prometheus metrics."""
+    """A report as Prometheus metrics; without one, what this process knows by itself."""
 
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, report: Report | None, delivery: DeliveryState, restarts: int) -> None:
+        self._report, self._delivery, self._restarts = report, delivery, restarts
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._transitions()
-        report = self._report
-        yield GaugeMetricFamily("scq_waiting", "Pushes acknowledged and not yet sent", report.waiting)
-        yield GaugeMetricFamily("scq_holding", "Pushes of visitors who are not identified", report.holding)
-        yield GaugeMetricFamily("scq_dead_letters", "Dead letters that wait for a decision", report.dead)
-        yield GaugeMetricFamily("scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds)
-        yield CounterMetricFamily("scq_forwarder_restarts", "Times the forwarder had to be restarted", report.restarts)
-        yield from _store(report.store)
-        if report.delivery is not None:
-            yield from _upstream(report.delivery)
+        yield GaugeMetricFamily("scq_store_up", "1 if the store answers", float(self._report is not None))
+        if self._report is not None:
+            yield from _transitions(self._report.counters)
+            yield from _backlog(self._report)
+            yield from _store(self._report.store)
+        yield CounterMetricFamily("scq_forwarder_restarts", "Times the forwarder had to be restarted", self._restarts)
+        yield from _upstream(self._delivery)
 
-    def _transitions(self) -> Iterable[Metric]:
-        pushes = CounterMetricFamily("scq_pushes", "Pushes by transition, since the store was made", labels=["to"])
-        refused = CounterMetricFamily("scq_refused", "Pushes refused, by reason", labels=["reason"])
-        for name, value in self._report.counters.items():
-            kind, _, reason = name.partition(":")
-            if kind == "refused":
-                refused.add_metric([reason], value)
-            else:
-                pushes.add_metric([name.replace(":", "_")], value)
-        yield pushes
-        yield refused
+
+def _backlog(report: Report) -> Iterable[Metric]:
+    yield GaugeMetricFamily("scq_waiting", "Pushes acknowledged and not yet sent", report.waiting)
+    yield GaugeMetricFamily("scq_holding", "Pushes of visitors who are not identified", report.holding)
+    yield GaugeMetricFamily("scq_dead_letters", "Dead letters that wait for a decision", report.dead)
+    yield GaugeMetricFamily("scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds)
+
+
+def _transitions(counters: Mapping[str, int]) -> Iterable[Metric]:
+    pushes = CounterMetricFamily("scq_pushes", "Pushes by transition, since the store was made", labels=["to"])
+    refused = CounterMetricFamily("scq_refused", "Pushes refused, by reason", labels=["reason"])
+    for name, value in counters.items():
+        kind, _, reason = name.partition(":")
+        if kind == "refused":
+            refused.add_metric([reason], value)
+        else:
+            pushes.add_metric([name.replace(":", "_")], value)
+    yield pushes
+    yield refused
 
 
 def _store(health: Health) -> Iterable[Metric]:

@@ -15,21 +15,24 @@ Rules every adapter keeps, and the contract suite proves:
 2. Within a lane pushes leave in the order in which they entered; a lane is claimed by one lease at a time.
 3. `settle` is one transaction, fenced by the lane's epoch: a lease that was lost changes nothing.
 4. A counter moves in the transaction of the transition that it counts.
-5. A delivered change of address moves its lane to the new one; if that has a lane, what waits there goes first, then both are one.
+5. While the gate is shut, one lane at a time is claimed in the whole account.
+6. A delivered change of address moves its lane to the new one; if that has a lane, what waits there goes first, then both are one.
 
 Decisions are not made here. An adapter shows `Facts` to a pure function inside its transaction and carries out the `Plan` it gets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
-from proxy.identity import Trust, Visitor
-from proxy.pushes import Attributes, Reason, Track
+from proxy.gate import Closure
+from proxy.identity import Trust
+from proxy.plans import Decide, Plan
+from proxy.pushes import Attributes, Track
 
 
 class Kind(StrEnum):
@@ -53,184 +56,6 @@ class DeadReason(StrEnum):
     MISSING = "missing"  # a track for a contact that SendX does not know
     EXHAUSTED = "exhausted"  # tried for SCQ_MAX_ATTEMPTS and SCQ_MAX_AGE
     AMBIGUOUS = "ambiguous"  # an increment whose outcome is unknown: sending it again could count it twice
-
-
-# --- What the store knows, shown to a decision -------------------------------------------------------------------------
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """An id that was accepted or held before. `shown`: the visitor its request showed; `after`: who the browser was after
-    it, None for a push that says nothing about that.
-    """
-
-    shown: str
-    after: Visitor | None
-
-
-class VisitorFacts(msgspec.Struct, frozen=True):
-    """`identified`: some browser has identified as this visitor; `left`: lane key of the person whose log-out it was born of.
-
-    `holding`: pushes held for it.
-    """
-
-    retired: bool = False
-    identified: bool = False
-    left: str | None = None
-    holding: int = 0
-
-
-class LaneFacts(msgspec.Struct, frozen=True):
-    """`verified`: a token or a server key has vouched for this address here before; `waiting`: pushes not yet sent."""
-
-    verified: bool = False
-    waiting: int = 0
-
-
-class Alias(msgspec.Struct, frozen=True):
-    """Where a person's address went: SendX confirmed the change to `address` at `at` (Unix seconds)."""
-
-    address: str
-    at: float
-
-
-class HeldPush(msgspec.Struct, frozen=True):
-    id: str
-    track: Track
-
-
-class Facts(Protocol):
-    """Reads inside the transaction of an append. `site_key`: secret of this store, from which visitor ids are derived."""
-
-    site_key: bytes
-
-    def seen(self, push_id: str) -> Seen | None: ...
-    def visitor(self, visitor_id: str) -> VisitorFacts: ...
-    def lane(self, key: str) -> LaneFacts: ...
-    def alias(self, key: str) -> Alias | None: ...
-    def erased_at(self, key: str) -> float | None: ...
-    def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
-    def held_bytes(self) -> int: ...
-
-
-# --- What a decision asks the store to do ------------------------------------------------------------------------------
-
-
-class Enqueue(msgspec.Struct, frozen=True):
-    """Put a push at the tail of the lane `key`. `address`: the spelling to send."""
-
-    id: str
-    key: str
-    address: str
-    trust: Trust
-    body: Attributes | Track
-
-
-class Hold(msgspec.Struct, frozen=True):
-    id: str
-    visitor: str
-    track: Track
-
-
-class Bind(msgspec.Struct, frozen=True):
-    """The visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
-
-    visitor: str
-    key: str
-    address: str
-    trust: Trust
-    keep: tuple[str, ...] = ()
-    refuse: tuple[tuple[str, Reason], ...] = ()
-
-
-class Retire(msgspec.Struct, frozen=True):
-    """This visitor id counts for nothing from now on; what is held for it is refused for `reason`."""
-
-    visitor: str
-    reason: Reason = Reason.IDENTITY_CHANGED
-
-
-class Born(msgspec.Struct, frozen=True):
-    """A visitor that begins where the person with lane key `left` logged out."""
-
-    visitor: str
-    left: str
-
-
-class Identified(msgspec.Struct, frozen=True):
-    """The visitor is identified: a log-out that it was born of no longer matters."""
-
-    visitor: str
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """Refuse what is held for the visitor, who goes on under the same id."""
-
-    visitor: str
-    reason: Reason
-
-
-class Verify(msgspec.Struct, frozen=True):
-    """The lane's address has been vouched for."""
-
-    key: str
-
-
-class Forgotten(msgspec.Struct, frozen=True):
-    """Accepted, and counted as erased: a late retry for somebody who was erased. The answer does not show it."""
-
-
-class EndAlias(msgspec.Struct, frozen=True):
-    """Somebody was verified at an address that had moved: from now on it is that person's."""
-
-    key: str
-
-
-class Remember(msgspec.Struct, frozen=True):
-    """Know this id again; see `Seen`."""
-
-    id: str
-    shown: str
-    after: Visitor | None = None
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """Count a refusal."""
-
-    reason: Reason
-
-
-class NotOffered(msgspec.Struct, frozen=True):
-    """A tag or field that a page asked for; `setting` would offer it. Listed by `scq-proxy status`."""
-
-    name: str
-    setting: str
-
-
-Op = (
-    Enqueue
-    | Hold
-    | Bind
-    | Retire
-    | Born
-    | Identified
-    | Drop
-    | Verify
-    | EndAlias
-    | Forgotten
-    | Remember
-    | Refused
-    | NotOffered
-)
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """`ops` in order; `answer` is the decision's own and comes back from `append` untouched."""
-
-    ops: tuple[Op, ...]
-    answer: Any
-
-
-Decide = Callable[[Facts], Plan]
 
 
 # --- Delivery ----------------------------------------------------------------------------------------------------------
@@ -271,6 +96,13 @@ class Lease(msgspec.Struct, frozen=True):
     failures: int
     pushes: tuple[Waiting, ...]
     last: LastIdentify | None = None
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """`leases`: lanes to be sent; `closure`: what shut the gate when they were claimed, None while it is open."""
+
+    leases: tuple[Lease, ...]
+    closure: Closure | None = None
 
 
 class Fate(IntEnum):
@@ -330,9 +162,13 @@ class Erased(msgspec.Struct, frozen=True):
 
 
 class DeadFilter(msgspec.Struct, frozen=True):
-    """Which dead letters: every condition that is given holds. `contact`: lane key; `before`: died before then (Unix seconds)."""
+    """Which dead letters: every condition that is given holds. `ids`: of their pushes; `before`: died before then (Unix seconds).
+
+    `contact`: the lane key of a person, now or before a change of address.
+    """
 
     seqs: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
     reason: DeadReason | None = None
     contact: str | None = None
     before: float | None = None
@@ -397,8 +233,15 @@ class Outbox(Protocol):
     async def append(self, decide: Decide) -> Plan:
         """Decide and store in one transaction; returns when that is durable."""
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float) -> Sequence[Lease]:
-        """The heads of up to `lanes` lanes that may be sent now, longest ready first."""
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+        """The heads of up to `lanes` lanes that may be sent now, longest ready first.
+
+        While the gate is shut there are none, but for one lane if `probe` is what shuts it and nobody else's probe is out: it is out until
+        the gate is moved, or its lease ends. When a probe is due is the caller's to know.
+        """
+
+    async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
+        """Sets what shuts the gate for every sender, across restarts, and ends a probe. Returns what holds now (`gate.agreed`)."""
 
     async def settle(self, settlement: Settlement) -> bool:
         """False: the lease was lost, and nothing was changed."""

@@ -14,45 +14,49 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
-from proxy.identity import COOKIE_AGE
+from proxy.gate import Closure, agreed
 from proxy.outbox import (
-    Bind,
-    Born,
+    Claim,
     DeadFilter,
     DeadLetter,
     DeadReason,
-    Decide,
-    Drop,
     Durability,
-    EndAlias,
-    Enqueue,
     Erased,
     Fate,
-    Forgotten,
-    Hold,
-    Identified,
     Kind,
     LastIdentify,
     Lease,
+    Settled,
+    Settlement,
+    Stats,
+)
+from proxy.plans import (
+    Bind,
+    Born,
+    Decide,
+    Drop,
+    EndAlias,
+    Enqueue,
+    Forgotten,
+    Hold,
+    Identified,
     NotOffered,
     Op,
     Plan,
     Refused,
     Remember,
     Retire,
-    Settled,
-    Settlement,
-    Stats,
     Verify,
 )
-from proxy.pushes import Attributes, Reason, Track, lane_key
+from proxy.pushes import Attributes, Reason, Track
 from proxy.sqlite_file import SQL, StoreFile, pragma
-from proxy.sqlite_people import erase_person, move_lane
+from proxy.sqlite_people import erase_person, forget_identities, move_lane
 from proxy.sqlite_reads import (
     HELD_BYTES,
     HELD_OVERHEAD,
@@ -60,14 +64,14 @@ from proxy.sqlite_reads import (
     SqliteFacts,
     lane_head,
     read_dead_letters,
+    read_gate,
     read_stats,
     value,
 )
+from proxy.sqlite_sweep import Step, Sweep
 from proxy.sqlite_thread import SqliteThread
 from proxy.sqlite_upkeep import Upkeep, place_facts, vacuum_step
 
-SEEN_AGE = timedelta(days=9)  # the contract promises 8
-RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # a retired cookie must have expired before it is forgotten
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
 
@@ -100,8 +104,13 @@ class SqliteOutbox:
         self._upkeep.require_space()
         return await self._thread.submit(lambda connection: self._append(connection, decide))
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float) -> Sequence[Lease]:
-        return await self._thread.submit(lambda connection: self._claim(connection, lanes, per_lane, lease_seconds))
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+        return await self._thread.submit(
+            lambda connection: self._claim(connection, lanes, per_lane, lease_seconds, probe)
+        )
+
+    async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
+        return await self._thread.submit(lambda connection: self._move_gate(connection, before, after))
 
     async def settle(self, settlement: Settlement) -> bool:
         return await self._thread.submit(lambda connection: self._settle(connection, settlement))
@@ -118,10 +127,22 @@ class SqliteOutbox:
         self._ready.clear()
 
     async def erase(self, key: str) -> Erased:
-        return await self._thread.submit(lambda connection: self._erase(connection, key))
+        erased, keys = await self._thread.submit(lambda connection: self._erase(connection, key))
+        after: str | None = ""
+        while after is not None:
+            part, after = await self._thread.submit(partial(self._erase_identities, keys=keys, after=after))
+            erased = msgspec.structs.replace(
+                erased, held=erased.held + part.held, identities=erased.identities + part.identities
+            )
+        self._upkeep.cut_log_soon()
+        return erased
 
     async def sweep(self) -> None:
-        await self._thread.submit(self._sweep)
+        sweep = Sweep(time.time(), hold_age=self._hold_age, dead_age=self._dead_age, tallies=self._tallies)
+        for step in sweep.steps:
+            cursor: float | None = 0.0
+            while cursor is not None:
+                cursor = await self._thread.submit(partial(_take_step, step, cursor))
         while await self._thread.submit(vacuum_step):
             pass
 
@@ -163,6 +184,7 @@ class SqliteOutbox:
         connection.execute("BEGIN IMMEDIATE")
         for (lane,) in connection.execute(SQL["leases_of_the_dead"]).fetchall():
             self._end_lease(connection, lane)
+        connection.execute(SQL["end_probe"])
         self._before_commit(connection)
         connection.execute("COMMIT")
 
@@ -280,9 +302,14 @@ class SqliteOutbox:
         NotOffered: _not_offered,
     }
 
-    def _claim(self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float) -> list[Lease]:
+    def _claim(
+        self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
+    ) -> Claim:
         now = time.time()
-        leases = []
+        leases: list[Lease] = []
+        closure, probe_until = read_gate(connection)
+        if closure is not None:
+            lanes = int(closure == probe and (probe_until is None or probe_until <= now))
         rows = connection.execute(SQL["claimable"], (now, lanes)).fetchall()
         for lane, leased, failures, key, address, digest, digest_at in rows:
             if leased:
@@ -293,7 +320,17 @@ class SqliteOutbox:
                 connection.execute(SQL["lease"], (epoch, now + lease_seconds, lane))
                 last = LastIdentify(digest, digest_at) if digest is not None else None
                 leases.append(Lease(lane, epoch, now + lease_seconds, failures, pushes, last))
-        return leases
+        if leases and closure is not None:
+            connection.execute(SQL["probe"], (now + lease_seconds,))
+        return Claim(tuple(leases), closure)
+
+    def _move_gate(
+        self, connection: sqlite3.Connection, before: Closure | None, after: Closure | None
+    ) -> Closure | None:
+        stored, _ = read_gate(connection)
+        closure = agreed(stored, before, after)
+        connection.execute(SQL["move_gate"], (msgspec.json.encode(closure) if closure is not None else None,))
+        return closure
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
         """A lease whose holder is gone: an increment that was started may have been applied, the rest is sent again."""
@@ -341,20 +378,26 @@ class SqliteOutbox:
         connection.execute(SQL["remove"], (settled.seq,))
         self._tallies[f"dead:{settled.reason}"] += 1
 
-    def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
-        erased, held_bytes = erase_person(connection, key, self.site_key, time.time())
-        self._tallies.update({"erased": erased.waiting + erased.dead, "hold_erased": erased.held})
-        self._tallies[HELD_BYTES] -= held_bytes + HELD_OVERHEAD * erased.held
-        return erased
+    def _erase(self, connection: sqlite3.Connection, key: str) -> tuple[Erased, frozenset[str]]:
+        erased, keys = erase_person(connection, key, self.site_key, time.time())
+        self._tallies["erased"] += erased.waiting + erased.dead
+        return erased, keys
+
+    def _erase_identities(
+        self, connection: sqlite3.Connection, *, keys: frozenset[str], after: str
+    ) -> tuple[Erased, str | None]:
+        """A step through what is known of browsers: who they were after a log-in, and what is held for them."""
+        identities, visitors, after_this = forget_identities(connection, keys, after)
+        held = sum(self._unhold(connection, "unhold_visitor", visitor) for visitor in visitors)
+        self._tallies["hold_erased"] += held
+        return Erased(0, held, 0, identities), after_this
 
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
-            key = lane_key(letter.address)
-            _, key = connection.execute(SQL["alias_lane"], (key,)).fetchone() or (0, key)
-            (lane,) = connection.execute(SQL["lane_gains"], (key, time.time())).fetchone()
             increments = isinstance(letter.body, Attributes) and letter.body.increments
-            connection.execute(SQL["undead"], (letter.seq, lane, increments))
+            (lane,) = connection.execute(SQL["undead"], (letter.seq, increments)).fetchone()
+            connection.execute(SQL["lane_regains"], (lane, time.time()))
             connection.execute(SQL["bury_for_good"], (letter.seq,))
         self._tallies["replayed"] += len(letters)
         self._ready_lanes = self._ready_lanes or bool(letters)
@@ -366,17 +409,9 @@ class SqliteOutbox:
         self._tallies["discarded"] += len(letters)
         return len(letters)
 
-    def _sweep(self, connection: sqlite3.Connection) -> None:
-        now = time.time()
-        expired = self._unhold(connection, "expire_held", now - self._hold_age.total_seconds())
-        self._tallies.update({"hold_expired": expired, f"refused:{Reason.HOLD_EXPIRED}": expired})
-        connection.execute(SQL["forget_seen"], (now - SEEN_AGE.total_seconds(),))
-        connection.execute(SQL["forget_tombstones"], (now - RETIRED_AGE.total_seconds(),))
-        connection.execute(SQL["forget_visitors"], (now - RETIRED_AGE.total_seconds(),))
-        aged = connection.execute(SQL["age_out_dead"], (now - self._dead_age.total_seconds(),)).rowcount
-        self._tallies["discarded"] += aged
-        connection.execute(SQL["forget_lanes"])
-        connection.execute(SQL["trim_not_offered"], (MAX_REFUSED_NAMES,))
+
+def _take_step(step: Step, cursor: float, connection: sqlite3.Connection) -> float | None:
+    return step(connection, cursor)
 
 
 def _settings(connection: sqlite3.Connection) -> dict[str, str]:

@@ -1,4 +1,4 @@
--- The SQLite outbox: its schema, then every query by name. Times are Unix seconds.
+-- The SQLite outbox: its schema, in the steps in which it grew, then every query by name. Times are Unix seconds.
 
 -- name: schema
 -- One row a person. address: set by a change of address that SendX confirmed; pushes for another key are sent to it. ready_at: when the head may be claimed; NULL when nothing waits; under a lease, when the lease ends.
@@ -104,6 +104,25 @@ CREATE TABLE not_offered (
 ) WITHOUT ROWID;
 
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+
+-- name: schema_2
+-- What shuts the gate to SendX (JSON, NULL while it is open), and until when a probe is out.
+CREATE TABLE gate (closure BLOB, probe_until REAL);
+INSERT INTO gate VALUES (NULL, NULL);
+CREATE INDEX dead_id ON dead (id);
+CREATE INDEX visitors_left ON visitors (left) WHERE left IS NOT NULL;
+
+-- name: gate
+SELECT closure, probe_until FROM gate;
+
+-- name: move_gate
+UPDATE gate SET closure = ?, probe_until = NULL;
+
+-- name: probe
+UPDATE gate SET probe_until = ?;
+
+-- name: end_probe
+UPDATE gate SET probe_until = NULL WHERE probe_until IS NOT NULL;
 
 -- name: seen
 SELECT shown, after FROM seen WHERE id = ?;
@@ -257,7 +276,8 @@ UPDATE dead SET lane = ?2 WHERE lane = ?1;
 DELETE FROM lanes WHERE id = ?;
 
 -- name: remove_dead
-DELETE FROM dead WHERE lane = ?1 OR lower(address) = ?2;
+-- Also letters to the address from before another person had it: lane_key is Python's.
+DELETE FROM dead WHERE lane = ?1 OR lane_key(address) = ?2;
 
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
@@ -266,7 +286,8 @@ DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
 UPDATE visitors SET left = NULL WHERE left = ?;
 
 -- name: seen_afters
-SELECT id, after FROM seen WHERE after IS NOT NULL;
+-- A step through all of them, in the order of their ids.
+SELECT id, after FROM seen WHERE id > ? ORDER BY id LIMIT ?;
 
 -- name: forget_after
 UPDATE seen SET shown = '', after = NULL WHERE id = ?;
@@ -288,20 +309,26 @@ SELECT id FROM lanes WHERE leased = 1;
 SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
 
 -- name: expire_held
-DELETE FROM held WHERE since < ? RETURNING length(body);
+DELETE FROM held WHERE seq IN (SELECT seq FROM held WHERE since < ? LIMIT ?) RETURNING length(body);
 
 -- name: forget_seen
-DELETE FROM seen WHERE at < ? AND NOT EXISTS (SELECT 1 FROM held WHERE held.id = seen.id);
+DELETE FROM seen WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM held WHERE held.id = ?1);
+
+-- name: old_seen
+SELECT id, at FROM seen WHERE at >= ? AND at < ? ORDER BY at LIMIT ?;
 
 -- name: forget_visitors
-DELETE FROM visitors WHERE at < ?;
+DELETE FROM visitors WHERE id IN (SELECT id FROM visitors WHERE at < ? LIMIT ?);
 
 -- name: age_out_dead
-DELETE FROM dead WHERE at < ?;
+DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < ? LIMIT ?);
 
 -- name: forget_lanes
-DELETE FROM lanes WHERE verified = 0 AND waiting = 0 AND leased = 0 AND failures = 0
+DELETE FROM lanes WHERE id > ? AND id <= ? AND verified = 0 AND waiting = 0 AND leased = 0 AND failures = 0
 AND NOT EXISTS (SELECT 1 FROM dead WHERE dead.lane = lanes.id);
+
+-- name: lane_step
+SELECT max(id) FROM (SELECT id FROM lanes WHERE id > ? ORDER BY id LIMIT ?);
 
 -- name: trim_not_offered
 DELETE FROM not_offered WHERE (setting, name) NOT IN (SELECT setting, name FROM not_offered ORDER BY last DESC LIMIT ?);
@@ -317,15 +344,15 @@ SELECT (SELECT count(*) FROM pushes), (SELECT count(*) FROM held), (SELECT count
 SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;
 
 -- name: dead_letters
--- A condition that is NULL is not asked for. ?6: the seqs as a JSON array, NULL for any.
-SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead
-WHERE seq > ?1 AND (?3 IS NULL OR reason = ?3) AND (?4 IS NULL OR lower(address) = ?4) AND (?5 IS NULL OR at < ?5)
-AND (?6 IS NULL OR seq IN (SELECT value FROM json_each(?6)))
-ORDER BY seq LIMIT ?2;
+-- Conditions are put behind it.
+SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead WHERE seq > :after
 
 -- name: undead
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
-SELECT ?2, id, address, trust, kind, body, since, ?3 FROM dead WHERE seq = ?1;
+SELECT lane, id, address, trust, kind, body, since, ?2 FROM dead WHERE seq = ?1 RETURNING lane;
+
+-- name: lane_regains
+UPDATE lanes SET waiting = waiting + 1, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
 
 -- name: bury_for_good
 DELETE FROM dead WHERE seq = ?;

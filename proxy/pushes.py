@@ -154,7 +154,7 @@ class _Refused(Exception):
 
 def parse_batch(body: bytes) -> Batch:
     """The request's body as values. Raises `RequestError`: `Malformed` (400), or 413 over MAX_PUSHES."""
-    message = _decode(body)
+    message = read_json(body)
     if not isinstance(message, dict):
         raise Malformed('The body is not a JSON object: send {"v":1,"pushes":[…]}.')
     pushes = message.get("pushes")
@@ -172,7 +172,8 @@ def parse_batch(body: bytes) -> Batch:
 _decoder = msgspec.json.Decoder()
 
 
-def _decode(body: bytes) -> Any:
+def read_json(body: bytes) -> Any:
+    """Any JSON, read as leniently as browsers and their like write it. Raises `Malformed`."""
     try:
         return _decoder.decode(body)
     except RecursionError:
@@ -242,6 +243,14 @@ def _parse_call(call: Any) -> Call:
             raise _Refused(Reason.BAD_SHAPE, "call[1]")
         return Consent(call[1] == "granted")
     raise _Refused(Reason.UNKNOWN_METHOD, "call[0]")
+
+
+def parse_call(method: str, argument: Any) -> Call | BadPush:
+    """One call that came by another way than a page: what is wrong with it is a `BadPush` without an id."""
+    try:
+        return _parse_call([method, argument])
+    except _Refused as refused:
+        return BadPush(None, refused.reason, refused.where)
 
 
 def _argument(call: list[Any]) -> dict[str, Any]:

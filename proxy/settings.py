@@ -160,7 +160,8 @@ class Settings:
     hold_age: timedelta = _setting("SCQ_HOLD_DAYS", values.days, "30", "days an anonymous visitor's push is held")
     hold_max_bytes: int = _setting(
         "SCQ_HOLD_MB", values.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
-    lane_max: int = _setting("SCQ_LANE_MAX", values.whole(1, 10_000_000), "10000", "pushes that may wait per contact")
+    lane_max: int = _setting("SCQ_LANE_MAX", values.whole(1, 10_000_000), "10000",
+        "pushes that may wait per contact; a self-asserted visitor's only up to a quarter of it")
     max_attempts: int = _setting(
         "SCQ_MAX_ATTEMPTS", values.whole(1, 100_000), "20",
         "attempts before a push becomes a dead letter; `SCQ_MAX_AGE` must have passed too")
@@ -175,6 +176,8 @@ class Settings:
         "SCQ_UPSTREAM_CONCURRENCY", values.whole(1, 64), "8", "requests to SendX at the same time, 1 to 64")
     upstream_timeout_seconds: float = _setting(
         "SCQ_UPSTREAM_TIMEOUT", values.number(1, 50), "20", "seconds for one request to SendX in total, 1 to 50")
+    upstream_rate: float = _setting(
+        "SCQ_UPSTREAM_RATE", values.rate, "0", "requests to SendX in a second, at most, 0.1 to 10000; 0: no limit")
     gpc: Gpc = _setting(
         "SCQ_GPC", values.choice(Gpc), "honour", "the browser's Global Privacy Control signal: `honour` or `ignore` it")
     min_free_bytes: int = _setting(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from proxy.errors import StoreRefused
+from proxy.pushes import lane_key
 from proxy.sqlite_damage import (
     CHECKED_BYTES,
     Damaged,
@@ -30,7 +31,7 @@ from proxy.sqlite_damage import (
 )
 
 APPLICATION_ID = 0x73637170  # "scqp"
-SCHEMA_VERSION = 1
+SCHEMA_STEPS = ("schema", "schema_2")  # forward only: a store of an older version is brought up to date as it is opened
 START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
 _SITE_KEY_BYTES = 32
 _MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
@@ -148,6 +149,7 @@ class StoreFile:
         return StoreRefused(f"{self.path} cannot be read as an SQLite database ({words}).")
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.create_function("lane_key", 1, lane_key, deterministic=True)
         connection.execute("PRAGMA wal_autocheckpoint=0")  # `sqlite_upkeep` does it, after the answers are out
         application = pragma(connection, "application_id")
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
@@ -156,13 +158,13 @@ class StoreFile:
         if not tables:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # in a file with content it would write to no effect
         _require_durable(connection, self.path)
-        if not tables:
-            _make_schema(connection, self.site_key or secrets.token_bytes(_SITE_KEY_BYTES))
         version = pragma(connection, "user_version")
-        if version != SCHEMA_VERSION:
+        if version > len(SCHEMA_STEPS):
             raise StoreRefused(
-                f"{self.path} was written by another version of scq-proxy (schema {version}, this one knows {SCHEMA_VERSION})."
+                f"{self.path} was written by a newer scq-proxy (schema {version}, this one knows {len(SCHEMA_STEPS)}): install that one."
             )
+        if version < len(SCHEMA_STEPS):
+            _bring_up_to_date(connection, version, self.site_key or secrets.token_bytes(_SITE_KEY_BYTES))
         self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
 
     def _take_in_log(self, connection: sqlite3.Connection) -> None:
@@ -246,11 +248,14 @@ def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
         raise StoreRefused(f"{path} cannot be made durable: SQLite reports journal_mode={mode}, synchronous={level}.")
 
 
-def _make_schema(connection: sqlite3.Connection, site_key: bytes) -> None:
-    connection.executescript(f"BEGIN IMMEDIATE;\n{SQL['schema']}")
-    connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (site_key,))
-    connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+def _bring_up_to_date(connection: sqlite3.Connection, version: int, site_key: bytes) -> None:
+    """All steps of the schema that the file has not seen, in one transaction."""
+    steps = "\n".join(SQL[step] for step in SCHEMA_STEPS[version:])
+    connection.executescript(f"BEGIN IMMEDIATE;\n{steps}")
+    if version == 0:
+        connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (site_key,))
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={len(SCHEMA_STEPS)}")
     connection.execute("COMMIT")
 
 

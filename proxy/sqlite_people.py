@@ -12,6 +12,8 @@ from proxy.pushes import lane_key
 from proxy.sqlite_file import SQL
 from proxy.sqlite_reads import tombstone, value
 
+STEP_ROWS = 5_000
+
 
 def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: float) -> None:
     """SendX has confirmed that the person of this lane is at `address` now; nobody holds a lease on the lane.
@@ -37,14 +39,14 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
     connection.execute(SQL["remove_lane"], (lane,))
 
 
-def erase_person(connection: sqlite3.Connection, key: str, site_key: bytes, now: float) -> tuple[Erased, int]:
-    """Removes everything about the person with this lane key or alias; also the bytes that were held for them.
+def erase_person(
+    connection: sqlite3.Connection, key: str, site_key: bytes, now: float
+) -> tuple[Erased, frozenset[str]]:
+    """Removes what is sent for the person with this lane key or alias, and returns all their lane keys; `forget_identities` does the rest.
 
     A lease on the lane is void from here on: what is on the wire at this moment may still arrive.
     """
     keys = _spellings(connection, key)
-    identities, visitors = _identities(connection, keys)
-    held = [size for visitor in visitors for (size,) in connection.execute(SQL["unhold_visitor"], (visitor,))]
     waiting = dead = 0
     for each in keys:
         lane = value(connection, "lane_by_key", each) or -1
@@ -54,23 +56,29 @@ def erase_person(connection: sqlite3.Connection, key: str, site_key: bytes, now:
         connection.execute(SQL["remove_left"], (each,))
         connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
         connection.execute(SQL["remove_lane"], (lane,))
-    return Erased(waiting, len(held), dead, identities), sum(held)
+    return Erased(waiting, 0, dead, 0), keys
 
 
-def _identities(connection: sqlite3.Connection, keys: set[str]) -> tuple[int, set[str]]:
-    """Forgets who browsers were after log-ins as this person; how many it were, and their visitor ids. The push ids stay known."""
+def forget_identities(
+    connection: sqlite3.Connection, keys: frozenset[str], after_id: str
+) -> tuple[int, set[str], str | None]:
+    """Forgets who browsers were after log-ins as this person: how many it were, their visitor ids, and where to go on.
+
+    The push ids stay known. Each call looks at some of them; until the last one, the tombstone stands for the rest.
+    """
     forgotten: list[tuple[str]] = []
     visitors: set[str] = set()
-    for push_id, after in connection.execute(SQL["seen_afters"]):
-        visitor = msgspec.json.decode(after, type=Visitor)
-        if visitor.email is not None and lane_key(visitor.email) in keys:
+    rows = connection.execute(SQL["seen_afters"], (after_id, STEP_ROWS)).fetchall()
+    for push_id, after in rows:
+        visitor = msgspec.json.decode(after, type=Visitor) if after is not None else None
+        if visitor is not None and visitor.email is not None and lane_key(visitor.email) in keys:
             forgotten.append((push_id,))
             visitors.add(visitor.id)
     connection.executemany(SQL["forget_after"], forgotten)
-    return len(forgotten), visitors
+    return len(forgotten), visitors, rows[-1][0] if len(rows) == STEP_ROWS else None
 
 
-def _spellings(connection: sqlite3.Connection, key: str) -> set[str]:
+def _spellings(connection: sqlite3.Connection, key: str) -> frozenset[str]:
     """Every lane key of the person: this one, the one to which it moved, and the older ones of either."""
     keys = {key}
     moved = connection.execute(SQL["alias_lane"], (key,)).fetchone()
@@ -79,4 +87,4 @@ def _spellings(connection: sqlite3.Connection, key: str) -> set[str]:
     for each in tuple(keys):
         lane = value(connection, "lane_by_key", each)
         keys.update(alias for (alias,) in connection.execute(SQL["lane_aliases"], (lane,)))
-    return keys
+    return frozenset(keys)

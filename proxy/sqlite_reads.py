@@ -10,21 +10,10 @@ from typing import Any
 
 import msgspec
 
+from proxy.gate import Closure
 from proxy.identity import Trust, Visitor
-from proxy.outbox import (
-    Alias,
-    DeadFilter,
-    DeadLetter,
-    DeadReason,
-    HeldPush,
-    Kind,
-    LaneFacts,
-    RefusedName,
-    Seen,
-    Stats,
-    VisitorFacts,
-    Waiting,
-)
+from proxy.outbox import DeadFilter, DeadLetter, DeadReason, Kind, RefusedName, Stats, Waiting
+from proxy.plans import Alias, HeldPush, LaneFacts, Seen, VisitorFacts
 from proxy.pushes import Attributes, Track, lane_key
 from proxy.sqlite_file import SQL
 
@@ -96,6 +85,12 @@ def lane_head(
     return tuple(head)
 
 
+def read_gate(connection: sqlite3.Connection) -> tuple[Closure | None, float | None]:
+    """What shuts the gate, and until when a probe is out."""
+    closure, probe_until = connection.execute(SQL["gate"]).fetchone()
+    return (msgspec.json.decode(closure, type=Closure) if closure is not None else None), probe_until
+
+
 def _waiting(columns: Sequence[Any]) -> Waiting:
     seq, push_id, address, trust, kind, body, since, attempts = columns
     return Waiting(seq, push_id, address, Trust(trust), _body(kind, body), since, attempts)
@@ -115,27 +110,51 @@ def read_stats(connection: sqlite3.Connection, tallies: Counter[str]) -> Stats:
     return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))
 
 
+_CONDITIONS = {  # as text, so that each finds its index
+    "seqs": "seq IN (SELECT value FROM json_each(:seqs))",
+    "ids": "id IN (SELECT value FROM json_each(:ids))",
+    "reason": "reason = :reason",
+    "lane": "lane = :lane",
+    "before": "at < :before",
+}
+
+
 def read_dead_letters(connection: sqlite3.Connection, matching: DeadFilter, after: int, limit: int) -> list[DeadLetter]:
-    seqs = msgspec.json.encode(matching.seqs).decode() if matching.seqs else None
-    conditions = (after, limit, matching.reason, matching.contact, matching.before, seqs)
-    return [
-        DeadLetter(
-            seq,
-            push_id,
-            address,
-            Kind(kind),
-            Trust(trust),
-            DeadReason(reason),
-            detail,
-            at,
-            since,
-            attempts,
-            _body(kind, body),
-        )
-        for seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body in connection.execute(
-            SQL["dead_letters"], conditions
-        )
-    ]
+    asked = {
+        "seqs": msgspec.json.encode(matching.seqs).decode() if matching.seqs else None,
+        "ids": msgspec.json.encode(matching.ids).decode() if matching.ids else None,
+        "reason": matching.reason,
+        "lane": _lane_of(connection, matching.contact) if matching.contact is not None else None,
+        "before": matching.before,
+    }
+    conditions = [f" AND {_CONDITIONS[name]}" for name, wanted in asked.items() if wanted is not None]
+    query = f"{SQL['dead_letters']}{''.join(conditions)} ORDER BY seq LIMIT :limit"
+    return [_dead_letter(*row) for row in connection.execute(query, asked | {"after": after, "limit": limit})]
+
+
+def _dead_letter(
+    seq: int, push_id: str, address: str, kind: str, trust: int, reason: str, detail: str, *rest: Any
+) -> DeadLetter:
+    at, since, attempts, body = rest
+    return DeadLetter(
+        seq,
+        push_id,
+        address,
+        Kind(kind),
+        Trust(trust),
+        DeadReason(reason),
+        detail,
+        at,
+        since,
+        attempts,
+        _body(kind, body),
+    )
+
+
+def _lane_of(connection: sqlite3.Connection, key: str) -> int:
+    """The lane of the person with this lane key, or old lane key; -1 if there is none."""
+    lane = value(connection, "lane_by_key", key) or value(connection, "alias_lane", key)
+    return int(lane) if lane is not None else -1
 
 
 def value(connection: sqlite3.Connection, query: str, *arguments: object) -> Any:

@@ -76,7 +76,8 @@ class SqliteThread:
     def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         """Runs `work` in a transaction; the result comes once that is durable.
 
-        Fails with `StoreUnavailable` if the transaction fails. If `work` itself raises, it alone fails, and it must not have written.
+        Fails with `StoreUnavailable` if the transaction fails. If `work` itself raises, it alone fails: what it wrote is undone, and the
+        other jobs of its transaction are run again without it.
         """
         if self._closing:
             raise StoreUnavailable("The store is being closed.", retry_after=_RETRY_AFTER)
@@ -150,13 +151,17 @@ class SqliteThread:
         started, changes = time.monotonic(), connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
-            outcomes = [self._run(connection, work, future) for work, future in jobs]
+            outcomes = [self._run(connection, job) for job in jobs]
             self._before_commit(connection)
             connection.execute("COMMIT")
             self._file.require_in_place()
+        except _JobFailed as failed:
+            self._undo(connection)
+            self._answer([failed.outcome()])
+            self._transaction([job for job in jobs if job is not failed.job])
+            return
         except Exception as error:
-            self._rolled_back()
-            _roll_back(connection)
+            self._undo(connection)
             self._answer(_refusals(jobs))
             self._note_failure(jobs, error)
             self._recover(error)
@@ -166,18 +171,18 @@ class SqliteThread:
             self._upkeep.committed(len(jobs), time.monotonic() - started)
             self._note_written()
 
-    def _run(
-        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any]
-    ) -> Outcome:
-        before = connection.total_changes
+    def _run(self, connection: sqlite3.Connection, job: Job) -> Outcome:
+        work, future = job
         try:
             return future, work(connection), None
-        except sqlite3.Error:
-            raise
         except Exception as error:
-            if connection.total_changes != before:
-                raise  # half a job must not be committed
-            return future, None, error
+            if remedy_for(error) is not Remedy.FAIL:
+                raise  # the file's trouble is everybody's
+            raise _JobFailed(job, error) from None
+
+    def _undo(self, connection: sqlite3.Connection) -> None:
+        self._rolled_back()
+        _roll_back(connection)
 
     # --- failures
 
@@ -278,6 +283,20 @@ class SqliteThread:
             self._loop.call_soon_threadsafe(_resolve, outcomes)
 
 
+class _JobFailed(Exception):
+    """One job of a transaction has raised, and may have written."""
+
+    def __init__(self, job: Job, error: Exception) -> None:
+        self.job, self.error = job, error
+
+    def outcome(self) -> Outcome:
+        _, future = self.job
+        if not isinstance(self.error, sqlite3.Error):
+            return future, None, self.error
+        log.error("A job failed: %s", _cause(self.error))
+        return future, None, _refused()
+
+
 Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 
@@ -300,8 +319,12 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _refusals(jobs: list[Job]) -> list[Outcome]:
-    failure = StoreUnavailable("The store could not write: its log says why.", retry_after=_RETRY_AFTER)
+    failure = _refused()
     return [(future, None, failure) for _, future in jobs]
+
+
+def _refused() -> StoreUnavailable:
+    return StoreUnavailable("The store could not write: its log says why.", retry_after=_RETRY_AFTER)
 
 
 def _cause(error: Exception | None) -> str:

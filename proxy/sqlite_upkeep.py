@@ -47,6 +47,7 @@ class Upkeep:
         self._frames = 0
         self._next_checkpoint = CHECKPOINT_FRAMES
         self._alarmed = False
+        self._cut_due = False
 
     # --- space
 
@@ -71,6 +72,10 @@ class Upkeep:
             except OSError:
                 self._headroom_bytes = None
         return self._headroom_bytes
+
+    def cut_log_soon(self) -> None:
+        """After an erasure: what it removed from the file still stands in the log."""
+        self._cut_due = True
 
     # --- on the store's thread
 
@@ -101,8 +106,11 @@ class Upkeep:
         short = self._is_short()
         if short and pragma(connection, "freelist_count"):
             connection.executescript(f"PRAGMA incremental_vacuum({SPARE_PAGES})")
-        if self._frames and (quiet or short):
+        if self._frames and not self._cut_due and (quiet or short):
             self.checkpoint(connection)
+        elif self._cut_due:
+            self._cut_log(connection)
+            self._cut_due = bool(_size(self.path.with_name(self.path.name + "-wal")))
         elif quiet and _size(self.path.with_name(self.path.name + "-wal")) > (0 if short else LARGE_LOG_BYTES):
             self._cut_log(connection)
 

@@ -142,6 +142,11 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def rate(text: str) -> float:
+    """In a second; 0: no limit."""
+    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else number(0.1, 10_000)(text)
+
+
 def whole(low: int, high: int, unit: int = 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if re.fullmatch(r"[0-9]{1,12}", text) and low <= int(text) <= high:

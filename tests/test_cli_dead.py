@@ -26,8 +26,9 @@ from proxy.app import open_store_file
 from proxy.control import socket_path
 from proxy.identity import Trust
 from proxy.letters import STEP, Letters
-from proxy.outbox import DeadReason, Enqueue, Fate, Plan, Settled, Settlement
+from proxy.outbox import DeadReason, Fate, Settled, Settlement
 from proxy.outbox_sqlite import open_outbox
+from proxy.plans import Enqueue, Plan
 from proxy.pushes import Attributes, Track
 from proxy.sandbox import Fault, Sandbox, create_sandbox
 from tests.live import eventually, serving
@@ -638,7 +639,7 @@ def _enqueued(number: int) -> Enqueue:
 
 
 async def _kill_all(outbox: Any) -> None:
-    while leases := await outbox.claim(10, 100, 60.0):
+    while leases := (await outbox.claim(10, 100, 60.0)).leases:
         for lease in leases:
             results = [Settled(push.seq, Fate.DEAD, reason=DeadReason.REJECTED, detail="422") for push in lease.pushes]
             assert await outbox.settle(Settlement(lease, tuple(results)))

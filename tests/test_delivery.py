@@ -16,11 +16,12 @@ import pytest
 from proxy.account import DeliveryState
 from proxy.delivery import Delivery
 from proxy.errors import StoreUnavailable
+from proxy.gate import Closure, Halt
 from proxy.identity import Trust
-from proxy.outbox import DeadFilter, DeadReason, Enqueue, Facts, Lease, Outbox, Plan, Settlement
+from proxy.outbox import Claim, DeadFilter, DeadReason, Outbox, Settlement
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
+from proxy.plans import Enqueue, Facts, Plan
 from proxy.pushes import Attributes, Track, lane_key
-from proxy.retry import Halt
 from proxy.sandbox import Fault, Recorded, Sandbox, create_sandbox
 from proxy.sendx import Upstream
 from proxy.settings import Dialect, Secret
@@ -384,6 +385,102 @@ async def test_a_halt_spends_nothing_and_ends_with_a_probe(
     assert {tuple(contact.custom_fields.items()) for contact in sandbox.contacts} == {(("Visits", "1"),)}
 
 
+async def test_a_forwarder_that_starts_finds_the_gate_as_the_last_one_left_it(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script("*", Fault(status=429, retry_after=50))
+    clock = Clock(lag=60)
+    await push(outbox, ANN, HELLO)
+    async with running(forwarder(outbox, url, clock=clock)) as delivery:
+        await until(lambda: delivery.state().gate == "closed")
+    async with running(forwarder(outbox, url, clock=clock)) as delivery:
+        await until(lambda: delivery.state().gate == "closed")
+        await push(outbox, BOB, HELLO)
+        await outbox.stats()  # both have had their turn on the store's thread
+        assert sandbox.total == 1
+        clock.lag = 0
+        await drained(outbox)
+        assert delivery.state().gate == "open"
+
+
+async def test_what_one_forwarder_learns_of_the_account_holds_for_the_others_too(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.stand("*", Fault(status=401))
+    clock = Clock(lag=130)
+    async with running(forwarder(outbox, url, clock=clock)) as one, running(forwarder(outbox, url, clock=clock)) as two:
+        await push(outbox, ANN, HELLO)
+        await until(lambda: one.state().halted is two.state().halted is Halt.KEY)
+        before = sandbox.total
+        for number in range(20):
+            await push(outbox, f"{number}@example.com", HELLO)
+        clock.lag -= 61
+        await until(lambda: sandbox.total > before and not one.state().in_flight + two.state().in_flight)
+        assert sandbox.total == before + 1, "one probe for the whole account"
+        sandbox.heal()
+        clock.lag -= 61
+        await drained(outbox)
+        await until(lambda: one.state().gate == two.state().gate == "open")
+
+
+async def test_a_probe_that_is_not_sent_is_free_for_the_next_forwarder(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script("*", Fault(status=401), Fault("hang"))
+    clock = Clock(lag=130)
+    await push(outbox, ANN, HELLO)
+    delivery = forwarder(outbox, url, clock=clock)
+    task = asyncio.create_task(delivery.run(), name="delivery-under-test")
+    await until(lambda: delivery.state().halted is Halt.KEY)
+    clock.lag -= 61
+    await until(lambda: sandbox.total == 2)
+    await delivery.stop(0)
+    await task
+    clock.lag -= 61
+    async with running(forwarder(outbox, url, clock=clock)):
+        await drained(outbox)
+
+
+async def test_requests_keep_to_the_rate_that_is_set(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    for number in range(11):
+        await push(outbox, f"{number}@example.com", HELLO)
+    started = time.time()
+    async with running(forwarder(outbox, url, rate=20.0)):
+        await drained(outbox)
+    times = sorted(record.time.timestamp() for record in sandbox.requests)
+    assert len(times) == 11
+    for number, at in enumerate(times):
+        assert at >= started + number / 20 - 0.01, "a request came before its turn"
+
+
+async def test_a_slow_rate_keeps_the_order_of_a_lane_and_a_stop_does_not_wait_for_it(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    await push(outbox, ANN, HELLO, COUNT, Track(("a",)), HELLO)
+    delivery = forwarder(outbox, url, rate=0.1)
+    task = asyncio.create_task(delivery.run(), name="delivery-under-test")
+    await until(lambda: delivery.state().delivered == 1)
+    await delivery.stop(5)
+    await task
+    assert (await outbox.stats()).dead == 0, "an increment that waits for its turn has not been started"
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert [record.path.rpartition("/")[2] for record in sandbox.requests] == [
+        "identify",
+        "identify",
+        "track",
+        "identify",
+    ]
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert contact.custom_fields == {"Visits": "1"}
+
+
 async def test_while_halted_an_increment_is_not_risked_for_a_probe(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
@@ -462,7 +559,7 @@ async def test_cancelling_it_settles_what_is_under_way(outbox: SqliteOutbox, sen
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert len(await outbox.claim(9, 9, 60)) == 1
+    assert len((await outbox.claim(9, 9, 60)).leases) == 1
 
 
 async def test_a_forwarder_that_was_stopped_stays_stopped(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
@@ -480,7 +577,7 @@ async def test_a_fault_in_the_program_ends_it_loudly_and_holds_nobody_up(outbox:
     with pytest.raises(ExceptionGroup):
         await delivery.run()
     assert not delivery.state().running
-    assert [lease.failures for lease in await outbox.claim(9, 9, 60)] == [1]
+    assert [lease.failures for lease in (await outbox.claim(9, 9, 60)).leases] == [1]
 
 
 class Unreliable:
@@ -490,9 +587,9 @@ class Unreliable:
         self._outbox = outbox
         self._fails = fails
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float) -> Sequence[Lease]:
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         self._check("claim")
-        return await self._outbox.claim(lanes, per_lane, lease_seconds)
+        return await self._outbox.claim(lanes, per_lane, lease_seconds, probe=probe)
 
     async def settle(self, settlement: Settlement) -> bool:
         self._check("settle")

@@ -6,6 +6,7 @@ The real server is killed, stopped and started again on one store; what counts i
 from __future__ import annotations
 
 import itertools
+import json
 import stat
 import subprocess
 import threading
@@ -160,6 +161,39 @@ def test_whatever_was_acknowledged_under_load_survives_kill_9_at_any_instant(ser
         eventually(lambda email=email: set(promised[email]) <= set(arrived(sandbox, email)), PATIENCE)  # type: ignore[misc]
         order = [f"+cart-{number}" for number in range(len(promised[email]) + 1)]
         assert nothing_overtook(requests_about(sandbox, email), order)
+
+
+def test_kill_9_between_send_and_settle_leaves_an_increment_ambiguous_and_the_rest_is_sent_again(
+    server: Server, sandbox: Sandbox
+) -> None:
+    ann, bob = new_email("ann"), new_email("bob")
+    people = {email: Browser(server) for email in (ann, bob)}
+    for email, browser in people.items():
+        browser.logs_in(email)
+        arrives(sandbox, email, "identify")
+        sandbox.script(email, Fault("hang", applied=True))
+    increment = new_id()
+    people[ann].push(identify(customFields={"Visits": "++1"}), track("cart-1"), ids=[increment, new_id()])
+    people[bob].push(track("cart-2"))
+    eventually(lambda: all(requests_about(sandbox, email)[-1].fault == "hang" for email in people))
+    server.kill()
+    server.start()
+    assert arrives(sandbox, ann, "+cart-1", PATIENCE)[1:] == ["identify", "+cart-1"], "it was sent once, and hung"
+    eventually(lambda: requests_about(sandbox, bob)[-1].fault is None, PATIENCE)
+    assert [events(record) for record in requests_about(sandbox, bob)][1:] == [["+cart-2"], ["+cart-2"]]
+    contact = sandbox.contact(ann)
+    assert contact is not None
+    assert contact.custom_fields == {"Visits": "1"}
+    listed = subprocess.run(
+        command("dead", "list", "--json", "--contact", ann),
+        cwd=server.directory,
+        env=clean_environ(server.settings),
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    (letter,) = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert (letter["id"], letter["reason"]) == (increment, "ambiguous")
 
 
 def test_a_request_cut_off_by_kill_9_may_be_repeated(server: Server, sandbox: Sandbox) -> None:

@@ -6,16 +6,20 @@ import asyncio
 import os
 import sqlite3
 import stat
+import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.identity import Trust
-from proxy.outbox import Enqueue, Facts, Plan
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
+from proxy.plans import Enqueue, Facts, Hold, Plan, Remember
 from proxy.pushes import Track
+from proxy.sqlite_sweep import STEP_ROWS
+from tests.live import eventually
 
 AGES = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}
 
@@ -96,7 +100,7 @@ async def test_ingest_stops_at_the_free_disk_floor_while_settling_goes_on(tmp_pa
         await outbox.append(one_push)
     with pytest.raises(StoreUnavailable):
         await outbox.ready()
-    assert len(await outbox.claim(1, 1, 60)) == 1
+    assert len((await outbox.claim(1, 1, 60)).leases) == 1
     await outbox.close()
 
 
@@ -125,4 +129,94 @@ async def test_many_appends_share_few_commits(tmp_path: Path) -> None:
     grown = (tmp_path / "scq.db-wal").stat().st_size - before
     assert (await outbox.stats()).waiting == 200
     assert grown < 200 * 4_096, "each append wrote its own pages: no group commit"
+    await outbox.close()
+
+
+async def test_a_job_that_fails_after_it_has_written_is_undone_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+
+    def breaks(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO meta VALUES ('half', 'done')")
+        raise ValueError("a defect")
+
+    def breaks_a_rule(connection: sqlite3.Connection) -> None:
+        connection.execute("INSERT INTO meta VALUES ('half', 'done')")
+        connection.execute("INSERT INTO meta VALUES ('half', 'again')")
+
+    submit, appends = outbox._thread.submit, [asyncio.ensure_future(outbox.append(one_push)) for _ in range(3)]
+    jobs: list[asyncio.Future[Any]] = [
+        submit(breaks),
+        appends[0],
+        submit(breaks_a_rule),
+        appends[1],
+        submit(breaks),
+        appends[2],
+    ]
+    outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ValueError, Plan, StoreUnavailable, Plan, ValueError, Plan]
+    half = await submit(lambda connection: connection.execute("SELECT * FROM meta WHERE name = 'half'").fetchone())
+    stats = await outbox.stats()
+    assert (half, stats.waiting, stats.counters["accepted"]) == (None, 3, 3)
+    assert "A job failed: UNIQUE constraint failed" in caplog.text
+    await outbox.close()
+
+
+async def test_a_store_of_an_older_version_is_brought_up_to_date_and_keeps_what_waits(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    site_key = outbox.site_key
+    await outbox.close()
+    connection = sqlite3.connect(tmp_path / "scq.db")
+    connection.executescript("DROP TABLE gate; DROP INDEX dead_id; DROP INDEX visitors_left; PRAGMA user_version=1")
+    connection.close()
+    outbox = await opened(tmp_path / "scq.db")
+    assert outbox.site_key == site_key
+    claim = await outbox.claim(9, 9, 60)
+    assert (len(claim.leases), claim.closure) == (1, None)
+    await outbox.close()
+
+
+async def test_a_sweep_takes_many_steps_and_leaves_what_is_still_needed(tmp_path: Path) -> None:
+    many, old = 2 * STEP_ROWS + 7, time.time() - timedelta(days=31).total_seconds()
+    outbox = await opened(tmp_path / "scq.db")
+
+    def fill(facts: Facts) -> Plan:
+        ids = [f"old-{number:028}" for number in range(many)]
+        holds = [Hold(push_id, "v", Track(("a",))) for push_id in ids]
+        lanes = [Enqueue(push_id, f"{push_id}@x.io", f"{push_id}@x.io", Trust.VERIFIED, Track()) for push_id in ids]
+        return Plan((*holds, *lanes, *[Remember(push_id, "v") for push_id in ids]), None)
+
+    def age(connection: sqlite3.Connection) -> None:
+        connection.execute("UPDATE held SET since = ? - seq % 5 WHERE seq > 1", (old,))
+        connection.execute("UPDATE seen SET at = ? - abs(random()) % 99", (old,))
+        connection.execute("DELETE FROM pushes WHERE seq > 1")
+        connection.execute("UPDATE lanes SET waiting = 0, ready_at = NULL WHERE id > 1")
+
+    await outbox.append(fill)
+    await outbox._thread.submit(age)
+    await outbox.sweep()
+    await outbox.append(one_push)
+
+    def counts(connection: sqlite3.Connection) -> list[int]:
+        counted = connection.execute(
+            "SELECT (SELECT count(*) FROM held), (SELECT count(*) FROM seen), (SELECT count(*) FROM lanes)"
+        )
+        return list(counted.fetchone())
+
+    assert await outbox._thread.submit(counts) == [1, 1, 2]
+    stats = await outbox.stats()
+    assert stats.counters["hold_expired"] == many - 1
+    assert (stats.holding, stats.health.log_frames is not None) == (1, True)
+    await outbox.close()
+
+
+async def test_an_erasure_leaves_no_trace_in_the_log_of_a_store_in_use(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    assert b"a@example.com" in (tmp_path / "scq.db-wal").read_bytes()
+    await outbox.erase("a@example.com")
+    files = [tmp_path / "scq.db-wal", tmp_path / "scq.db"]
+    await asyncio.to_thread(eventually, lambda: not any(b"a@example.com" in file.read_bytes() for file in files))
     await outbox.close()

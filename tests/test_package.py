@@ -113,7 +113,7 @@ def test_the_wheel_holds_no_tests_and_nothing_compiled(wheel: Path) -> None:
 
 
 def test_the_wheel_brings_the_command(wheel: Path) -> None:
-    assert "scq-proxy = proxy.cli:main" in text_in(wheel, "*.dist-info/entry_points.txt")
+    assert "scq-proxy = proxy.__main__:main" in text_in(wheel, "*.dist-info/entry_points.txt")
 
 
 def test_the_wheel_is_for_every_machine_and_says_which_version_it_is(wheel: Path) -> None:

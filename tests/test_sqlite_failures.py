@@ -26,8 +26,9 @@ import pytest
 
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.identity import Trust
-from proxy.outbox import DeadFilter, Enqueue, Fate, Health, Plan, Remember, Settled, Settlement
+from proxy.outbox import DeadFilter, Fate, Health, Settled, Settlement
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
+from proxy.plans import Enqueue, Plan, Remember
 from proxy.pushes import Track
 from proxy.sandbox import Fault, Sandbox, create_sandbox
 from proxy.sqlite_damage import GIVE_UP_TRIES, Remedy, gives_up, remedy_for, unreadable_commits
@@ -542,10 +543,10 @@ async def test_a_lease_of_a_store_that_is_gone_changes_nothing_in_the_new_one(tm
     path = tmp_path / "scq.db"
     outbox = await opened(path)
     await push(outbox)
-    (old,) = await outbox.claim(1, 10, 60)
+    (old,) = (await outbox.claim(1, 10, 60)).leases
     path.unlink()
     ids = await can_be_written(outbox)
-    (new,) = await outbox.claim(1, 10, 60)
+    (new,) = (await outbox.claim(1, 10, 60)).leases
     assert (new.lane, new.pushes[0].seq) == (old.lane, old.pushes[0].seq), "the very numbers that could be mixed up"
     assert not await outbox.settle(delivered(old))
     assert await waiting(outbox) == ids
@@ -556,10 +557,10 @@ async def test_a_lease_of_a_store_that_is_gone_changes_nothing_in_the_new_one(tm
 async def test_a_lease_outlives_the_store_being_opened_again(tmp_path: Path) -> None:
     outbox = await opened(tmp_path / "scq.db")
     await push(outbox)
-    (lease,) = await outbox.claim(1, 10, 60)
+    (lease,) = (await outbox.claim(1, 10, 60)).leases
     wal(outbox.path).unlink()
     await can_be_written(outbox)
-    assert await outbox.claim(1, 10, 60) == []
+    assert (await outbox.claim(1, 10, 60)).leases == ()
     assert await outbox.settle(delivered(lease))
     assert await outbox.dead_letters(DeadFilter(), 0, 1) == []
     await outbox.close()
@@ -818,6 +819,10 @@ def test_writes_that_fail_are_refused_and_the_store_is_opened_again(
         assert "Traceback" not in server.log
 
 
+def metrics(server: Server) -> str:
+    return httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).text
+
+
 def test_a_server_whose_store_fails_for_good_ends_with_1_and_says_why(
     tmp_path: Path, start: Start, sandbox: Sandbox
 ) -> None:
@@ -825,6 +830,7 @@ def test_a_server_whose_store_fails_for_good_ends_with_1_and_says_why(
         Browser(server).logs_in(new_email())
         (tmp_path / "scq.db").unlink()
         (tmp_path / "scq.db").write_text("somebody's text, " * 1_000)
+        eventually(lambda: "scq_store_up 0.0" in metrics(server), PATIENCE)
         assert server._process is not None
         assert server._process.wait(PATIENCE) == 1
         assert "fails again and again" in server.log
@@ -849,12 +855,13 @@ def test_a_server_whose_store_is_deleted_refuses_then_goes_on_in_a_new_one(
 def test_the_metrics_tell_of_commits_and_of_the_disk(tmp_path: Path, start: Start, sandbox: Sandbox) -> None:
     with start(tmp_path / "scq.db") as server:
         Browser(server).logs_in(new_email())
-        text = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).text
+        text = metrics(server)
     found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("scq_store"))
     assert float(found["scq_store_commits_total"]) > 0
     assert float(found["scq_store_jobs_total"]) >= float(found["scq_store_commits_total"])
     assert float(found["scq_store_commit_seconds_total"]) > 0
     assert float(found["scq_store_headroom_bytes"]) > 0
     assert float(found["scq_store_log_frames"]) >= 0
+    assert float(found["scq_store_up"]) == 1
     for name in ("failed_commits_total", "reopened_total", "set_aside"):
         assert float(found[f"scq_store_{name}"]) == 0

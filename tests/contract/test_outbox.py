@@ -11,40 +11,33 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import StoreUnavailable
+from proxy.gate import Closure, Halt
 from proxy.identity import Trust, Visitor
-from proxy.outbox import (
+from proxy.outbox import Claim, DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
+from proxy.outbox_sqlite import open_outbox
+from proxy.plans import (
     Alias,
     Bind,
     Born,
-    DeadFilter,
-    DeadReason,
     Drop,
     EndAlias,
     Enqueue,
-    Erased,
     Facts,
-    Fate,
     Forgotten,
     HeldPush,
     Hold,
     Identified,
     LaneFacts,
-    Lease,
     NotOffered,
     Op,
-    Outbox,
     Plan,
     Refused,
     Remember,
     Retire,
     Seen,
-    Settled,
-    Settlement,
-    Stats,
     Verify,
     VisitorFacts,
 )
-from proxy.outbox_sqlite import open_outbox
 from proxy.pushes import Attributes, Reason, Track
 
 INCREMENT = Attributes(custom_fields={"Visits": "++1"})
@@ -93,7 +86,7 @@ def settled(lease: Lease, fate: Fate, **changes: object) -> Settlement:
 
 
 async def claim(outbox: Outbox, lanes: int = 10, per_lane: int = 10, seconds: float = 60) -> Sequence[Lease]:
-    return await outbox.claim(lanes, per_lane, seconds)
+    return (await outbox.claim(lanes, per_lane, seconds)).leases
 
 
 async def counters(outbox: Outbox) -> dict[str, int]:
@@ -400,6 +393,13 @@ async def test_a_discarded_dead_letter_is_gone_and_counted(outbox: Outbox) -> No
     assert stats.counters["accepted"] == stats.counters["discarded"] + stats.waiting + stats.dead
 
 
+async def test_dead_letters_are_found_by_the_ids_of_their_pushes(outbox: Outbox) -> None:
+    first, _, third = await buried(outbox, "a@example.com", "b@example.com", "c@example.com")
+    asked = DeadFilter(ids=(third, first, push_id()))
+    assert [letter.id for letter in await outbox.dead_letters(asked, 0, 10)] == [first, third]
+    assert await outbox.discard(asked, 10) == 2
+
+
 async def delivered_move(outbox: Outbox, old: str, new: str) -> None:
     """The person at `old` changes to `new`, and SendX confirms it; nothing else of theirs is waiting before."""
     await carry_out(outbox, queued(old, Attributes(new_email=new)))
@@ -480,6 +480,25 @@ async def test_a_replayed_dead_letter_follows_the_change_of_address(outbox: Outb
     assert lease.pushes[0].address == "new@example.com"
 
 
+async def test_dead_letters_stay_with_the_person_though_somebody_else_gets_the_old_address(outbox: Outbox) -> None:
+    (dead,) = await buried(outbox, "ÄNN@example.com")
+    await delivered_move(outbox, "änn@example.com", "new@example.com")
+    assert [letter.id for letter in await outbox.dead_letters(DeadFilter(contact="änn@example.com"), 0, 9)] == [dead]
+    await carry_out(outbox, Verify("änn@example.com"), EndAlias("änn@example.com"), queued("änn@example.com"))
+    assert not await outbox.dead_letters(DeadFilter(contact="änn@example.com"), 0, 9)
+    assert await outbox.replay(DeadFilter(contact="new@example.com"), 9) == 1
+    addresses = {lease.pushes[0].id == dead: lease.pushes[0].address for lease in await claim(outbox)}
+    assert addresses == {True: "new@example.com", False: "änn@example.com"}
+
+
+async def test_erasing_an_address_takes_letters_to_its_former_owner_along(outbox: Outbox) -> None:
+    await buried(outbox, "ÄNN@example.com")
+    await delivered_move(outbox, "änn@example.com", "new@example.com")
+    await carry_out(outbox, EndAlias("änn@example.com"))
+    assert (await outbox.erase("änn@example.com")).dead == 1
+    assert await outbox.erase("new@example.com") == Erased(0, 0, 0, 0)
+
+
 async def test_erasing_a_person_leaves_nothing_of_them_but_a_hash(outbox: Outbox, tmp_path: Path) -> None:
     await buried(outbox, "secret-name@example.com")
     after = Visitor("v", "Secret-Name@example.com", Trust.VERIFIED, issued=1)
@@ -529,3 +548,59 @@ async def test_a_late_retry_for_an_erased_person_is_counted_as_accepted_and_eras
     await carry_out(outbox, Forgotten())
     counted = await counters(outbox)
     assert (counted["accepted"], counted["erased"]) == (1, 1)
+
+
+# --- the gate
+
+SHUT = Closure(until=1_000.0, throttles=2, halted=Halt.KEY)
+
+
+async def test_nothing_is_claimed_through_a_shut_gate_but_one_probe(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"), queued("b@example.com"))
+    assert await outbox.move_gate(None, SHUT) == SHUT
+    assert await outbox.claim(9, 9, 60) == Claim((), SHUT)
+    probe = await outbox.claim(9, 9, 60, probe=SHUT)
+    assert (len(probe.leases), probe.closure) == (1, SHUT)
+    assert not (await outbox.claim(9, 9, 60, probe=SHUT)).leases, "two probes are out at once"
+    later = Closure(until=2_000.0)
+    assert await outbox.move_gate(SHUT, later) == later, "the probe has come back, and the gate stays shut"
+    assert not (await outbox.claim(9, 9, 60, probe=SHUT)).leases, "it is not due any more"
+    assert len((await outbox.claim(9, 9, 60, probe=later)).leases) == 1
+    assert await outbox.move_gate(later, None) is None
+    await carry_out(outbox, queued("c@example.com"))
+    opened = await outbox.claim(9, 9, 60)
+    assert (len(opened.leases), opened.closure) == (1, None)
+
+
+async def test_a_probe_that_never_comes_back_ends_with_its_lease(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"))
+    await outbox.move_gate(None, SHUT)
+    assert (await outbox.claim(9, 9, 0, probe=SHUT)).leases
+    assert (await outbox.claim(9, 9, 60, probe=SHUT)).leases
+
+
+async def test_without_a_lane_to_send_no_probe_is_out(outbox: Outbox) -> None:
+    await outbox.move_gate(None, SHUT)
+    assert not (await outbox.claim(9, 9, 60, probe=SHUT)).leases
+    await carry_out(outbox, queued("a@example.com"))
+    assert (await outbox.claim(9, 9, 60, probe=SHUT)).leases
+
+
+async def test_senders_who_move_the_gate_at_the_same_time_agree(outbox: Outbox) -> None:
+    longer = Closure(until=2_000.0)
+    await outbox.move_gate(None, SHUT)
+    assert await outbox.move_gate(None, longer) == Closure(2_000.0, 2, Halt.KEY)
+    assert await outbox.move_gate(SHUT, None) == Closure(2_000.0, 2, Halt.KEY), "it knew of another closure"
+
+
+@pytest.mark.parametrize("adapter", list(ADAPTERS))
+async def test_a_shut_gate_stays_shut_over_a_restart_and_its_probe_is_free(adapter: str, tmp_path: Path) -> None:
+    outbox = await ADAPTERS[adapter](tmp_path)
+    await carry_out(outbox, queued("a@example.com"))
+    await outbox.move_gate(None, SHUT)
+    await outbox.claim(9, 9, 600, probe=SHUT)
+    await outbox.close()
+    outbox = await ADAPTERS[adapter](tmp_path)
+    assert await outbox.claim(9, 9, 60) == Claim((), SHUT)
+    assert (await outbox.claim(9, 9, 60, probe=SHUT)).leases
+    await outbox.close()

@@ -1,0 +1,43 @@
+"""A request's body over ASGI, its size counted before and while it arrives. What it says is not looked at here."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import Receive
+
+from proxy.errors import RequestError
+
+MAX_BODY = 65_536  # bytes; what any request may have unless its path says otherwise
+BODY_SECONDS = 10.0  # in which the whole body has to arrive
+
+
+class Gone(Exception):
+    """The client hung up before its request was complete."""
+
+
+async def read_body(receive: Receive, content_length: int | None, max_bytes: int = MAX_BODY) -> bytes:
+    """The whole body. Raises `RequestError` (413 over `max_bytes`, 408 when it is slow) and `Gone`."""
+    if content_length is not None and content_length > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size, more = 0, True
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise RequestError(408, "slow-body", f"The body did not arrive within {BODY_SECONDS:.0f} seconds.") from None
+    return b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    return RequestError(413, "too-large", f"The body is larger than {max_bytes} bytes: split it over several requests.")

@@ -1,0 +1,242 @@
+"""What SendX's answers say of the account as a whole: whether anything may be sent now, how much at once, and how fast.
+
+Pure: time and randomness are arguments. The rules:
+
+1. A 429 closes the gate for the whole account (`Retry-After` is a minimum). Then one probe: an answer that is not another 429 opens it.
+2. Sending halts on a 401; on a 403 that a second lane gets too with no 2xx between; on a wrong base URL, which is 3xx, 405 or
+   404 on identify over five lanes with no 2xx between. Then one probe a minute; success ends the halt.
+   400, 409, 422 and 404 on track never halt.
+3. Answers to requests that were under way when the gate shut neither open it nor lengthen its back-off.
+
+What shuts the gate (`Closure`) is kept in the outbox, for every sender of the account and across restarts; the evidence that leads to
+it is each sender's own. What becomes of one push is in `retry`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from enum import Enum, StrEnum, auto
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from proxy.retry import Verdict, backoff_seconds
+
+PROBE_SECONDS = 60.0
+MISDIRECTED_LANES = 5
+_REMEMBERED_REFUSALS = 256  # lanes; beyond that the oldest starts over
+_CUT_SECONDS = 1.0  # one overload shows in many answers at once
+_GROW_AFTER = 20  # successes
+_QUEUED_SECONDS = 2.0  # for a turn under SCQ_UPSTREAM_RATE: a lane waits for it under its lease
+
+
+class Halt(StrEnum):
+    """Why sending is halted, for the operator."""
+
+    KEY = "401"
+    FORBIDDEN = "403"
+    WRONG_URL = "wrong base URL"
+
+
+class Admission(Enum):
+    """What may be sent now."""
+
+    ALL = auto()
+    PROBE = auto()  # one lane at a time
+    NONE = auto()
+
+
+class Closure(msgspec.Struct, frozen=True):
+    """What shuts the gate. `until`: Unix seconds of the next probe. `throttles`: 429s in a row, as probes saw them."""
+
+    until: float
+    throttles: int = 0
+    halted: Halt | None = None
+
+
+def agreed(stored: Closure | None, before: Closure | None, after: Closure | None) -> Closure | None:
+    """What holds for the account when a sender that knew `before` wants `after`, while others may have moved the gate meanwhile.
+
+    Nobody opens a gate that somebody else has shut since, and of two closures the longer one holds.
+    """
+    if stored == before or stored is None:
+        return after
+    if after is None:
+        return stored
+    return Closure(
+        max(stored.until, after.until), max(stored.throttles, after.throttles), after.halted or stored.halted
+    )
+
+
+class _Refusal(NamedTuple):
+    tries: int
+    successes: int  # of the account, when it was last refused
+
+
+_MISDIRECTED = (Verdict.REDIRECTED, Verdict.MISDIRECTED)
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """The account as a whole: open (no `closure`); closed until a time and then half-open; or halted.
+
+    The rest is what the rules need: which lanes got which answers since the last 2xx, and who was refused alone.
+    """
+
+    closure: Closure | None = None
+    successes: int = 0
+    forbidden: frozenset[int] = frozenset()
+    misdirected: frozenset[int] = frozenset()
+    refusals: Mapping[int, _Refusal] = {}
+
+    @property
+    def until(self) -> float | None:
+        """Unix seconds of the next probe, while the gate is shut."""
+        return self.closure.until if self.closure else None
+
+    @property
+    def halted(self) -> Halt | None:
+        return self.closure.halted if self.closure else None
+
+    def admits(self, now: float) -> Admission:
+        if self.closure is None:
+            return Admission.ALL
+        return Admission.PROBE if now >= self.closure.until else Admission.NONE
+
+    def name(self, now: float) -> Literal["open", "closed", "half-open", "halted"]:
+        if self.closure is None:
+            return "open"
+        if self.closure.halted is not None:
+            return "halted"
+        return "half-open" if now >= self.closure.until else "closed"
+
+    def lone_refusals(self, lane: int) -> int:
+        """How often this lane got 403 while others got through."""
+        refusal = self.refusals.get(lane)
+        return refusal.tries if refusal else 0
+
+    def after(
+        self, verdict: Verdict, *, lane: int, probe: bool, now: float, uniform: float, retry_after: float | None = None
+    ) -> Gate:
+        """The account after one answer. `probe`: the request was the one that a shut gate let through."""
+        gate = self._noting(verdict, lane)
+        if (reason := gate._cause(verdict)) is not None:
+            return gate._halt(reason, probe=probe, now=now, retry_after=retry_after)
+        if probe and gate._passed(verdict):
+            return gate.moved(None)
+        if gate.halted is not None:
+            return gate._halt(gate.halted, probe=probe, now=now, retry_after=retry_after)
+        if verdict is Verdict.THROTTLED:
+            return gate._close(probe=probe, now=now, uniform=uniform, retry_after=retry_after)
+        return gate
+
+    def moved(self, closure: Closure | None) -> Gate:
+        """The gate as it is set. What led to a halt does not count again after it."""
+        if closure is None and self.halted is not None:
+            return _replace(self, closure=None, forbidden=frozenset(), misdirected=frozenset())
+        return _replace(self, closure=closure)
+
+    def _noting(self, verdict: Verdict, lane: int) -> Gate:
+        if verdict is Verdict.DELIVERED:
+            return _replace(
+                self,
+                successes=self.successes + 1,
+                forbidden=frozenset(),
+                misdirected=frozenset(),
+                refusals={key: refusal for key, refusal in self.refusals.items() if key != lane},
+            )
+        if verdict in _MISDIRECTED and self.halted is None:
+            return _replace(self, misdirected=self.misdirected | {lane})
+        if verdict is Verdict.FORBIDDEN and self.halted is None:
+            return _replace(self, forbidden=self.forbidden | {lane}, refusals=self._refused_again(lane))
+        return self
+
+    def _refused_again(self, lane: int) -> Mapping[int, _Refusal]:
+        before = self.refusals.get(lane, _Refusal(0, -1))
+        others_passed = self.successes > before.successes
+        refusals = {key: refusal for key, refusal in self.refusals.items() if key != lane}
+        refusals[lane] = _Refusal(before.tries + others_passed, self.successes)
+        if len(refusals) > _REMEMBERED_REFUSALS:
+            del refusals[next(iter(refusals))]
+        return refusals
+
+    def _cause(self, verdict: Verdict) -> Halt | None:
+        """Why this answer halts sending, if it does."""
+        if verdict is Verdict.UNAUTHORIZED:
+            return Halt.KEY
+        if self.halted is not None:
+            return None
+        if len(self.forbidden) > 1:
+            return Halt.FORBIDDEN
+        return Halt.WRONG_URL if len(self.misdirected) >= MISDIRECTED_LANES else None
+
+    def _passed(self, verdict: Verdict) -> bool:
+        """Whether a probe with this answer shows that what shut the gate is over."""
+        if self.halted is None:
+            return verdict not in (Verdict.THROTTLED, Verdict.UNAVAILABLE, Verdict.UNREACHED)
+        if verdict is Verdict.MISSING:  # proves the key, but is what a wrong URL answers, too
+            return self.halted is not Halt.WRONG_URL
+        return verdict in (Verdict.DELIVERED, Verdict.REJECTED)
+
+    def _halt(self, reason: Halt, *, probe: bool, now: float, retry_after: float | None) -> Gate:
+        closure = self.closure
+        if closure is not None and closure.halted is not None and not probe:
+            return _replace(self, closure=_replace(closure, halted=reason))
+        until = now + max(PROBE_SECONDS, retry_after or 0.0)
+        return _replace(self, closure=Closure(until, closure.throttles if closure else 0, reason))
+
+    def _close(self, *, probe: bool, now: float, uniform: float, retry_after: float | None) -> Gate:
+        closure = self.closure
+        if closure is not None and not probe:
+            until = max(closure.until, now + (retry_after or 0.0))
+            return _replace(self, closure=_replace(closure, until=until))
+        throttles = closure.throttles if closure else 0
+        wait = backoff_seconds(throttles, uniform, retry_after)
+        return _replace(self, closure=Closure(now + wait, throttles + 1))
+
+
+_replace = msgspec.structs.replace
+
+
+class Concurrency(msgspec.Struct, frozen=True):
+    """How many requests may be under way: halved when SendX is overloaded, growing back slowly."""
+
+    maximum: int
+    limit: int
+    successes: int = 0
+    cut_at: float = 0.0
+
+    @classmethod
+    def up_to(cls, maximum: int) -> Concurrency:
+        return cls(maximum, maximum)
+
+    def after_success(self) -> Concurrency:
+        if self.limit == self.maximum:
+            return self
+        if self.successes + 1 < _GROW_AFTER:
+            return _replace(self, successes=self.successes + 1)
+        return _replace(self, limit=self.limit + 1, successes=0)
+
+    def after_overload(self, now: float) -> Concurrency:
+        """After a 429 or a time-out. Answers that come within a second tell of the same overload."""
+        if now < self.cut_at + _CUT_SECONDS:
+            return self
+        return _replace(self, limit=max(1, self.limit // 2), successes=0, cut_at=now)
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """Requests at an even pace: at most `rate` a second, 0 for as many as there are. `free_at`: when the next may start (Unix seconds)."""
+
+    rate: float = 0.0
+    free_at: float = 0.0
+
+    def taken(self, now: float) -> tuple[Pace, float]:
+        """One turn: the pace after it, and when it is."""
+        if self.rate == 0:
+            return self, now
+        at = max(now, self.free_at)
+        return _replace(self, free_at=at + 1 / self.rate), at
+
+    def lanes(self, most: int) -> int:
+        """How many lanes may be out at once, so that none waits for long for its turn."""
+        return most if self.rate == 0 else min(most, max(1, math.ceil(self.rate * _QUEUED_SECONDS)))

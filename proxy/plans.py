@@ -1,0 +1,192 @@
+"""What a decision is shown of the store and what it asks of it: `Facts`, and the operations of a `Plan`.
+
+Decisions are pure and made elsewhere (`admission`, `server_api`). The outbox shows `Facts` to one inside a transaction and carries its plan
+out there, whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.identity import Trust, Visitor
+from proxy.pushes import Attributes, Reason, Track
+
+# --- What the store knows ----------------------------------------------------------------------------------------------
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """An id that was accepted or held before. `shown`: the visitor its request showed; `after`: who the browser was after
+    it, None for a push that says nothing about that.
+    """
+
+    shown: str
+    after: Visitor | None
+
+
+class VisitorFacts(msgspec.Struct, frozen=True):
+    """`identified`: some browser has identified as this visitor; `left`: lane key of the person whose log-out it was born of.
+
+    `holding`: pushes held for it.
+    """
+
+    retired: bool = False
+    identified: bool = False
+    left: str | None = None
+    holding: int = 0
+
+
+class LaneFacts(msgspec.Struct, frozen=True):
+    """`verified`: a token or a server key has vouched for this address here before; `waiting`: pushes not yet sent."""
+
+    verified: bool = False
+    waiting: int = 0
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """Where a person's address went: SendX confirmed the change to `address` at `at` (Unix seconds)."""
+
+    address: str
+    at: float
+
+
+class HeldPush(msgspec.Struct, frozen=True):
+    id: str
+    track: Track
+
+
+class Facts(Protocol):
+    """Reads inside the transaction of an append. `site_key`: secret of this store, from which visitor ids are derived."""
+
+    site_key: bytes
+
+    def seen(self, push_id: str) -> Seen | None: ...
+    def visitor(self, visitor_id: str) -> VisitorFacts: ...
+    def lane(self, key: str) -> LaneFacts: ...
+    def alias(self, key: str) -> Alias | None: ...
+    def erased_at(self, key: str) -> float | None: ...
+    def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
+    def held_bytes(self) -> int: ...
+
+
+# --- What a decision asks the store to do ------------------------------------------------------------------------------
+
+
+class Enqueue(msgspec.Struct, frozen=True):
+    """Put a push at the tail of the lane `key`. `address`: the spelling to send."""
+
+    id: str
+    key: str
+    address: str
+    trust: Trust
+    body: Attributes | Track
+
+
+class Hold(msgspec.Struct, frozen=True):
+    id: str
+    visitor: str
+    track: Track
+
+
+class Bind(msgspec.Struct, frozen=True):
+    """The visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
+
+    visitor: str
+    key: str
+    address: str
+    trust: Trust
+    keep: tuple[str, ...] = ()
+    refuse: tuple[tuple[str, Reason], ...] = ()
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """This visitor id counts for nothing from now on; what is held for it is refused for `reason`."""
+
+    visitor: str
+    reason: Reason = Reason.IDENTITY_CHANGED
+
+
+class Born(msgspec.Struct, frozen=True):
+    """A visitor that begins where the person with lane key `left` logged out."""
+
+    visitor: str
+    left: str
+
+
+class Identified(msgspec.Struct, frozen=True):
+    """The visitor is identified: a log-out that it was born of no longer matters."""
+
+    visitor: str
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Refuse what is held for the visitor, who goes on under the same id."""
+
+    visitor: str
+    reason: Reason
+
+
+class Verify(msgspec.Struct, frozen=True):
+    """The lane's address has been vouched for."""
+
+    key: str
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """Accepted, and counted as erased: a late retry for somebody who was erased. The answer does not show it."""
+
+
+class EndAlias(msgspec.Struct, frozen=True):
+    """Somebody was verified at an address that had moved: from now on it is that person's."""
+
+    key: str
+
+
+class Remember(msgspec.Struct, frozen=True):
+    """Know this id again; see `Seen`."""
+
+    id: str
+    shown: str
+    after: Visitor | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Count a refusal."""
+
+    reason: Reason
+
+
+class NotOffered(msgspec.Struct, frozen=True):
+    """A tag or field that a page asked for; `setting` would offer it. Listed by `scq-proxy status`."""
+
+    name: str
+    setting: str
+
+
+Op = (
+    Enqueue
+    | Hold
+    | Bind
+    | Retire
+    | Born
+    | Identified
+    | Drop
+    | Verify
+    | EndAlias
+    | Forgotten
+    | Remember
+    | Refused
+    | NotOffered
+)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """`ops` in order; `answer` is the decision's own and comes back from `append` untouched."""
+
+    ops: tuple[Op, ...]
+    answer: Any
+
+
+Decide = Callable[[Facts], Plan]
