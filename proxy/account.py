@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
@@ -85,10 +86,9 @@ class Account:
 
     def room(self, busy: int, *, probing: bool) -> int:
         """How many lanes may be claimed now, `busy` being out already. `probing`: one of them is a probe."""
-        limit = self._pace.lanes(self._concurrency.limit)
         admission = self.gate.admits(self._clock())
         if admission is Admission.ALL:
-            return max(0, limit - busy)
+            return self._pace.turns(time.monotonic(), max(0, self._concurrency.limit - busy))
         return min(1, self._concurrency.maximum - busy) if admission is Admission.PROBE and not probing else 0
 
     def admits_all(self) -> bool:
@@ -97,14 +97,27 @@ class Account:
     def adopt(self, closure: Closure | None) -> None:
         """The gate as the outbox has it."""
         before, self.shared = self.gate, closure
-        self.gate = before.moved(closure)
-        _log_change(before, self.gate, self._clock())
+        if closure != before.closure:
+            self.gate = before.moved(closure).within_reason(self._clock())
+            _log_change(before, self.gate, self._clock())
+
+    def probe_now(self) -> None:
+        """While sending is halted: what halted it may be mended."""
+        closure = self.gate.closure
+        if closure is not None and closure.halted is not None:
+            self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self._clock()))
 
     def turn(self) -> float:
-        """Takes the next turn to send; seconds until it comes."""
-        now = self._clock()
-        self._pace, at = self._pace.taken(now)
-        return at - now
+        """Takes the next turn to send: when it comes, on the clock that never goes back."""
+        self._pace, at = self._pace.taken(time.monotonic())
+        return at
+
+    def seconds_to_room(self, most: float, *, probing: bool) -> float:
+        """How long to wait, when there is no room, for something that no answer brings: the next turn, or the next probe."""
+        if self.gate.until is None:
+            wait = self._pace.free_at - time.monotonic()
+            return min(wait, most) if wait > 0 else most
+        return most if probing else min(max(self.gate.until - self._clock(), 0.0), most)
 
     def observe(self, answer: Answer, *, lane: int, probe: bool) -> None:
         """Take in one answer. `probe`: its request was let through a shut gate."""
@@ -174,13 +187,15 @@ def increments(body: Attributes | Track) -> bool:
 
 
 def _log_change(before: Gate, after: Gate, now: float) -> None:
+    """Once for each change of kind: a probe that finds nothing new is no news."""
     if after.halted is not before.halted:
         if after.halted is None:
             log.warning("Sending goes on")
         else:
             log.error("Sending is halted (%s): %s. One probe a minute", after.halted, _ADVICE[after.halted])
-    elif after.until != before.until and after.halted is None:
-        if after.until is None:
-            log.info("SendX accepts requests again")
-        else:
-            log.warning("SendX throttles this account: next probe in %.1f s", max(0.0, after.until - now))
+    elif after.closure is None:
+        if before.closure is not None:
+            log.warning("SendX answers again" if before.closure.down else "SendX accepts requests again")
+    elif after.halted is None and (before.closure is None or before.closure.down is not after.closure.down):
+        what = "does not answer" if after.closure.down else "throttles this account"
+        log.warning("SendX %s: next probe in %.1f s", what, max(0.0, after.closure.until - now))

@@ -15,11 +15,11 @@ duplicates, log-outs and full lanes are known only there. The rules (DESIGN "One
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 import msgspec
 
+from proxy.exchange import Answer, Candidate, Limits, Request, Result
 from proxy.identity import (
     RENEW_AFTER,
     TokenProblem,
@@ -47,58 +47,17 @@ from proxy.plans import (
     Refused,
     Remember,
     Retire,
+    Schedule,
+    Scheduled,
     Verify,
 )
 from proxy.policy import Policy, Refusal, vouch
-from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track, lane_key
+from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Reason, Reset, Track, lane_key
 
 _TYPED_AGE = timedelta(days=1)
+_HOUR = 3_600.0  # seconds
 _ASSERTED_SHARE = 4  # the part of a lane that pushes of asserted trust may fill is one of so many
 _REVERIFY_AFTER = timedelta(hours=1)  # a login on every page need not renew the cookie on every page
-
-
-class Limits(msgspec.Struct, frozen=True):
-    verified_for: timedelta
-    lane_max: int
-    hold_max: int
-    hold_max_bytes: int
-    honour_gpc: bool
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """A push as parsed; `token`: what its identity token proved, verified before the transaction."""
-
-    push: Push | BadPush
-    token: Vouched | TokenProblem | None = None
-
-
-class Request(msgspec.Struct, frozen=True):
-    """`cookie`: the visitor of a cookie that verified; `session`: the `s` of the batch; `now`: Unix seconds."""
-
-    now: float
-    cookie: Visitor | None
-    session: str | None
-    gpc: bool
-    candidates: Sequence[Candidate]
-
-
-class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One push's line in the answer (wire contract). `where`: which part of the push is refused; `message`: what to do."""
-
-    id: str | None
-    status: Status
-    reason: Reason | None = None
-    where: str | None = None
-    message: str | None = None
-    dropped: tuple[str, ...] = ()
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """`visitor`: set this cookie, None leaves the browser's as it is; `session`: the new `s`."""
-
-    results: tuple[Result, ...]
-    visitor: Visitor | None = None
-    session: str | None = None
 
 
 def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Plan:
@@ -115,6 +74,7 @@ class _Judgement:
         self.ops: list[Op] = []
         self.taken: set[str] = set()  # ids accepted or held by this request
         self.queued: dict[str, int] = {}  # pushes this request adds, by lane key
+        self.schedules: dict[Schedule, float] = {}  # as this request leaves them
         self.held: list[Hold] = []  # by this request, for the current visitor
         self.emptied: set[str] = set()  # visitors of whom this request has taken all that the store holds
         self.next_session: str | None = None
@@ -181,7 +141,7 @@ class _Judgement:
             case Track() as track:
                 return self._track(push.id, track)
             case Identify() as identify:
-                return self._identify(push.id, identify, candidate.token)
+                return self._identify(push.id, identify, candidate)
             case Reset():
                 return self._reset(push.id)
             case Consent(granted):
@@ -242,13 +202,14 @@ class _Judgement:
         self._remember(push_id)
         return Result(push_id, Status.HELD)
 
-    def _identify(self, push_id: str, identify: Identify, token: Vouched | TokenProblem | None) -> Result:
+    def _identify(self, push_id: str, identify: Identify, candidate: Candidate) -> Result:
+        token = candidate.token
         if isinstance(token, TokenProblem):
             return self._refuse(push_id, Refusal(token.reason, "call[1].token"))
         if token is not None:
             return self._login(push_id, identify, token)
         if identify.email is not None and not self._is_own(identify.email):
-            return self._assert(push_id, identify, identify.email)
+            return self._assert(push_id, identify, identify.email, candidate.excess)
         if self.who.email is None:
             return self._refuse(push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1]"))
         trust = self._trust()
@@ -269,9 +230,11 @@ class _Judgement:
         known = msgspec.structs.replace(known, id=self.who.id)
         return self._accept_identify(push_id, identify, token.email, Trust.VERIFIED, known, token)
 
-    def _assert(self, push_id: str, identify: Identify, email: str) -> Result:
+    def _assert(self, push_id: str, identify: Identify, email: str, excess: bool) -> Result:
         if not self.policy.asserted_identify:
             return self._refuse(push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1].email"))
+        if excess:
+            return self._refuse(push_id, Refusal(Reason.TOO_MANY_ADDRESSES, "call[1].email"))
         after = None
         if self._trust() is not Trust.VERIFIED:
             after = Visitor(self.who.id, email, Trust.ASSERTED, consent=self.who.consent)
@@ -295,7 +258,9 @@ class _Judgement:
         if forgotten:
             self.ops.append(Forgotten())
         else:
-            self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust))
+            signs_up = trust is Trust.ASSERTED and not self._is_own(email)
+            not_before = self._sign_up(email) if signs_up else 0.0
+            self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust), not_before)
         if after is not None:
             self.who, self.moved = after, True
             if not forgotten:
@@ -338,27 +303,40 @@ class _Judgement:
     def _reset(self, push_id: str) -> Result:
         if self.who.email is not None:
             self.left = lane_key(self.who.email)
-        self._start_anew(push_id)
+        trace = self._leaves_trace()
+        self._start_anew(push_id, trace=trace)
         if self.left is not None:
             self.ops.append(Born(self.who.id, self.left))
-        self._remember(push_id, after=self.who)
+        self._remember(push_id, after=self.who, trace=trace)
         return Result(push_id, Status.ACCEPTED)
 
     def _consent(self, push_id: str, granted: bool) -> Result:
+        trace = self._leaves_trace()
         self.who, self.moved = msgspec.structs.replace(self.who, consent=granted), True
         if not granted:
             self.ops.append(Drop(self.who.id, Reason.CONSENT_DENIED))
             self.emptied.add(self.who.id)
             self.held.clear()
-        self._remember(push_id, after=self.who)
+        self._remember(push_id, after=self.who, trace=trace)
         return Result(push_id, Status.ACCEPTED)
 
     # --- shared steps
 
-    def _start_anew(self, push_id: str) -> None:
+    def _leaves_trace(self) -> bool:
+        """Whether a log-out or a consent is remembered. That of somebody known always is; of nobody, only so many: anybody can send them."""
+        if self.who.email is not None or self.left is not None or self.held or self._holding():
+            return True
+        visitor = self.facts.visitor(self.who.id)
+        if visitor.identified and not visitor.retired:
+            return True  # a tab without the cookie of the person who is logged in
+        free = self.facts.schedule(Schedule.TRACES) <= self.now + _HOUR
+        return free and self._turn(Schedule.TRACES, self.limits.traces_per_hour) <= self.now
+
+    def _start_anew(self, push_id: str, *, trace: bool = True) -> None:
         """Retire this visitor and its `s`, and go on as a new anonymous one."""
         for visitor in {self.who.id, self.derived or self.who.id}:
-            self.ops.append(Retire(visitor))
+            if trace:
+                self.ops.append(Retire(visitor))
             self.emptied.add(visitor)
         self.next_session = next_session(push_id, self.facts.site_key)
         self.derived = derived_visitor(self.next_session, self.facts.site_key)
@@ -394,17 +372,38 @@ class _Judgement:
         """How many pushes the store holds for this visitor, less those that this request has taken."""
         return 0 if self.who.id in self.emptied else self.facts.visitor(self.who.id).holding
 
-    def _enqueue(self, push_id: str, email: str, trust: Trust, body: Attributes | Track) -> None:
+    def _enqueue(
+        self, push_id: str, email: str, trust: Trust, body: Attributes | Track, not_before: float = 0.0
+    ) -> None:
         key = lane_key(email)
         self.queued[key] = self.queued.get(key, 0) + 1
-        self.ops.append(Enqueue(push_id, key, email, trust, body))
+        self.ops.append(Enqueue(push_id, key, email, trust, body, not_before))
 
-    def _remember(self, push_id: str, *, after: Visitor | None = None) -> None:
+    def _sign_up(self, email: str) -> float:
+        """When an assertion may be sent. One attacker must not close the form, nor use it to mail the whole world at once."""
+        key = lane_key(email)
+        lane = self.facts.lane(key)
+        if lane.verified or lane.waiting or self.queued.get(key):
+            return 0.0  # known here, or already waiting its turn
+        # Half of an hour's worth at once, the rest evenly: in no hour are there more.
+        return self._turn(Schedule.SIGN_UPS, self.limits.sign_ups_per_hour / 2)
+
+    def _turn(self, name: Schedule, per_hour: float) -> float:
+        """Takes the next turn of something that may happen so often in an hour, an hour's worth at once; when it comes."""
+        if not per_hour:
+            return self.now
+        until = max(self.schedules.get(name) or self.facts.schedule(name), self.now) + _HOUR / per_hour
+        self.schedules[name] = until
+        self.ops.append(Scheduled(name, until))
+        return max(until - _HOUR, self.now)
+
+    def _remember(self, push_id: str, *, after: Visitor | None = None, trace: bool = True) -> None:
         self.taken.add(push_id)
         self.known = True
         if after is not None:
             after = msgspec.structs.replace(after, issued=int(self.now))
-        self.ops.append(Remember(push_id, self.shown, after))
+        if trace:
+            self.ops.append(Remember(push_id, self.shown, after))
 
     def _refuse(self, push_id: str | None, refusal: Refusal) -> Result:
         self.ops.append(Refused(refusal.reason))

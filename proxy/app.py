@@ -10,37 +10,39 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.admission import Limits
-from proxy.answers import send_not_found
+from proxy.answers import SECURITY, send_error, send_not_found
 from proxy.collector import Collector
 from proxy.control import Control
 from proxy.delivery import Delivery
-from proxy.edge import ClientAddresses, Origins, RateLimit
-from proxy.errors import StoreError, StoreRefused, describe
+from proxy.edge import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
+from proxy.errors import ConfigError, RequestError, StoreError, StoreRefused, describe
+from proxy.exchange import Limits
 from proxy.identity import CookieCodec, ProbeCodec, TokenCodec
 from proxy.letters import Letters
 from proxy.ops import Ops
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.policy import Policy
 from proxy.sendx import Upstream
-from proxy.server_api import OPERATIONS, RATE_PER_KEY, ServerApi, ServerKeys
-from proxy.settings import Gpc, Identify, Settings
+from proxy.server_api import OPERATIONS, ServerApi, ServerKeys
+from proxy.settings import Gpc, Identify, Settings, rotated
 from proxy.shim import load_shim
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0
 MAX_RESTART_SECONDS = 60.0
+TRACE_BYTES, TRACE_HOURS = 300, 9 * 24  # what a remembered id costs, and how long; they share the room of what is held
 
 log = logging.getLogger("proxy.app")
 
@@ -48,9 +50,12 @@ log = logging.getLogger("proxy.app")
 class Service:
     """What runs behind the endpoints: the outbox, the forwarder under its supervisor, the sweeper, the control socket."""
 
-    def __init__(self, settings: Settings, outbox: SqliteOutbox) -> None:
+    def __init__(self, settings: Settings, outbox: SqliteOutbox, reread: Callable[[], Settings] | None) -> None:
         self.settings = settings
         self.outbox = outbox
+        self.collector = make_collector(settings, outbox)
+        self.server_api = make_server_api(settings, outbox)
+        self._reread = reread
         self.restarts = 0
         self.failure: asyncio.Task[str] | None = None
         self._stopping = False
@@ -59,10 +64,31 @@ class Service:
             outbox,
             lambda: self._delivery.state(),
             lambda: self.restarts,
-            settings.admin_token.reveal() if settings.admin_token else None,
-            ProbeCodec([key.reveal() for key in settings.secret_keys]),
             ClientAddresses(settings.trusted_proxies),
         )
+        self._use_secrets(settings)
+
+    def reload(self) -> None:
+        """Reads the settings again and takes over the secrets, all or none; what else has changed waits for a restart."""
+        if self._reread is None:
+            return
+        try:
+            settings, waiting = rotated(self.settings, self._reread())
+        except ConfigError as error:
+            log.error("The secrets are not read again, as these settings need mending:\n%s", error.message)
+            return
+        self.settings = settings
+        self._use_secrets(settings)
+        self._delivery.use(_upstream(settings))
+        log.warning("The secrets were read again")
+        if waiting:
+            log.warning("These settings have changed too, and count after a restart: %s", ", ".join(waiting))
+
+    def _use_secrets(self, settings: Settings) -> None:
+        self.collector.use(_cookies(settings), _tokens(settings))
+        self.server_api.keys = ServerKeys([key.reveal() for key in settings.server_keys])
+        token = settings.admin_token.reveal() if settings.admin_token else None
+        self.ops.use(token, ProbeCodec([key.reveal() for key in settings.secret_keys]))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -113,7 +139,7 @@ class Service:
         settings = self.settings
         return Delivery(
             self.outbox,
-            Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id),
+            _upstream(settings),
             concurrency=settings.upstream_concurrency,
             timeout_seconds=settings.upstream_timeout_seconds,
             max_attempts=settings.max_attempts,
@@ -123,21 +149,32 @@ class Service:
         )
 
 
-def create_app(settings: Settings, *, fallback: ASGIApp | None = None) -> Starlette:
-    """The proxy as an ASGI application. `fallback`: answers every path that is not the proxy's (the demo's shop)."""
+def create_app(
+    settings: Settings, *, fallback: ASGIApp | None = None, reread: Callable[[], Settings] | None = None
+) -> Starlette:
+    """The proxy as an ASGI application. `fallback`: answers every path that is not the proxy's (the demo's shop).
+
+    `reread`: reads the settings again, or raises `ConfigError`. `state.reload()` then takes over new secrets.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             outbox = await _open_store(settings)
             stack.push_async_callback(outbox.close)
-            service = Service(settings, outbox)
+            service = Service(settings, outbox, reread)
             await stack.enter_async_context(service.running())
             app.state.failure = service.failure  # `serving` ends the process when it is done
+            app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
             yield
 
-    app = Starlette(lifespan=lifespan, exception_handlers={HTTPException: _http_error, Exception: _defect})
+    hosts = Hosts(settings.hosts)
+    app = Starlette(
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _http_error, Exception: _defect},
+        middleware=[Middleware(_HostGuard, hosts=hosts)] if hosts else [],  # only who asks for it pays for it
+    )
     app.router.redirect_slashes = False
     app.router.default = send_not_found
     return app
@@ -167,8 +204,7 @@ async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
     prefix, shim, ops = settings.prefix, load_shim(), service.ops
-    collector = make_collector(settings, service.outbox)
-    server_api = make_server_api(settings, service.outbox)
+    collector, server_api = service.collector, service.server_api
     routes: list[BaseRoute] = [
         Route(f"{prefix}/push", collector),
         Route("/prod/push", collector),
@@ -193,8 +229,9 @@ def make_collector(settings: Settings, outbox: SqliteOutbox) -> Collector:
         origins=Origins(settings.origins),
         addresses=ClientAddresses(settings.trusted_proxies),
         rate=RateLimit(settings.rate_per_ip),
-        cookies=CookieCodec([key.reveal() for key in settings.secret_keys]),
-        tokens=TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys]),
+        asserted=AddressLimit(settings.sign_ups_per_ip),
+        cookies=_cookies(settings),
+        tokens=_tokens(settings),
         policy=Policy(
             tags=settings.tags,
             fields=settings.fields,
@@ -208,27 +245,58 @@ def make_collector(settings: Settings, outbox: SqliteOutbox) -> Collector:
             settings.hold_max,
             settings.hold_max_bytes,
             settings.gpc is Gpc.HONOUR,
+            settings.sign_ups_per_hour,
+            settings.hold_max_bytes / TRACE_BYTES / TRACE_HOURS,
         ),
     )
+
+
+def _cookies(settings: Settings) -> CookieCodec:
+    return CookieCodec([key.reveal() for key in settings.secret_keys])
+
+
+def _tokens(settings: Settings) -> TokenCodec:
+    return TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys])
+
+
+def _upstream(settings: Settings) -> Upstream:
+    return Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
 
 
 def make_server_api(settings: Settings, outbox: SqliteOutbox) -> ServerApi:
     return ServerApi(
         outbox,
         keys=ServerKeys([key.reveal() for key in settings.server_keys]),
-        rate=RateLimit(RATE_PER_KEY),
+        rate=RateLimit(settings.rate_per_key),
         lane_max=settings.lane_max,
         team_id=settings.team_id,
     )
+
+
+class _HostGuard:
+    """Refuses requests for names that are not served, but for the probes of whoever supervises the process: those go by address."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in ("/healthz", "/readyz"):
+            try:
+                self._hosts.require(scope["headers"])
+            except RequestError as error:
+                await send_error(send, error)
+                return
+        await self._app(scope, receive, send)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (an unknown path, a method that a route has not) as JSON."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     code, message = _HTTP_ERRORS.get(error.status_code, ("refused", "The request was refused."))
-    return JSONResponse({"error": code, "message": message}, error.status_code, error.headers)
+    return JSONResponse({"error": code, "message": message}, error.status_code, {**_SECURITY, **(error.headers or {})})
 
 
+_SECURITY = {name.decode(): value.decode() for name, value in SECURITY}
 _HTTP_ERRORS = {
     404: ("not-found", "There is nothing at this path."),
     405: ("method-not-allowed", "This path does not answer this method."),
@@ -236,4 +304,4 @@ _HTTP_ERRORS = {
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "defect", "message": "The proxy failed here: its log says more."}, 503)
+    return JSONResponse({"error": "defect", "message": "The proxy failed here: its log says more."}, 503, _SECURITY)

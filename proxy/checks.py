@@ -98,7 +98,7 @@ def _place_for_store(path: Path) -> Finding:
 async def check_send(settings: Settings, email: str) -> list[Finding]:
     """A real identify, with nothing but the address."""
     upstream = Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
-    async with Client(upstream, timeout_seconds=settings.upstream_timeout_seconds) as client:
+    async with Client(timeout_seconds=settings.upstream_timeout_seconds) as client:
         answer = await client.send(upstream.request_for(email, Attributes()))
     took = f"{answer.latency_seconds:.2f} s"
     if answer.verdict is Verdict.DELIVERED:

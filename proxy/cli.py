@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import re
 import secrets
 import sys
 import time
@@ -28,7 +27,7 @@ from rich.text import Text
 
 from proxy import __version__
 from proxy.app import create_app, open_store_file
-from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token, public_url
+from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli_dead import dead
 from proxy.control import ask
 from proxy.demo import run_demo
@@ -39,8 +38,19 @@ from proxy.outbox import Erased, RefusedName
 from proxy.pushes import parse_vouched
 from proxy.sandbox import create_sandbox
 from proxy.serving import Site, run, serve
-from proxy.settings import load_identity_settings, load_prefix, load_settings
-from proxy.terminal import AsJson, EnvFile, address, answers, env_file_of, escaped, store_path
+from proxy.settings import Settings, load_identity_settings, load_prefix, load_settings
+from proxy.terminal import (
+    AsJson,
+    EnvFile,
+    address,
+    answers,
+    env_file_of,
+    escaped,
+    from_input,
+    host_name,
+    public_address,
+    store_path,
+)
 
 cli = typer.Typer(
     name="scq-proxy",
@@ -56,19 +66,6 @@ cli = typer.Typer(
 
 
 cli.add_typer(dead)
-
-
-def _host_name(text: str) -> str:
-    if text and not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", text):
-        raise typer.BadParameter("give the host name alone, such as t.example.com.")
-    return text
-
-
-def _public_url(text: str) -> str:
-    url = public_url(text)
-    if text and url is None:
-        raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
-    return url or ""
 
 
 def main() -> None:
@@ -120,7 +117,11 @@ def serve_command(env_file: EnvFile = None) -> None:
     It runs until Ctrl-C or SIGTERM, and finishes the requests under way before it stops. If settings are missing or wrong, it
     does not start, and says for each of them what is wrong and what would do.
     """
-    settings = load_settings(os.environ, env_file_of(env_file))
+
+    def read() -> Settings:
+        return load_settings(os.environ, env_file_of(env_file))
+
+    settings = read()
     _start_logging(settings.log_level)
     log = logging.getLogger("proxy")
 
@@ -128,7 +129,7 @@ def serve_command(env_file: EnvFile = None) -> None:
         store = settings.store.path.absolute() if settings.store.path else "PostgreSQL"
         log.info("Serving %s on %s, store %s", settings.prefix, _base(settings.host, ports[0]), store)
 
-    run(serve([Site(create_app(settings), settings.host, settings.port)], listening))
+    run(serve([Site(create_app(settings, reread=read), settings.host, settings.port)], listening))
 
 
 @cli.command()
@@ -204,7 +205,7 @@ def snippet(
     host: Annotated[
         str,
         typer.Option(
-            metavar="HOST", callback=_host_name, help="Host name of the proxy, if not the page's own: t.example.com."
+            metavar="HOST", callback=host_name, help="Host name of the proxy, if not the page's own: t.example.com."
         ),
     ] = "",
 ) -> None:
@@ -269,12 +270,18 @@ def check(
         str,
         typer.Option(
             metavar="URL",
-            callback=_public_url,
+            callback=public_address,
             help="Try the way that browsers take, through everything before the proxy: https://www.example.com/scq.",
         ),
     ] = "",
     token_text: Annotated[
-        str, typer.Option("--token", metavar="TOKEN", help="Say whether this identity token would be believed.")
+        str,
+        typer.Option(
+            "--token",
+            metavar="TOKEN",
+            callback=from_input,
+            help="Say whether this identity token would be believed; - reads it from standard input, where no other user of the machine sees it.",
+        ),
     ] = "",
 ) -> None:
     """Check the settings, and say how to mend them.

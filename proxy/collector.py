@@ -14,15 +14,16 @@ from typing import Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from proxy.admission import Answer, Candidate, Limits, Request, Result, judge
+from proxy.admission import judge
 from proxy.answers import Header, send_error, send_json
 from proxy.bodies import Gone, read_body
-from proxy.edge import ClientAddresses, Headers, Origins, RateLimit, scan
+from proxy.edge import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
 from proxy.errors import RequestError, StoreUnavailable, describe
-from proxy.identity import CookieCodec, TokenCodec, TokenProblem, Vouched, cookie_name, read_cookie, set_cookie
+from proxy.exchange import Answer, Candidate, Limits, Request, Result
+from proxy.identity import CookieCodec, TokenCodec, Visitor, cookie_name, read_cookie, set_cookie
 from proxy.plans import Decide, Plan
 from proxy.policy import Policy
-from proxy.pushes import BadPush, Batch, Identify, Push, parse_batch
+from proxy.pushes import BadPush, Batch, Identify, Push, lane_key, parse_batch
 
 log = logging.getLogger("proxy.collector")
 
@@ -54,6 +55,7 @@ class Collector:
         origins: Origins,
         addresses: ClientAddresses,
         rate: RateLimit,
+        asserted: AddressLimit,
         cookies: CookieCodec,
         tokens: TokenCodec,
         policy: Policy,
@@ -61,7 +63,12 @@ class Collector:
     ) -> None:
         self._outbox = outbox
         self._origins, self._addresses, self._rate = origins, addresses, rate
+        self._asserted = asserted
         self._cookies, self._tokens, self._policy, self._limits = cookies, tokens, policy, limits
+
+    def use(self, cookies: CookieCodec, tokens: TokenCodec) -> None:
+        """From the next request on."""
+        self._cookies, self._tokens = cookies, tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
@@ -107,13 +114,9 @@ class Collector:
             self._rate.spend(address, 1 if batch is None else len(batch.items), time.monotonic())
         now, name = time.time(), cookie_name(origin)
         value = read_cookie(headers.cookie, name)
-        request = Request(
-            now,
-            self._cookies.decode(value, now) if value else None,
-            batch.session,
-            headers.gpc,
-            [Candidate(item, self._token(item, now)) for item in batch.items],
-        )
+        visitor = self._cookies.decode(value, now) if value else None
+        candidates = [self._candidate(item, visitor, address, now) for item in batch.items]
+        request = Request(now, visitor, batch.session, headers.gpc, candidates)
         answer = await self._store(request)
         cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
         return (
@@ -121,11 +124,17 @@ class Collector:
             ((b"set-cookie", set_cookie(name, cookie).encode("ascii")),) if cookie else (),
         )
 
-    def _token(self, item: Push | BadPush, now: float) -> Vouched | TokenProblem | None:
+    def _candidate(self, item: Push | BadPush, visitor: Visitor | None, address: str, now: float) -> Candidate:
         """Tokens are verified here, outside the transaction, which has better things to do."""
-        if isinstance(item, Push) and isinstance(item.call, Identify) and item.call.token is not None:
-            return self._tokens.verify(item.call.token, now)
-        return None
+        if not isinstance(item, Push) or not isinstance(item.call, Identify):
+            return Candidate(item)
+        if item.call.token is not None:
+            return Candidate(item, self._tokens.verify(item.call.token, now))
+        if item.call.email is None or not self._policy.asserted_identify:
+            return Candidate(item)
+        key = lane_key(item.call.email)
+        own = visitor is not None and visitor.email is not None and lane_key(visitor.email) == key
+        return Candidate(item, excess=not own and not self._asserted.admits(address, key, time.monotonic()))
 
     async def _store(self, request: Request) -> Answer:
         if not request.candidates:

@@ -3,7 +3,7 @@
     claimer ── leases ──▶ N senders, each with its own connection ── settlement ──▶ outbox
 
 Within a lane nothing overtakes: one sender has the lane, and stops it at the first push that has to be tried again. Lanes do
-not wait for one another; the account as a whole does, when SendX throttles or refuses it (`retry.Gate`). A lease is never used
+not wait for one another; the account as a whole does, when SendX throttles or refuses it (`gate.Gate`). A lease is never used
 past its end, a request on the wire is never forgotten, and a settlement under way is finished even when the task is cancelled.
 
 Decisions are made in `retry` and `coalesce`. Addresses, bodies and keys are never logged: a lane is named by its number.
@@ -50,6 +50,7 @@ class _Turn:
 
     lease: Lease
     probe: bool  # its next request goes through a shut gate
+    at: float | None  # when its next request may start, if that is known
     failures: int
     retry_at: float | None = None
     last: LastIdentify | None = None
@@ -111,9 +112,10 @@ class Delivery:
         self._changed = asyncio.Event()
         self._ended = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
-        self._leases: asyncio.Queue[tuple[Lease, bool] | None] = asyncio.Queue()
+        self._leases: asyncio.Queue[tuple[Lease, bool, float] | None] = asyncio.Queue()
         self._busy = 0
         self._probing = False
+        self._unreleased = False  # a probe has ended, and the outbox does not know
         self._in_flight = 0
 
     # --- from outside
@@ -143,6 +145,12 @@ class Delivery:
             self._deadline.reschedule(asyncio.get_running_loop().time() + deadline_seconds)
             await self._ended.wait()
 
+    def use(self, upstream: Upstream) -> None:
+        """From the next request on. With another key, a halt is worth a probe at once."""
+        self._upstream = upstream
+        self._account.probe_now()
+        self._changed.set()
+
     def state(self) -> DeliveryState:
         """A snapshot; costs nothing."""
         return self._account.state(running=self._deadline is not None, in_flight=self._in_flight)
@@ -160,23 +168,17 @@ class Delivery:
             room = self._account.room(self._busy, probing=self._probing)
             if room == 0:
                 self._changed.clear()
-                await _wait(self._changed, self._seconds_to_probe())
+                await _wait(self._changed, self._account.seconds_to_room(_IDLE_SECONDS, probing=self._probing))
                 if self._account.gate.closure is None or self._stopping.is_set():
                     continue  # otherwise somebody else may have moved the gate
             try:
                 found: int = await _unbroken(self._claim(room), "delivery-claim")
                 if found < room:
-                    await self._until_ready()
+                    await self._until_worth_a_claim()
             except StoreUnavailable as problem:
                 await self._store_failed(problem)
         for _ in range(self._senders):
             self._leases.put_nowait(None)
-
-    def _seconds_to_probe(self) -> float:
-        until = self._account.gate.until
-        if until is None or self._probing:
-            return _IDLE_SECONDS
-        return min(max(until - self._clock(), 0.0), _IDLE_SECONDS)
 
     async def _claim(self, room: int) -> int:
         """Claims and hands out in one step, so that a cancellation between the two loses no lease."""
@@ -189,20 +191,30 @@ class Delivery:
         for lease in claim.leases:
             self._busy += 1
             self._probing = self._probing or probe
-            self._leases.put_nowait((lease, probe))
+            self._leases.put_nowait((lease, probe, self._account.turn()))
         return len(claim.leases)
 
     async def _share_gate(self, *, probe_is_over: bool = False) -> None:
         """Tells the outbox what this sender has found out about the account, if that is news."""
         account = self._account
         before, after = account.shared, account.gate.closure
-        if before == after and not probe_is_over:
+        self._unreleased = self._unreleased or probe_is_over
+        if before == after and not self._unreleased:
             return
         closure = await self._outbox.move_gate(before, after)
+        self._unreleased = False
         if account.gate.closure == after:
             account.adopt(closure)
         else:
             account.shared = closure  # it has moved on meanwhile
+
+    async def _until_worth_a_claim(self) -> None:
+        """Less was found than there is room for. Through a shut gate nothing is found while somebody's probe is out, ready or not."""
+        if self._account.gate.closure is None:
+            await self._until_ready()
+            return
+        self._changed.clear()
+        await _wait(self._changed, _IDLE_SECONDS)
 
     async def _until_ready(self) -> None:
         ready = asyncio.create_task(self._outbox.wait_ready(_IDLE_SECONDS), name="delivery-ready")
@@ -221,17 +233,19 @@ class Delivery:
         while not self._leases.empty():
             item = self._leases.get_nowait()
             if item is not None:
-                lease, probe = item
-                await self._end_turn(_Turn(lease, probe, failures=lease.failures, last=lease.last, broken=True), probe)
+                lease, probe, at = item
+                await self._end_turn(
+                    _Turn(lease, probe, at, failures=lease.failures, last=lease.last, broken=True), probe
+                )
 
     # --- sending
 
     async def _keep_sending(self) -> None:
-        async with Client(self._upstream, timeout_seconds=self._timeout_seconds, clock=self._clock) as client:
+        async with Client(timeout_seconds=self._timeout_seconds, clock=self._clock) as client:
             while (item := await self._leases.get()) is not None:
-                lease, probe = item
+                lease, probe, at = item
                 try:
-                    await self._take_turn(client, _Turn(lease, probe, lease.failures, last=lease.last))
+                    await self._take_turn(client, _Turn(lease, probe, at, lease.failures, last=lease.last))
                 finally:
                     self._busy -= 1
                     self._probing = self._probing and not probe
@@ -261,15 +275,18 @@ class Delivery:
         if await self._may_risk(client, turn, group):
             answer = await self._send_or_introduce(client, turn, group)
         if answer is None:
+            turn.on_wire = None
             turn.retry_at = self._account.gate.until
             return False
         retry_at = self._account.retry_at(turn.failures, answer.retry_after_seconds)
         lane = turn.lease.lane
         steps = [self._account.step(answer.verdict, push, lane=lane, retry_at=retry_at) for push in group.members]
         if len(steps) > 1 and any(isinstance(step, Dead) for step in steps):
+            turn.on_wire = None
             return await self._send_singly(client, turn, group)
         for push, step in zip(group.members, steps, strict=True):
             self._note(turn, push, step, answer)
+        turn.on_wire = None  # not before: whatever fails until here, an increment is not sent again
         turn.last = last_identify(turn.last, group, steps[0], self._clock())
         return self._goes_on(turn, group, steps[0], retry_at)
 
@@ -288,11 +305,12 @@ class Delivery:
         return fresh and not turn.probe and identify_digest(group.address, group.body) == turn.last.digest
 
     async def _may_risk(self, client: Client, turn: _Turn, group: Group[Waiting]) -> bool:
-        """An increment cannot be tried twice, so while sending is halted its contact alone is identified first."""
-        if self._account.gate.halted is None or not increments(group.body):
+        """An increment cannot be tried twice, so while the gate is shut its contact alone is identified first."""
+        if self._account.gate.closure is None or not increments(group.body):
             return True
         await self._send(client, turn, group.address, Attributes())
-        return self._account.gate.halted is None
+        turn.on_wire = None
+        return self._account.gate.closure is None
 
     async def _send_or_introduce(self, client: Client, turn: _Turn, group: Group[Waiting]) -> Answer | None:
         """A track whose verified contact SendX does not know: identify the contact, then track again."""
@@ -308,17 +326,18 @@ class Delivery:
         """None: nothing was sent, because of the gate, the lease or the stop."""
         if not self._may_send(turn):
             return None
-        if (seconds := self._account.turn()) > 0:
+        at, turn.at = self._account.turn() if turn.at is None else turn.at, None
+        if (seconds := at - time.monotonic()) > 0:
             await _wait(self._stopping, seconds)
-            if not self._may_send(turn):
-                return None
+        if not await self._outbox.holds(turn.lease) or not self._may_send(turn):
+            return None
+        request = self._upstream.request_for(address, body)
         turn.on_wire = body
         self._in_flight += 1
         try:
-            answer = await client.send(self._upstream.request_for(address, body))
+            answer = await client.send(request)
         finally:
             self._in_flight -= 1
-        turn.on_wire = None
         self._account.observe(answer, lane=turn.lease.lane, probe=turn.probe)
         turn.probe = False
         self._changed.set()

@@ -6,6 +6,7 @@ Pure: headers and time are arguments. Nothing here reads a body or knows what a 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -21,6 +22,7 @@ MAX_HEADERS = 32_768  # bytes of names and values
 _MAX_FORWARDED = 1_024  # characters at the end of X-Forwarded-For that can matter
 _GENERATION = 50_000  # client addresses remembered at most, twice over
 _UNKNOWN = "unknown"
+_HOUR = 3_600.0  # seconds
 
 
 class Headers(msgspec.Struct):
@@ -100,6 +102,23 @@ def _is_safe(origin: str) -> bool:
     return host is not None and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(host)))
 
 
+class Hosts:
+    """Under which names the proxy answers; empty: under any. Somebody else's name that points here gets nothing to work with."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def require(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raises 421 unless the request has one Host, and it is known."""
+        given = [value.decode("latin-1").lower() for name, value in raw if name == b"host"]
+        name = re.sub(r":[0-9]*\Z", "", given[0]) if len(given) == 1 else ""
+        if name.removesuffix(".") not in self._names:
+            raise RequestError(421, "unknown-host", "This host name is not served: add it to SCQ_HOSTS, without port.")
+
+
 class ClientAddresses:
     """The address behind the proxies that are trusted: X-Forwarded-For read from the right."""
 
@@ -154,6 +173,31 @@ def _key(address: IPv4Address | IPv6Address | None) -> str:
     if isinstance(address, IPv6Address):
         return str(ip_network((address, 64), strict=False))
     return str(address)
+
+
+class AddressLimit:
+    """How many different e-mail addresses one client address may assert in an hour; 0 is no limit.
+
+    One that it has asserted already costs nothing. Only hashes are kept, and no longer than an hour.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._since = float("-inf")
+        self._asserted: dict[str, set[int]] = {}
+
+    def admits(self, client: str, key: str, now: float) -> bool:
+        """`key`: lane key of the address; `now`: seconds of a clock that never goes back."""
+        if not self._most:
+            return True
+        if now >= self._since + _HOUR or len(self._asserted) > _GENERATION:
+            self._since, self._asserted = now, {}
+        asserted = self._asserted.setdefault(client, set())
+        digest = hash(key)  # salted anew in every process
+        if len(asserted) >= self._most and digest not in asserted:
+            return False
+        asserted.add(digest)
+        return True
 
 
 class RateLimit:

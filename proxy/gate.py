@@ -6,7 +6,9 @@ Pure: time and randomness are arguments. The rules:
 2. Sending halts on a 401; on a 403 that a second lane gets too with no 2xx between; on a wrong base URL, which is 3xx, 405 or
    404 on identify over five lanes with no 2xx between. Then one probe a minute; success ends the halt.
    400, 409, 422 and 404 on track never halt.
-3. Answers to requests that were under way when the gate shut neither open it nor lengthen its back-off.
+3. So does a run of 5xx, time-outs and failed connections over five lanes with no other answer between: SendX is down. One probe at a
+   time, half a minute apart at most, on the lane that has failed least; any answer opens the gate. A contact that alone fails shuts nothing.
+4. Answers to requests that were under way when the gate shut neither open it nor lengthen its back-off.
 
 What shuts the gate (`Closure`) is kept in the outbox, for every sender of the account and across restarts; the evidence that leads to
 it is each sender's own. What becomes of one push is in `retry`.
@@ -21,14 +23,16 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from proxy.retry import Verdict, backoff_seconds
+from proxy.retry import MAX_RETRY_AFTER_SECONDS, Verdict, backoff_seconds
 
 PROBE_SECONDS = 60.0
 MISDIRECTED_LANES = 5
+DOWN_LANES = 5
+MAX_DOWN_SECONDS = 30.0
 _REMEMBERED_REFUSALS = 256  # lanes; beyond that the oldest starts over
 _CUT_SECONDS = 1.0  # one overload shows in many answers at once
 _GROW_AFTER = 20  # successes
-_QUEUED_SECONDS = 2.0  # for a turn under SCQ_UPSTREAM_RATE: a lane waits for it under its lease
+_SOON_SECONDS = 0.02  # turns under SCQ_UPSTREAM_RATE that are given out ahead: an increment that waits for its turn counts as started
 
 
 class Halt(StrEnum):
@@ -48,11 +52,15 @@ class Admission(Enum):
 
 
 class Closure(msgspec.Struct, frozen=True):
-    """What shuts the gate. `until`: Unix seconds of the next probe. `throttles`: 429s in a row, as probes saw them."""
+    """What shuts the gate. `until`: Unix seconds of the next probe. `tries`: times in a row that it was shut, as probes saw it.
+
+    `down`: SendX does not answer; else, unless `halted`, it throttles.
+    """
 
     until: float
-    throttles: int = 0
+    tries: int = 0
     halted: Halt | None = None
+    down: bool = False
 
 
 def agreed(stored: Closure | None, before: Closure | None, after: Closure | None) -> Closure | None:
@@ -64,9 +72,8 @@ def agreed(stored: Closure | None, before: Closure | None, after: Closure | None
         return after
     if after is None:
         return stored
-    return Closure(
-        max(stored.until, after.until), max(stored.throttles, after.throttles), after.halted or stored.halted
-    )
+    until, tries = max(stored.until, after.until), max(stored.tries, after.tries)
+    return Closure(until, tries, after.halted or stored.halted, stored.down and after.down)
 
 
 class _Refusal(NamedTuple):
@@ -75,6 +82,7 @@ class _Refusal(NamedTuple):
 
 
 _MISDIRECTED = (Verdict.REDIRECTED, Verdict.MISDIRECTED)
+_UNANSWERED = (Verdict.UNAVAILABLE, Verdict.UNREACHED)
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -87,6 +95,7 @@ class Gate(msgspec.Struct, frozen=True):
     successes: int = 0
     forbidden: frozenset[int] = frozenset()
     misdirected: frozenset[int] = frozenset()
+    unanswered: frozenset[int] = frozenset()
     refusals: Mapping[int, _Refusal] = {}
 
     @property
@@ -121,22 +130,37 @@ class Gate(msgspec.Struct, frozen=True):
         """The account after one answer. `probe`: the request was the one that a shut gate let through."""
         gate = self._noting(verdict, lane)
         if (reason := gate._cause(verdict)) is not None:
-            return gate._halt(reason, probe=probe, now=now, retry_after=retry_after)
+            return gate._halt(reason, probe=probe, now=now)
         if probe and gate._passed(verdict):
             return gate.moved(None)
         if gate.halted is not None:
-            return gate._halt(gate.halted, probe=probe, now=now, retry_after=retry_after)
+            return gate._halt(gate.halted, probe=probe, now=now)
         if verdict is Verdict.THROTTLED:
             return gate._close(probe=probe, now=now, uniform=uniform, retry_after=retry_after)
+        if verdict in _UNANSWERED and (probe or len(gate.unanswered) >= DOWN_LANES):
+            return gate._wait_for_sendx(probe=probe, now=now, uniform=uniform, retry_after=retry_after)
         return gate
 
     def moved(self, closure: Closure | None) -> Gate:
-        """The gate as it is set. What led to a halt does not count again after it."""
+        """The gate as it is set. What shut it does not count again after it."""
+        gate = _replace(self, closure=closure)
         if closure is None and self.halted is not None:
-            return _replace(self, closure=None, forbidden=frozenset(), misdirected=frozenset())
-        return _replace(self, closure=closure)
+            gate = _replace(gate, forbidden=frozenset(), misdirected=frozenset())
+        return _replace(gate, unanswered=frozenset()) if closure is None else gate
+
+    def within_reason(self, now: float) -> Gate:
+        """Nothing shuts the gate for longer than Retry-After may: else a clock was wrong when it was shut."""
+        closure = self.closure
+        if closure is None or closure.until <= now + MAX_RETRY_AFTER_SECONDS:
+            return self
+        return _replace(self, closure=_replace(closure, until=now))
 
     def _noting(self, verdict: Verdict, lane: int) -> Gate:
+        if verdict in _UNANSWERED:
+            return _replace(self, unanswered=self.unanswered | {lane}) if self.closure is None else self
+        return _replace(self, unanswered=frozenset())._noting_answer(verdict, lane)
+
+    def _noting_answer(self, verdict: Verdict, lane: int) -> Gate:
         if verdict is Verdict.DELIVERED:
             return _replace(
                 self,
@@ -173,26 +197,33 @@ class Gate(msgspec.Struct, frozen=True):
     def _passed(self, verdict: Verdict) -> bool:
         """Whether a probe with this answer shows that what shut the gate is over."""
         if self.halted is None:
-            return verdict not in (Verdict.THROTTLED, Verdict.UNAVAILABLE, Verdict.UNREACHED)
+            return verdict is not Verdict.THROTTLED and verdict not in _UNANSWERED
         if verdict is Verdict.MISSING:  # proves the key, but is what a wrong URL answers, too
             return self.halted is not Halt.WRONG_URL
         return verdict in (Verdict.DELIVERED, Verdict.REJECTED)
 
-    def _halt(self, reason: Halt, *, probe: bool, now: float, retry_after: float | None) -> Gate:
+    def _halt(self, reason: Halt, *, probe: bool, now: float) -> Gate:
         closure = self.closure
         if closure is not None and closure.halted is not None and not probe:
             return _replace(self, closure=_replace(closure, halted=reason))
-        until = now + max(PROBE_SECONDS, retry_after or 0.0)
-        return _replace(self, closure=Closure(until, closure.throttles if closure else 0, reason))
+        return _replace(self, closure=Closure(now + PROBE_SECONDS, closure.tries if closure else 0, reason))
 
     def _close(self, *, probe: bool, now: float, uniform: float, retry_after: float | None) -> Gate:
         closure = self.closure
         if closure is not None and not probe:
             until = max(closure.until, now + (retry_after or 0.0))
             return _replace(self, closure=_replace(closure, until=until))
-        throttles = closure.throttles if closure else 0
-        wait = backoff_seconds(throttles, uniform, retry_after)
-        return _replace(self, closure=Closure(now + wait, throttles + 1))
+        tries = closure.tries if closure else 0
+        wait = backoff_seconds(tries, uniform, retry_after)
+        return _replace(self, closure=Closure(now + wait, tries + 1))
+
+    def _wait_for_sendx(self, *, probe: bool, now: float, uniform: float, retry_after: float | None) -> Gate:
+        closure = self.closure
+        if closure is not None and not probe:
+            return self
+        tries = closure.tries if closure else 0
+        wait = max(uniform * min(MAX_DOWN_SECONDS, 2.0 ** min(tries, 16)), retry_after or 0.0)
+        return _replace(self, closure=Closure(now + wait, tries + 1, down=True))
 
 
 _replace = msgspec.structs.replace
@@ -225,7 +256,9 @@ class Concurrency(msgspec.Struct, frozen=True):
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """Requests at an even pace: at most `rate` a second, 0 for as many as there are. `free_at`: when the next may start (Unix seconds)."""
+    """Requests at an even pace: at most `rate` a second, 0 for as many as there are. `free_at`: when the next may start, in seconds of a clock
+    that never goes back.
+    """
 
     rate: float = 0.0
     free_at: float = 0.0
@@ -237,6 +270,9 @@ class Pace(msgspec.Struct, frozen=True):
         at = max(now, self.free_at)
         return _replace(self, free_at=at + 1 / self.rate), at
 
-    def lanes(self, most: int) -> int:
-        """How many lanes may be out at once, so that none waits for long for its turn."""
-        return most if self.rate == 0 else min(most, max(1, math.ceil(self.rate * _QUEUED_SECONDS)))
+    def turns(self, now: float, most: int) -> int:
+        """How many turns come at once or very soon."""
+        if self.rate == 0:
+            return most
+        soon = now + _SOON_SECONDS - max(self.free_at, now)
+        return min(most, math.floor(soon * self.rate) + 1) if soon >= 0 else 0

@@ -123,7 +123,8 @@ def read_cookie(header: str, name: str) -> str | None:
     """
     found: str | None = None
     for part in header.split(";"):
-        key, _, value = part.strip().partition("=")
+        # Blanks and tabs only: to a browser, a name that begins with another kind of space is not `__Host-`, and anybody may set it.
+        key, _, value = part.strip(" \t").partition("=")
         if key == name:
             if found is not None:
                 return None
@@ -205,8 +206,11 @@ class TokenCodec:
         claims = self._signed_claims(token)
         if isinstance(claims, TokenProblem):
             return claims
-        # A back end that cuts a text in the middle of an emoji signs half a surrogate pair, which no UTF-8 can hold.
-        return _expired(claims, now) or _vouched(mended(claims))
+        try:
+            # A back end that cuts a text in the middle of an emoji signs half a surrogate pair, which no UTF-8 can hold.
+            return _expired(claims, now) or _vouched(mended(claims))
+        except RecursionError:
+            return _bad("its claims are nested too deeply")
 
     def _signed_claims(self, token: str) -> dict[str, Any] | TokenProblem:
         try:

@@ -28,6 +28,7 @@ from proxy.identity import ProbeCodec
 from proxy.outbox import Durability, Health, Outbox, RefusedName, Stats
 
 LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
+SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -52,7 +53,7 @@ class Report(msgspec.Struct, frozen=True):
 def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now: float) -> Report:
     lag = max(0.0, now - stats.oldest) if stats.oldest is not None else 0.0
     return Report(
-        tuple(_problems(stats, delivery, lag)),
+        tuple(_problems(stats, delivery, lag, now)),
         stats.waiting,
         stats.holding,
         stats.dead,
@@ -65,12 +66,18 @@ def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now
     )
 
 
-def _problems(stats: Stats, delivery: DeliveryState | None, lag: float) -> Iterable[str]:
+def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: float) -> Iterable[str]:
     if delivery is not None and delivery.halted is not None:
         yield f"Sending is halted: {delivery.last_error or delivery.halted}. Nothing is lost; one probe a minute is sent."
     if delivery is not None and not delivery.running:
         yield "The forwarder is down and is being restarted: the log of the server says why."
-    if lag > LAG.total_seconds():
+    put_off = stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - now
+    if put_off > 0:
+        yield (
+            f"More addresses are typed than SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If that is "
+            "no campaign of yours, somebody plays with the form: scq-proxy erase forgets an address."
+        )
+    elif lag > LAG.total_seconds():
         yield f"The oldest push has waited for {timedelta(seconds=int(lag))}: SendX is slow or down, or nothing sends."
     yield from stats.health.problems
     if stats.dead:
@@ -86,13 +93,16 @@ class Ops:
         outbox: Outbox,
         delivery: Callable[[], DeliveryState],
         restarts: Callable[[], int],
-        admin_token: str | None,
-        probes: ProbeCodec,
         addresses: ClientAddresses,
     ) -> None:
-        self._probes, self._addresses = probes, addresses
+        self._addresses = addresses
         self._outbox, self._delivery, self._restarts = outbox, delivery, restarts
-        self._admin_token = admin_token
+        self._admin_token: str | None = None
+        self._probes = ProbeCodec([])
+
+    def use(self, admin_token: str | None, probes: ProbeCodec) -> None:
+        """From the next request on. Without a token, what is the operator's does not exist."""
+        self._admin_token, self._probes = admin_token, probes
 
     async def report(self) -> Report:
         return make_report(await self._outbox.stats(), self._delivery(), self._restarts(), time.time())
@@ -160,8 +170,10 @@ class Ops:
         return hmac.compare_digest(token.strip().encode(), self._admin_token.encode())
 
 
-_CSP = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-_NO_STORE = {"Cache-Control": "no-store"}
+_CSP = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+}
+_NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("proxy"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )

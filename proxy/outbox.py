@@ -205,17 +205,17 @@ class Health(msgspec.Struct, frozen=True):
 class Stats(msgspec.Struct, frozen=True):
     """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
 
-    `oldest`: Unix seconds when the oldest waiting push was acknowledged.
+    `oldest`: Unix seconds when the oldest waiting push was acknowledged; `sign_ups_until`: when the newest sign-up is sent, if it is put off.
     """
 
     counters: Mapping[str, int]
     waiting: int
     holding: int
     dead: int
-    lanes: int
     oldest: float | None
     refused_names: tuple[RefusedName, ...]
     health: Health = Health()
+    sign_ups_until: float = 0.0
 
 
 class Durability(msgspec.Struct, frozen=True):
@@ -242,6 +242,9 @@ class Outbox(Protocol):
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
         """Sets what shuts the gate for every sender, across restarts, and ends a probe. Returns what holds now (`gate.agreed`)."""
+
+    async def holds(self, lease: Lease) -> bool:
+        """Whether it may still be sent under: not once its person was erased. Asked before each request, so it has to be fast."""
 
     async def settle(self, settlement: Settlement) -> bool:
         """False: the lease was lost, and nothing was changed."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,19 +19,16 @@ from typing import ClassVar
 
 import msgspec
 
-from proxy.gate import Closure, agreed
+from proxy.gate import Closure
+from proxy.identity import Trust
 from proxy.outbox import (
     Claim,
     DeadFilter,
     DeadLetter,
-    DeadReason,
     Durability,
     Erased,
-    Fate,
     Kind,
-    LastIdentify,
     Lease,
-    Settled,
     Settlement,
     Stats,
 )
@@ -52,26 +48,30 @@ from proxy.plans import (
     Refused,
     Remember,
     Retire,
+    Scheduled,
     Verify,
 )
 from proxy.pushes import Attributes, Reason, Track
 from proxy.sqlite_file import SQL, StoreFile, pragma
-from proxy.sqlite_people import erase_person, forget_identities, move_lane
+from proxy.sqlite_lanes import Lanes
+from proxy.sqlite_people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.sqlite_reads import (
+    DEAD,
     HELD_BYTES,
     HELD_OVERHEAD,
+    HOLDING,
     MAX_REFUSED_NAMES,
+    WAITING,
     SqliteFacts,
-    lane_head,
     read_dead_letters,
-    read_gate,
     read_stats,
     value,
 )
-from proxy.sqlite_sweep import Step, Sweep
+from proxy.sqlite_sweep import Sweep
 from proxy.sqlite_thread import SqliteThread
 from proxy.sqlite_upkeep import Upkeep, place_facts, vacuum_step
 
+_VACUUM_PAUSE_SECONDS = 0.02
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
 
@@ -84,8 +84,8 @@ class SqliteOutbox:
         self._file = file
         self._hold_age, self._dead_age = hold_age, dead_age
         self._upkeep = Upkeep(file.path, min_free_bytes=min_free_bytes)
-        self._epochs = itertools.count(time.time_ns())  # never twice: a lease must fit no other lane, file or process
         self._tallies: Counter[str] = Counter()
+        self._lanes = Lanes(self._tallies)
         self._ready_lanes = False
         self._ready = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -106,11 +106,14 @@ class SqliteOutbox:
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         return await self._thread.submit(
-            lambda connection: self._claim(connection, lanes, per_lane, lease_seconds, probe)
+            lambda connection: self._lanes.claim(connection, lanes, per_lane, lease_seconds, probe)
         )
 
+    async def holds(self, lease: Lease) -> bool:
+        return (lease.lane, lease.epoch) not in self._lanes.revoked
+
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
-        return await self._thread.submit(lambda connection: self._move_gate(connection, before, after))
+        return await self._thread.submit(lambda connection: self._lanes.move_gate(connection, before, after))
 
     async def settle(self, settlement: Settlement) -> bool:
         return await self._thread.submit(lambda connection: self._settle(connection, settlement))
@@ -127,24 +130,34 @@ class SqliteOutbox:
         self._ready.clear()
 
     async def erase(self, key: str) -> Erased:
-        erased, keys = await self._thread.submit(lambda connection: self._erase(connection, key))
+        erased = await self._thread.submit(lambda connection: self._erase(connection, key))
+        held, identities = await self._finish_erasures()
+        return msgspec.structs.replace(erased, held=held, identities=identities)
+
+    async def _finish_erasures(self) -> tuple[int, int]:
+        """Step by step through what is known of browsers, for everybody whose erasure has begun; pushes held and log-ins forgotten."""
+        keys = await self._thread.submit(read_erasures)
+        held, identities = 0, 0
         after: str | None = ""
-        while after is not None:
-            part, after = await self._thread.submit(partial(self._erase_identities, keys=keys, after=after))
-            erased = msgspec.structs.replace(
-                erased, held=erased.held + part.held, identities=erased.identities + part.identities
-            )
-        self._upkeep.cut_log_soon()
-        return erased
+        while keys and after is not None:
+            found, after = await self._thread.submit(partial(self._erase_identities, keys, after))
+            held, identities = held + found[0], identities + found[1]
+        if keys:
+            await self._thread.submit(partial(end_erasures, keys))
+            self._upkeep.cut_log_soon()
+        return held, identities
 
     async def sweep(self) -> None:
+        await self._finish_erasures()
         sweep = Sweep(time.time(), hold_age=self._hold_age, dead_age=self._dead_age, tallies=self._tallies)
         for step in sweep.steps:
             cursor: float | None = 0.0
             while cursor is not None:
-                cursor = await self._thread.submit(partial(_take_step, step, cursor))
-        while await self._thread.submit(vacuum_step):
-            pass
+                cursor = await self._thread.submit(partial(step, cursor))
+        more = True
+        while more:
+            more = await self._thread.submit(vacuum_step)
+            await asyncio.sleep(_VACUUM_PAUSE_SECONDS)  # pushes go first
 
     async def ready(self) -> None:
         self._upkeep.require_space(at_once=True)
@@ -182,9 +195,7 @@ class SqliteOutbox:
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
-        for (lane,) in connection.execute(SQL["leases_of_the_dead"]).fetchall():
-            self._end_lease(connection, lane)
-        connection.execute(SQL["end_probe"])
+        self._lanes.end_leases_of_the_dead(connection)
         self._before_commit(connection)
         connection.execute("COMMIT")
 
@@ -220,16 +231,18 @@ class SqliteOutbox:
         self._tallies["accepted"] += 1
 
     def _queue(self, connection: sqlite3.Connection, op: Enqueue, body: bytes, since: float, now: float) -> None:
-        (lane,) = connection.execute(SQL["lane_gains"], (op.key, now)).fetchone()
+        times = (max(now, op.not_before), op.not_before > now, op.trust is Trust.VERIFIED)
+        (lane,) = connection.execute(SQL["lane_gains"], (op.key, *times)).fetchone()
         kind = Kind.TRACK if isinstance(op.body, Track) else Kind.IDENTIFY
         increments = isinstance(op.body, Attributes) and op.body.increments
         connection.execute(SQL["enqueue"], (lane, op.id, op.address, op.trust, kind, body, since, increments))
+        self._tallies[WAITING] += 1
         self._ready_lanes = True
 
     def _hold(self, connection: sqlite3.Connection, op: Hold, now: float) -> None:
         body = msgspec.json.encode(op.track)
         connection.execute(SQL["hold"], (op.visitor, op.id, body, now))
-        self._tallies.update({"held": 1, HELD_BYTES: len(body) + HELD_OVERHEAD})
+        self._tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(body) + HELD_OVERHEAD})
 
     def _bind(self, connection: sqlite3.Connection, op: Bind, now: float) -> None:
         for push_id in op.keep:
@@ -258,7 +271,7 @@ class SqliteOutbox:
 
     def _unhold(self, connection: sqlite3.Connection, query: str, *arguments: object) -> int:
         sizes = [size for (size,) in connection.execute(SQL[query], arguments)]
-        self._tallies[HELD_BYTES] -= sum(sizes) + HELD_OVERHEAD * len(sizes)
+        self._tallies.update({HOLDING: -len(sizes), HELD_BYTES: -sum(sizes) - HELD_OVERHEAD * len(sizes)})
         return len(sizes)
 
     def _born(self, connection: sqlite3.Connection, op: Born, now: float) -> None:
@@ -286,6 +299,9 @@ class SqliteOutbox:
     def _not_offered(self, connection: sqlite3.Connection, op: NotOffered, now: float) -> None:
         connection.execute(SQL["not_offered"], (op.setting, op.name, now, MAX_REFUSED_NAMES))
 
+    def _scheduled(self, connection: sqlite3.Connection, op: Scheduled, now: float) -> None:
+        connection.execute(SQL["set_schedule"], (op.name, op.until))
+
     _apply: ClassVar[dict[type[Op], Callable[..., None]]] = {
         Enqueue: _enqueue,
         Hold: _hold,
@@ -300,118 +316,45 @@ class SqliteOutbox:
         Remember: _remember,
         Refused: _refused,
         NotOffered: _not_offered,
+        Scheduled: _scheduled,
     }
 
-    def _claim(
-        self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
-    ) -> Claim:
-        now = time.time()
-        leases: list[Lease] = []
-        closure, probe_until = read_gate(connection)
-        if closure is not None:
-            lanes = int(closure == probe and (probe_until is None or probe_until <= now))
-        rows = connection.execute(SQL["claimable"], (now, lanes)).fetchall()
-        for lane, leased, failures, key, address, digest, digest_at in rows:
-            if leased:
-                self._end_lease(connection, lane)
-            pushes = lane_head(connection, lane, per_lane, key, address)
-            if pushes:
-                epoch = next(self._epochs)
-                connection.execute(SQL["lease"], (epoch, now + lease_seconds, lane))
-                last = LastIdentify(digest, digest_at) if digest is not None else None
-                leases.append(Lease(lane, epoch, now + lease_seconds, failures, pushes, last))
-        if leases and closure is not None:
-            connection.execute(SQL["probe"], (now + lease_seconds,))
-        return Claim(tuple(leases), closure)
-
-    def _move_gate(
-        self, connection: sqlite3.Connection, before: Closure | None, after: Closure | None
-    ) -> Closure | None:
-        stored, _ = read_gate(connection)
-        closure = agreed(stored, before, after)
-        connection.execute(SQL["move_gate"], (msgspec.json.encode(closure) if closure is not None else None,))
-        return closure
-
-    def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
-        """A lease whose holder is gone: an increment that was started may have been applied, the rest is sent again."""
-        started = [seq for (seq,) in connection.execute(SQL["started"], (lane,))]
-        for seq in started:
-            self._bury(connection, Settled(seq, Fate.DEAD, True, DeadReason.AMBIGUOUS, _INDETERMINATE))
-        connection.execute(SQL["lane_loses"], (lane, len(started), 0, time.time()))
-        # What was on the wire may have been applied: what SendX has of this contact is not known any more.
-        connection.execute(SQL["last_identify"], (lane, None, None))
-
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
-        lease = settlement.lease
-        if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
-            return False
-        gone = 0
-        delivered = {settled.seq for settled in settlement.results if settled.fate is Fate.DELIVERED}
-        for settled in settlement.results:
-            if settled.fate is Fate.DELIVERED:
-                connection.execute(SQL["remove"], (settled.seq,))
-                self._tallies.update({"delivered": 1, "unchanged": int(settled.unchanged)})
-                gone += 1
-            elif settled.fate is Fate.DEAD:
-                self._bury(connection, settled)
-                gone += 1
-            elif settled.attempted:
-                connection.execute(SQL["attempted"], (settled.seq,))
-        if any(isinstance(push.body, Attributes) and push.body.increments for push in lease.pushes):
-            connection.execute(SQL["unstart"], (lease.lane,))
-        ready_at = time.time() if settlement.retry_at is None else settlement.retry_at
-        connection.execute(SQL["lane_loses"], (lease.lane, gone, settlement.failures, ready_at))
         self._ready_lanes = True
-        if settlement.last != lease.last:
-            last = settlement.last
-            connection.execute(SQL["last_identify"], (lease.lane, last and last.digest, last and last.at))
-        moved = [
-            push.body.new_email for push in lease.pushes if push.seq in delivered and isinstance(push.body, Attributes)
-        ]
-        for address in filter(None, moved):
-            move_lane(connection, lease.lane, address, time.time())
-        return True
+        return self._lanes.settle(connection, settlement)
 
-    def _bury(self, connection: sqlite3.Connection, settled: Settled) -> None:
-        values = (settled.seq, int(settled.attempted), settled.reason, settled.detail, time.time())
-        connection.execute(SQL["bury"], values)
-        connection.execute(SQL["remove"], (settled.seq,))
-        self._tallies[f"dead:{settled.reason}"] += 1
-
-    def _erase(self, connection: sqlite3.Connection, key: str) -> tuple[Erased, frozenset[str]]:
-        erased, keys = erase_person(connection, key, self.site_key, time.time())
-        self._tallies["erased"] += erased.waiting + erased.dead
-        return erased, keys
+    def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
+        erased, leases = erase_person(connection, key, self.site_key, time.time())
+        self._lanes.revoked |= leases
+        gone = {"erased": erased.waiting + erased.dead, WAITING: -erased.waiting, DEAD: -erased.dead}
+        self._tallies.update(gone)
+        return erased
 
     def _erase_identities(
-        self, connection: sqlite3.Connection, *, keys: frozenset[str], after: str
-    ) -> tuple[Erased, str | None]:
-        """A step through what is known of browsers: who they were after a log-in, and what is held for them."""
+        self, keys: Mapping[str, float], after: str, connection: sqlite3.Connection
+    ) -> tuple[tuple[int, int], str | None]:
         identities, visitors, after_this = forget_identities(connection, keys, after)
         held = sum(self._unhold(connection, "unhold_visitor", visitor) for visitor in visitors)
         self._tallies["hold_erased"] += held
-        return Erased(0, held, 0, identities), after_this
+        return (held, identities), after_this
 
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
             increments = isinstance(letter.body, Attributes) and letter.body.increments
             (lane,) = connection.execute(SQL["undead"], (letter.seq, increments)).fetchone()
-            connection.execute(SQL["lane_regains"], (lane, time.time()))
+            if not connection.execute(SQL["lane_regains"], (lane, time.time())).rowcount:
+                raise sqlite3.IntegrityError("a dead letter's lane is gone")
             connection.execute(SQL["bury_for_good"], (letter.seq,))
-        self._tallies["replayed"] += len(letters)
+        self._tallies.update({"replayed": len(letters), WAITING: len(letters), DEAD: -len(letters)})
         self._ready_lanes = self._ready_lanes or bool(letters)
         return len(letters)
 
     def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         connection.executemany(SQL["bury_for_good"], [(letter.seq,) for letter in letters])
-        self._tallies["discarded"] += len(letters)
+        self._tallies.update({"discarded": len(letters), DEAD: -len(letters)})
         return len(letters)
-
-
-def _take_step(step: Step, cursor: float, connection: sqlite3.Connection) -> float | None:
-    return step(connection, cursor)
 
 
 def _settings(connection: sqlite3.Connection) -> dict[str, str]:

@@ -109,8 +109,30 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 -- What shuts the gate to SendX (JSON, NULL while it is open), and until when a probe is out.
 CREATE TABLE gate (closure BLOB, probe_until REAL);
 INSERT INTO gate VALUES (NULL, NULL);
+ALTER TABLE lanes ADD COLUMN put_off INTEGER NOT NULL DEFAULT 0;
+-- How much there is now, kept with every transition: counting takes too long.
+INSERT INTO counters SELECT 'gauge:waiting', count(*) FROM pushes;
+INSERT INTO counters SELECT 'gauge:holding', count(*) FROM held;
+INSERT INTO counters SELECT 'gauge:dead', count(*) FROM dead;
 CREATE INDEX dead_id ON dead (id);
+CREATE INDEX dead_reason ON dead (reason, seq);
+-- The lane key of the address.
+ALTER TABLE dead ADD COLUMN key TEXT NOT NULL DEFAULT '';
+UPDATE dead SET key = lane_key(address);
+CREATE INDEX dead_key ON dead (key);
+-- People whose erasure has begun: their lane keys, until it is done.
+CREATE TABLE erasures (key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX lanes_leased ON lanes (id) WHERE leased = 1;
 CREATE INDEX visitors_left ON visitors (left) WHERE left IS NOT NULL;
+
+-- What happens no more often than its rate: when it is free again.
+CREATE TABLE schedules (name TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+
+-- name: schedule
+SELECT until FROM schedules WHERE name = ?;
+
+-- name: set_schedule
+INSERT INTO schedules (name, until) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET until = ?2;
 
 -- name: gate
 SELECT closure, probe_until FROM gate;
@@ -147,9 +169,12 @@ SELECT id, body FROM held WHERE visitor = ? ORDER BY seq;
 SELECT value FROM counters WHERE name = ?;
 
 -- name: lane_gains
--- A lane under a lease or in back-off keeps its time; an empty one is ready at once.
-INSERT INTO lanes (key, waiting, ready_at) VALUES (?1, 1, ?2)
-ON CONFLICT (key) DO UPDATE SET waiting = waiting + 1, ready_at = coalesce(ready_at, ?2)
+-- A lane that waits for anything keeps its time; an empty one is ready at ?2. ?3: that is put off, as a sign-up; ?4: no matter how long it
+-- was put off, now it goes.
+INSERT INTO lanes (key, waiting, ready_at, put_off) VALUES (?1, 1, ?2, ?3)
+ON CONFLICT (key) DO UPDATE SET waiting = waiting + 1,
+ready_at = CASE WHEN put_off AND ?4 THEN ?2 ELSE coalesce(ready_at, ?2) END,
+put_off = CASE WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END
 RETURNING id;
 
 -- name: enqueue
@@ -197,11 +222,16 @@ ON CONFLICT (setting, name) DO UPDATE SET count = count + 1, last = excluded.las
 -- name: claimable
 SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
 
+-- name: claimable_for_probe
+-- Of those that have waited longest, the one that has failed least: a contact of whom SendX always fails must not stand for all.
+SELECT id, leased, failures, key, address, identify_digest, identify_at
+FROM (SELECT * FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT 1000) ORDER BY failures, ready_at LIMIT ?;
+
 -- name: lane_head
 SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
 
 -- name: lease
-UPDATE lanes SET epoch = ?, leased = 1, ready_at = ? WHERE id = ?;
+UPDATE lanes SET epoch = ?, leased = 1, ready_at = ?, put_off = 0 WHERE id = ?;
 
 -- name: start
 UPDATE pushes SET started = 1 WHERE seq = ?;
@@ -222,8 +252,9 @@ DELETE FROM pushes WHERE seq = ?;
 UPDATE pushes SET attempts = attempts + 1 WHERE seq = ?;
 
 -- name: bury
-INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at)
-SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, ?5 FROM pushes WHERE seq = ?1;
+-- lane_key is Python's.
+INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at, key)
+SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, ?5, lane_key(address) FROM pushes WHERE seq = ?1;
 
 -- name: lane_loses
 UPDATE lanes
@@ -264,6 +295,7 @@ DELETE FROM pushes WHERE lane = ?;
 
 -- name: merge_lane
 UPDATE lanes SET waiting = waiting + ?2, verified = max(verified, ?3), identify_digest = NULL,
+identify_at = CASE WHEN leased THEN -1 END,
 ready_at = CASE WHEN waiting + ?2 > 0 THEN coalesce(ready_at, ?4) END WHERE id = ?1;
 
 -- name: lane_facts
@@ -275,9 +307,28 @@ UPDATE dead SET lane = ?2 WHERE lane = ?1;
 -- name: remove_lane
 DELETE FROM lanes WHERE id = ?;
 
+-- name: empty_lane
+-- Its holder settles it, and then it goes.
+UPDATE lanes SET waiting = 0, verified = 0, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL WHERE id = ?;
+
+-- name: forget_lane
+DELETE FROM lanes WHERE id = ? AND waiting = 0 AND verified = 0;
+
+-- name: lane_lease
+SELECT id, leased, epoch FROM lanes WHERE key = ?;
+
+-- name: begin_erasure
+INSERT INTO erasures (key, at) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET at = ?2;
+
+-- name: erasures
+SELECT key, at FROM erasures;
+
+-- name: end_erasure
+DELETE FROM erasures WHERE key = ? AND at = ?;
+
 -- name: remove_dead
--- Also letters to the address from before another person had it: lane_key is Python's.
-DELETE FROM dead WHERE lane = ?1 OR lane_key(address) = ?2;
+-- Also letters to the address from before another person had it.
+DELETE FROM dead WHERE lane = ?1 OR key = ?2;
 
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
@@ -287,7 +338,7 @@ UPDATE visitors SET left = NULL WHERE left = ?;
 
 -- name: seen_afters
 -- A step through all of them, in the order of their ids.
-SELECT id, after FROM seen WHERE id > ? ORDER BY id LIMIT ?;
+SELECT id, at, after FROM seen WHERE id > ? ORDER BY id LIMIT ?;
 
 -- name: forget_after
 UPDATE seen SET shown = '', after = NULL WHERE id = ?;
@@ -299,11 +350,16 @@ INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE S
 DELETE FROM tombstones WHERE at < ?;
 
 -- name: last_identify
-UPDATE lanes SET identify_digest = ?2, identify_at = ?3 WHERE id = ?1;
+-- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
+UPDATE lanes SET identify_digest = CASE WHEN identify_at = -1 THEN NULL ELSE ?2 END,
+identify_at = CASE WHEN identify_at = -1 THEN NULL ELSE ?3 END WHERE id = ?1;
 
--- name: leases_of_the_dead
--- Exactly one process uses the file, so at start every lease is of a process that is gone.
+-- name: leased
 SELECT id FROM lanes WHERE leased = 1;
+
+-- name: bring_near
+-- Back-offs take minutes, sign-ups are put off for days; neither for a month.
+UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + CASE WHEN put_off THEN 2592000 ELSE 7200 END;
 
 -- name: next_ready
 SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
@@ -336,9 +392,8 @@ DELETE FROM not_offered WHERE (setting, name) NOT IN (SELECT setting, name FROM 
 -- name: counters
 SELECT name, value FROM counters ORDER BY name;
 
--- name: sizes
-SELECT (SELECT count(*) FROM pushes), (SELECT count(*) FROM held), (SELECT count(*) FROM dead),
-       (SELECT count(*) FROM lanes), (SELECT since FROM pushes ORDER BY seq LIMIT 1);
+-- name: oldest
+SELECT since FROM pushes ORDER BY seq LIMIT 1;
 
 -- name: refused_names
 SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;

@@ -7,6 +7,7 @@ out there, whole or not at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
@@ -69,19 +70,28 @@ class Facts(Protocol):
     def erased_at(self, key: str) -> float | None: ...
     def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
     def held_bytes(self) -> int: ...
+    def schedule(self, name: Schedule) -> float: ...
+
+
+class Schedule(StrEnum):
+    """What happens no more often than its rate: when it would be free again (Unix seconds) is kept in the store."""
+
+    SIGN_UPS = "sign-ups"  # asserted addresses that are not known here
+    TRACES = "traces"  # what nobody known leaves behind: log-outs and consents
 
 
 # --- What a decision asks the store to do ------------------------------------------------------------------------------
 
 
 class Enqueue(msgspec.Struct, frozen=True):
-    """Put a push at the tail of the lane `key`. `address`: the spelling to send."""
+    """Put a push at the tail of the lane `key`. `address`: the spelling to send; `not_before`: an empty lane waits until then (Unix seconds)."""
 
     id: str
     key: str
     address: str
     trust: Trust
     body: Attributes | Track
+    not_before: float = 0.0
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -165,6 +175,13 @@ class NotOffered(msgspec.Struct, frozen=True):
     setting: str
 
 
+class Scheduled(msgspec.Struct, frozen=True):
+    """One more of these has happened; it is free again at `until` (Unix seconds)."""
+
+    name: Schedule
+    until: float
+
+
 Op = (
     Enqueue
     | Hold
@@ -179,6 +196,7 @@ Op = (
     | Remember
     | Refused
     | NotOffered
+    | Scheduled
 )
 
 

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     UNVERIFIED_IDENTITY = "unverified-identity"
     IDENTITY_CHANGED = "identity-changed"
     TAG_NOT_ALLOWED = "tag-not-allowed"
+    TOO_MANY_ADDRESSES = "too-many-addresses"
     LANE_FULL = "lane-full"
     HOLD_FULL = "hold-full"
     HOLD_EXPIRED = "hold-expired"
@@ -62,6 +63,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.UNVERIFIED_IDENTITY: "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.",
     Reason.IDENTITY_CHANGED: "Someone else logged in, or out, on this browser after this was pushed.",
     Reason.TAG_NOT_ALLOWED: "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.",
+    Reason.TOO_MANY_ADDRESSES: "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.",
     Reason.LANE_FULL: "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.",
     Reason.HOLD_FULL: "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.",
     Reason.HOLD_EXPIRED: "The visitor was not identified within SCQ_HOLD_DAYS.",

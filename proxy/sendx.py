@@ -48,6 +48,7 @@ class SendxRequest:
     content: bytes = field(repr=False)
     address: str = field(repr=False)
     tracks: bool
+    key: Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ class Upstream:
             "User-Agent": f"scq-proxy/{__version__}",
             key_header: self.api_key.reveal(),
         }
-        return SendxRequest("POST", self.base_url + path, headers, content, address, isinstance(body, Track))
+        return SendxRequest(
+            "POST", self.base_url + path, headers, content, address, isinstance(body, Track), self.api_key
+        )
 
 
 def _path(body: Attributes | Track) -> str:
@@ -215,9 +218,8 @@ class Client:
     context manager.
     """
 
-    def __init__(self, upstream: Upstream, *, timeout_seconds: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, timeout_seconds: float, clock: Callable[[], float] = time.time) -> None:
         _quiet_http_logs()
-        self._upstream = upstream
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._http = self._connection()
@@ -259,7 +261,7 @@ class Client:
                     break
 
     def _answer(self, request: SendxRequest, status: int, received: _Received, latency: float) -> Answer:
-        hide = (self._upstream.api_key.reveal(), request.address)
+        hide = (request.key.reveal(), request.address)
         return Answer(
             verdict_for(status, tracks=request.tracks),
             status,

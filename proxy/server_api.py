@@ -47,7 +47,6 @@ from proxy.pushes import (
     read_json,
 )
 
-RATE_PER_KEY = 200.0  # pushes per second and server key, a second's worth at once
 MAX_BULK = 25
 MAX_BULK_BODY = MAX_BULK * 16_384  # bytes
 MAX_DEPTH = 8  # levels of JSON in a value that is passed on unread

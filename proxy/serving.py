@@ -1,6 +1,7 @@
 """Serves ASGI applications over HTTP until a signal: sockets, uvicorn, signals, and nothing of what is served.
 
 SIGINT or SIGTERM: no new connections, requests under way are finished, lifespans are left in reverse. A second one ends the process at once.
+SIGHUP: each application that can reads its secrets again.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
             await stack.enter_async_context(site.app.router.lifespan_context(site.app))
         servers = [_Server(_config(site)) for site in sites]
         _stop_on_signals(servers)
+        _reload_on_signal(sites)
         failures = _stop_on_failures(sites, servers)
         async with asyncio.TaskGroup() as group:
             for server, listener in zip(servers, sockets, strict=True):
@@ -116,6 +118,15 @@ def _stop_on_failures(sites: Sequence[Site], servers: Sequence[uvicorn.Server]) 
     for failure in failures:
         failure.add_done_callback(stop)
     return failures
+
+
+def _reload_on_signal(sites: Sequence[Site]) -> None:
+    def reload() -> None:
+        for site in sites:
+            if hasattr(site.app.state, "reload"):
+                site.app.state.reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
 
 
 def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:

@@ -139,6 +139,9 @@ class Settings:
         "SCQ_SERVER_KEYS", values.keys, "",
         "keys with which the site's own servers may use the SendX-compatible API, comma separated; "
         "without one that API does not exist", example=_KEYGEN, secret=True)
+    rate_per_key: float = _setting(
+        "SCQ_RATE_PER_KEY", values.number(0, 1_000_000), "200",
+        "pushes per second and server key before 429; 0: no limit")
     store: StoreUrl = _setting(
         "SCQ_STORE", values.store, "sqlite:///scq.db",
         "where pushes are kept: `sqlite:///relative.db`, `sqlite:////absolute/path.db` or `postgresql://...`",
@@ -146,12 +149,22 @@ class Settings:
     prefix: str = _setting("SCQ_PREFIX", values.prefix, "/scq", "path under which everything public lives")
     host: str = _setting("SCQ_HOST", values.listen_host, "127.0.0.1", "address to listen on")
     port: int = _setting("SCQ_PORT", values.whole(0, 65535), "8000", "port to listen on; 0 takes any free one")
+    hosts: frozenset[str] = _setting(
+        "SCQ_HOSTS", values.hosts, "",
+        "host names under which the proxy answers, comma separated, without port; empty: under any",
+        example="www.example.com")
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
         "SCQ_TRUSTED_PROXIES", values.networks, "127.0.0.0/8,::1",
         "addresses and networks whose `X-Forwarded-*` is believed, comma separated; empty: nobody's",
         may_be_empty=True)
     rate_per_ip: float = _setting(
         "SCQ_RATE_PER_IP", values.number(0, 1_000_000), "50", "pushes per second and client address before 429; 0: no limit")
+    sign_ups_per_ip: int = _setting(
+        "SCQ_SIGNUPS_PER_IP", values.whole(0, 1_000_000), "20",
+        "addresses that one client address may assert in an hour; 0: no limit")
+    sign_ups_per_hour: int = _setting(
+        "SCQ_SIGNUPS_PER_HOUR", values.whole(0, 1_000_000), "1000",
+        "asserted addresses not known here that are forwarded in an hour; more wait their turn; 0: no limit")
     admin_token: Secret | None = _setting(
         "SCQ_ADMIN_TOKEN", values.optional(values.key), "",
         "opens `/metrics` and the status page to its bearer; without it they do not exist",
@@ -192,6 +205,13 @@ _SPEC_BY_FIELD: dict[str, Spec] = {each.name: each.metadata["spec"] for each in 
 SPECS = tuple(_SPEC_BY_FIELD.values())
 _SPEC_BY_NAME = {spec.name: spec for spec in SPECS}
 _KNOWN_NAMES = {*_SPEC_BY_NAME, *(f"{spec.name}_FILE" for spec in SPECS if spec.secret)}
+
+
+def rotated(settings: Settings, read: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """The settings with the secrets as they were `read` again, and the names of others that have changed and are left as they were."""
+    names = {name: spec for name, spec in _SPEC_BY_FIELD.items() if getattr(settings, name) != getattr(read, name)}
+    fresh = {name: getattr(read, name) for name, spec in names.items() if spec.secret and name != "store"}
+    return replace(settings, **fresh), tuple(spec.name for name, spec in names.items() if name not in fresh)
 
 
 # Loading

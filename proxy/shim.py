@@ -48,6 +48,7 @@ class Shim:
             "X-Content-Type-Options": "nosniff",
             # A script tag with `integrity` on a sister sub-domain asks with CORS; the script is public.
             "Access-Control-Allow-Origin": "*",
+            "Cross-Origin-Resource-Policy": "cross-origin",  # the same, for pages that require it (COEP)
         }
         if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
             return Response(status_code=304, headers=headers)

@@ -119,7 +119,7 @@ class StoreFile:
             suspect = after is not None and remedy_for(after) is Remedy.SUSPECT
             checked_bytes = START_CHECKED_BYTES if after is None else CHECKED_BYTES
             require_sound(connection, suspect=suspect, checked_bytes=checked_bytes)
-            self._take_in_log(connection)
+            self._bring_up_to_date(connection)
         except sqlite3.DatabaseError as error:
             connection.close()
             if remedy_for(error) is not Remedy.SUSPECT:
@@ -155,6 +155,7 @@ class StoreFile:
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         if tables and application != APPLICATION_ID:
             raise StoreRefused(f"{self.path} is a database of another program: let SCQ_STORE name a file of its own.")
+        self._take_in_log(connection)  # first of all that writes: it would be written over
         if not tables:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # in a file with content it would write to no effect
         _require_durable(connection, self.path)
@@ -163,8 +164,19 @@ class StoreFile:
             raise StoreRefused(
                 f"{self.path} was written by a newer scq-proxy (schema {version}, this one knows {len(SCHEMA_STEPS)}): install that one."
             )
+
+    def _bring_up_to_date(self, connection: sqlite3.Connection) -> None:
+        """All steps of the schema that the file has not seen, in one transaction."""
+        version = pragma(connection, "user_version")
         if version < len(SCHEMA_STEPS):
-            _bring_up_to_date(connection, version, self.site_key or secrets.token_bytes(_SITE_KEY_BYTES))
+            steps = "\n".join(SQL[step] for step in SCHEMA_STEPS[version:])
+            connection.executescript(f"BEGIN IMMEDIATE;\n{steps}")
+            if version == 0:
+                site_key = self.site_key or secrets.token_bytes(_SITE_KEY_BYTES)
+                connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (site_key,))
+                connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={len(SCHEMA_STEPS)}")
+            connection.execute("COMMIT")
         self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
 
     def _take_in_log(self, connection: sqlite3.Connection) -> None:
@@ -178,7 +190,7 @@ class StoreFile:
             if primary_code(error) != sqlite3.SQLITE_FULL:
                 raise
             return  # what was acknowledged stays in the log, and deliveries make room
-        lost = unreadable_commits(_wal_path(self.path), frames)
+        lost = unreadable_commits(_wal_path(self.path), max(frames, 0))
         if lost > 1:
             copy = keep_copy_of_wal(self.path)
             log.error(
@@ -246,17 +258,6 @@ def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
     mode, level = pragma(connection, "journal_mode"), pragma(connection, "synchronous")
     if mode != "wal" or level < 2:
         raise StoreRefused(f"{path} cannot be made durable: SQLite reports journal_mode={mode}, synchronous={level}.")
-
-
-def _bring_up_to_date(connection: sqlite3.Connection, version: int, site_key: bytes) -> None:
-    """All steps of the schema that the file has not seen, in one transaction."""
-    steps = "\n".join(SQL[step] for step in SCHEMA_STEPS[version:])
-    connection.executescript(f"BEGIN IMMEDIATE;\n{steps}")
-    if version == 0:
-        connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (site_key,))
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version={len(SCHEMA_STEPS)}")
-    connection.execute("COMMIT")
 
 
 def require_place(path: Path, *, create: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 import msgspec
 
@@ -41,37 +42,51 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
 
 def erase_person(
     connection: sqlite3.Connection, key: str, site_key: bytes, now: float
-) -> tuple[Erased, frozenset[str]]:
-    """Removes what is sent for the person with this lane key or alias, and returns all their lane keys; `forget_identities` does the rest.
+) -> tuple[Erased, set[tuple[int, int]]]:
+    """Removes what is sent for the person with this lane key or alias, and begins with the rest: see `forget_identities`.
 
-    A lease on the lane is void from here on: what is on the wire at this moment may still arrive.
+    Also returns the leases, as (lane, epoch), that are void from here on. What is on the wire at this moment may still arrive, and until
+    that is known the lane stays, so that what comes next does not overtake it.
     """
-    keys = _spellings(connection, key)
     waiting = dead = 0
-    for each in keys:
-        lane = value(connection, "lane_by_key", each) or -1
+    revoked: set[tuple[int, int]] = set()
+    for each in _spellings(connection, key):
+        lane, leased, epoch = connection.execute(SQL["lane_lease"], (each,)).fetchone() or (-1, 0, 0)
         waiting += connection.execute(SQL["remove_pushes"], (lane,)).rowcount
         dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
         connection.execute(SQL["remove_aliases"], (lane, each))
         connection.execute(SQL["remove_left"], (each,))
         connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
-        connection.execute(SQL["remove_lane"], (lane,))
-    return Erased(waiting, 0, dead, 0), keys
+        connection.execute(SQL["begin_erasure"], (each, now))
+        if leased:
+            revoked.add((lane, epoch))
+        connection.execute(SQL["empty_lane" if leased else "remove_lane"], (lane,))
+    return Erased(waiting, 0, dead, 0), revoked
+
+
+def read_erasures(connection: sqlite3.Connection) -> dict[str, float]:
+    """The lane keys of people whose erasure has begun, and when (Unix seconds)."""
+    return dict(connection.execute(SQL["erasures"]).fetchall())
+
+
+def end_erasures(keys: Mapping[str, float], connection: sqlite3.Connection) -> None:
+    connection.executemany(SQL["end_erasure"], keys.items())
 
 
 def forget_identities(
-    connection: sqlite3.Connection, keys: frozenset[str], after_id: str
+    connection: sqlite3.Connection, keys: Mapping[str, float], after_id: str
 ) -> tuple[int, set[str], str | None]:
-    """Forgets who browsers were after log-ins as this person: how many it were, their visitor ids, and where to go on.
+    """Forgets who browsers were after log-ins as these people: how many it were, their visitor ids, and where to go on.
 
-    The push ids stay known. Each call looks at some of them; until the last one, the tombstone stands for the rest.
+    The push ids stay known. Each call looks at some of them; until the last one, the tombstone stands for the rest. Whoever has come back
+    since the erasure is not touched.
     """
     forgotten: list[tuple[str]] = []
     visitors: set[str] = set()
     rows = connection.execute(SQL["seen_afters"], (after_id, STEP_ROWS)).fetchall()
-    for push_id, after in rows:
+    for push_id, at, after in rows:
         visitor = msgspec.json.decode(after, type=Visitor) if after is not None else None
-        if visitor is not None and visitor.email is not None and lane_key(visitor.email) in keys:
+        if visitor is not None and visitor.email is not None and at <= keys.get(lane_key(visitor.email), 0):
             forgotten.append((push_id,))
             visitors.add(visitor.id)
     connection.executemany(SQL["forget_after"], forgotten)

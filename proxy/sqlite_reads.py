@@ -13,12 +13,12 @@ import msgspec
 from proxy.gate import Closure
 from proxy.identity import Trust, Visitor
 from proxy.outbox import DeadFilter, DeadLetter, DeadReason, Kind, RefusedName, Stats, Waiting
-from proxy.plans import Alias, HeldPush, LaneFacts, Seen, VisitorFacts
+from proxy.plans import Alias, HeldPush, LaneFacts, Schedule, Seen, VisitorFacts
 from proxy.pushes import Attributes, Track, lane_key
 from proxy.sqlite_file import SQL
 
 MAX_REFUSED_NAMES = 500
-HELD_BYTES = "gauge:held_bytes"
+HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
 
@@ -53,6 +53,9 @@ class SqliteFacts:
     def held(self, visitor_id: str) -> list[HeldPush]:
         rows = self._connection.execute(SQL["held"], (visitor_id,))
         return [HeldPush(push_id, msgspec.json.decode(body, type=Track)) for push_id, body in rows]
+
+    def schedule(self, name: Schedule) -> float:
+        return value(self._connection, "schedule", name) or 0.0
 
     def held_bytes(self) -> int:
         row = self._connection.execute(SQL["counter"], (HELD_BYTES,)).fetchone()
@@ -105,9 +108,12 @@ def read_stats(connection: sqlite3.Connection, tallies: Counter[str]) -> Stats:
     counted = Counter(dict(connection.execute(SQL["counters"])))
     counted.update(tallies)
     counters = {name: value for name, value in sorted(counted.items()) if not name.startswith("gauge:")}
-    waiting, holding, dead, lanes, oldest = connection.execute(SQL["sizes"]).fetchone()
+    oldest = value(connection, "oldest")
     names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,))
-    return Stats(counters, waiting, holding, dead, lanes, oldest, tuple(RefusedName(*row) for row in names))
+    refused = tuple(RefusedName(*row) for row in names)
+    sign_ups_until = value(connection, "schedule", Schedule.SIGN_UPS) or 0.0
+    waiting, holding, dead = counted[WAITING], counted[HOLDING], counted[DEAD]
+    return Stats(counters, waiting, holding, dead, oldest, refused, sign_ups_until=sign_ups_until)
 
 
 _CONDITIONS = {  # as text, so that each finds its index

@@ -122,8 +122,8 @@ class SqliteThread:
     def _serve(self, jobs: list[Job]) -> None:
         if self._connection is None:
             self._try_again()
-        if jobs:
-            self._transaction(jobs)
+        while jobs:
+            jobs = self._transaction(jobs)
         self._keep_up()
 
     def _take(self) -> tuple[list[Job], bool]:
@@ -143,11 +143,12 @@ class SqliteThread:
                 return jobs, False
         return jobs, True
 
-    def _transaction(self, jobs: list[Job]) -> None:
+    def _transaction(self, jobs: list[Job]) -> list[Job]:
+        """Runs and answers them; returns those that have to be run again, because of another that failed."""
         connection = self._connection
         if connection is None:
             self._answer(_refusals(jobs))
-            return
+            return []
         started, changes = time.monotonic(), connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -155,21 +156,21 @@ class SqliteThread:
             self._before_commit(connection)
             connection.execute("COMMIT")
             self._file.require_in_place()
-        except _JobFailed as failed:
-            self._undo(connection)
-            self._answer([failed.outcome()])
-            self._transaction([job for job in jobs if job is not failed.job])
-            return
         except Exception as error:
-            self._undo(connection)
+            self._rolled_back()
+            _roll_back(connection)
+            if isinstance(error, _JobFailed):
+                self._answer([error.outcome()])
+                return [job for job in jobs if job is not error.job]
             self._answer(_refusals(jobs))
             self._note_failure(jobs, error)
             self._recover(error)
-            return
+            return []
         self._answer(outcomes)
         if connection.total_changes != changes:
             self._upkeep.committed(len(jobs), time.monotonic() - started)
             self._note_written()
+        return []
 
     def _run(self, connection: sqlite3.Connection, job: Job) -> Outcome:
         work, future = job
@@ -179,10 +180,6 @@ class SqliteThread:
             if remedy_for(error) is not Remedy.FAIL:
                 raise  # the file's trouble is everybody's
             raise _JobFailed(job, error) from None
-
-    def _undo(self, connection: sqlite3.Connection) -> None:
-        self._rolled_back()
-        _roll_back(connection)
 
     # --- failures
 

@@ -26,7 +26,7 @@ CHECKPOINT_FRAMES = 1_000  # pages in the log from which it is moved into the fi
 ALARM_FRAMES = 8_000  # pages (32 MB) that a checkpoint could not move: something holds it up
 LARGE_LOG_BYTES = 64 << 20  # a log that grew larger, in a burst, is cut when there is nothing else to do
 SPARE_PAGES = 2_048  # free pages that stay in the file for what comes next
-VACUUM_PAGES = 256  # given back at a time: a transaction must not get long
+VACUUM_PAGES = 64  # given back at a time: a transaction must not get long
 _SPACE_CHECK_SECONDS = 1.0
 _FRAMES_AT, _MOVED_AT = 16, 96  # in the log's index, see sqlite.org/walformat.html: mxFrame, nBackfill
 
@@ -171,10 +171,11 @@ class Upkeep:
 
 def vacuum_step(connection: sqlite3.Connection) -> bool:
     """Gives some of the file's free pages back to the disk; whether there are more to give."""
-    free = int(pragma(connection, "freelist_count")) - SPARE_PAGES
-    for _ in range(min(free, VACUUM_PAGES)):
+    free = int(pragma(connection, "freelist_count"))
+    for _ in range(min(free - SPARE_PAGES, VACUUM_PAGES)):
         connection.execute("PRAGMA incremental_vacuum(1)")  # sqlite3 steps such a statement once, which is one page
-    return free > VACUUM_PAGES
+    # A file that somebody has vacuumed without auto_vacuum gives nothing back.
+    return free - SPARE_PAGES > VACUUM_PAGES and int(pragma(connection, "freelist_count")) < free
 
 
 def place_facts(path: Path) -> Mapping[str, str]:

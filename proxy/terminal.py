@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from rich.text import Text
 
 from proxy.app import open_store_file
+from proxy.checks import public_url
 from proxy.control import ask
 from proxy.errors import ConfigError, Problem, StoreRefused
 from proxy.letters import Letters
@@ -83,3 +85,21 @@ async def answers(store: Path, command: str, **arguments: Any) -> AsyncGenerator
     async with open_store_file(store) as outbox:
         async for answer in Letters(outbox).commands[command](msgspec.to_builtins(arguments)):
             yield msgspec.to_builtins(answer)
+
+
+def host_name(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", text):
+        raise typer.BadParameter("give the host name alone, such as t.example.com.")
+    return text
+
+
+def public_address(text: str) -> str:
+    url = public_url(text)
+    if text and url is None:
+        raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
+    return url or ""
+
+
+def from_input(text: str) -> str:
+    """The text itself, or what stands on standard input for `-`."""
+    return sys.stdin.readline(65_536).strip() if text == "-" else text

@@ -285,6 +285,17 @@ def origins(text: str) -> frozenset[str]:
     return frozenset(each(text, origin))
 
 
+def hosts(text: str) -> frozenset[str]:
+    """Names as a Host header has them, in lower case, without a port."""
+    return frozenset(each(text, _host_name))
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]", text):
+        raise Wrong(f"{shown(text)} is no host name: give it without scheme, port and path, such as www.example.com")
+    return text.lower()
+
+
 def upstream(text: str) -> str:
     # The value is never shown: people paste URLs with a key in the query or with credentials.
     shape = "https://host/path, without user name, query (?) or fragment (#)"

@@ -22,6 +22,7 @@ from proxy.outbox import Claim, DeadFilter, DeadReason, Outbox, Settlement
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.plans import Enqueue, Facts, Plan
 from proxy.pushes import Attributes, Track, lane_key
+from proxy.retry import Verdict
 from proxy.sandbox import Fault, Recorded, Sandbox, create_sandbox
 from proxy.sendx import Upstream
 from proxy.settings import Dialect, Secret
@@ -39,6 +40,10 @@ class AtOnce(random.Random):
 
     def random(self) -> float:
         return 0.0
+
+
+class Jitter(random.Random):
+    """Back-offs as they are, the same in every run."""
 
 
 class Clock:
@@ -128,6 +133,29 @@ async def sums_add_up(outbox: Outbox) -> bool:
 
 def sent(records: Sequence[Recorded], address: str) -> list[Any]:
     return [record.body for record in records if record.contact == address]
+
+
+class Unreliable:
+    """The real outbox behind a disk that fails now and then: every call first asks `fails`."""
+
+    def __init__(self, outbox: SqliteOutbox, fails: Callable[[str], bool]) -> None:
+        self._outbox = outbox
+        self._fails = fails
+
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+        self._check("claim")
+        return await self._outbox.claim(lanes, per_lane, lease_seconds, probe=probe)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        self._check("settle")
+        return await self._outbox.settle(settlement)
+
+    def _check(self, call: str) -> None:
+        if self._fails(call):
+            raise StoreUnavailable("The disk is full.", retry_after=0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outbox, name)
 
 
 # --- the main job
@@ -481,6 +509,39 @@ async def test_a_slow_rate_keeps_the_order_of_a_lane_and_a_stop_does_not_wait_fo
     assert contact.custom_fields == {"Visits": "1"}
 
 
+async def test_a_sendx_that_is_down_is_probed_and_loses_few_increments(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.stand("*", Fault(status=503))
+    for number in range(60):
+        await push(outbox, f"{number}@example.com", COUNT, HELLO)
+    async with running(forwarder(outbox, url, rng=Jitter(7))) as delivery:
+        await until(lambda: delivery.state().gate != "open" and delivery.state().requests[Verdict.UNAVAILABLE] > 7, 60)
+        sandbox.heal()
+        risked = sum("customFields" in record.body for record in sandbox.requests if record.status == 503)
+        assert risked <= 5 + 3, "five lanes show it, and three more may have been under way"
+        await drained(outbox, 60)
+    assert (await outbox.stats()).counters["dead:ambiguous"] == risked
+    assert len(sandbox.contacts) == 60
+
+
+async def test_contacts_of_whom_sendx_always_fails_do_not_hold_up_the_others(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    for number in range(8):
+        sandbox.stand(f"bad-{number}@example.com", Fault(status=500))
+        await push(outbox, f"bad-{number}@example.com", HELLO, HELLO)
+    async with running(forwarder(outbox, url, rng=Jitter(7))) as delivery:
+        await until(lambda: delivery.state().gate != "open")
+        for number in range(30):
+            await push(outbox, f"good-{number}@example.com", HELLO)
+        await until(lambda: len(sandbox.contacts) == 30, 60)
+        sandbox.heal()
+        await drained(outbox, 60)
+
+
 async def test_while_halted_an_increment_is_not_risked_for_a_probe(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
@@ -531,6 +592,98 @@ async def test_a_stop_lets_the_request_on_the_wire_finish_and_settles_it(
     assert not delivery.state().running
 
 
+async def test_an_erasure_stops_what_is_sent_for_the_person_and_nothing_overtakes_what_comes_next(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault("ok", delay=0.3))
+    await push(outbox, ANN, *[body for number in range(8) for body in (HELLO, Track((f"old-{number}",)))])
+    async with running(forwarder(outbox, url)) as delivery:
+        await until(lambda: sandbox.total == 1)
+        erased = await outbox.erase(ANN)
+        await push(outbox, ANN, Attributes({"firstName": "Back"}), Track(("new",)))
+        await drained(outbox)
+        assert erased.waiting == 16
+        await until(lambda: delivery.state().in_flight == 0)
+    assert [list(body)[-1] for body in sent(sandbox.requests, ANN)] == ["firstName", "firstName", "addTags"]
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert (contact.first_name, [*contact.tags]) == ("Back", ["new"])
+    stats = await outbox.stats()
+    assert (stats.counters["delivered"], stats.counters["erased"]) == (2, 16)
+
+
+class OnceFailing(Unreliable):
+    """Its first `move_gate` fails."""
+
+    async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
+        self._check("move_gate")
+        return await self._outbox.move_gate(before, after)
+
+
+async def test_a_probe_whose_end_could_not_be_stored_holds_nobody_up(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    _, url = sendx
+    for number in range(3):
+        await push(outbox, f"{number}@example.com", HELLO)
+    await outbox.move_gate(None, Closure(until=0.0, tries=1))
+    failures = iter([True])
+    calls: list[str] = []
+
+    def fails(call: str) -> bool:
+        calls.append(call)
+        return call == "move_gate" and next(failures, False)
+
+    unreliable: Any = OnceFailing(outbox, fails)
+    async with running(forwarder(unreliable, url)):
+        await drained(outbox)
+    assert len(calls) < 60, "it asked again and again"
+
+
+async def test_a_forwarder_that_waits_for_the_probe_of_another_does_not_spin(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    _, url = sendx
+    shut = Closure(until=0.0, tries=1)
+    await push(outbox, ANN, HELLO)
+    await push(outbox, BOB, HELLO)
+    await outbox.move_gate(None, shut)
+    (probe,) = (await outbox.claim(1, 9, 60, probe=shut)).leases
+    calls: list[str] = []
+
+    def fails(call: str) -> bool:
+        calls.append(call)
+        return False
+
+    watched: Any = Unreliable(outbox, fails)
+    async with running(forwarder(watched, url)):
+        await until(lambda: len(calls) >= 2)
+        assert await outbox.settle(Settlement(probe, ()))
+        await outbox.move_gate(shut, None)
+        await drained(outbox)
+    assert len(calls) < 60, "it asked again and again"
+
+
+async def test_an_increment_that_waits_for_its_turn_is_not_ambiguous_after_a_crash(
+    tmp_path: Path, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    ages: dict[str, Any] = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90), "min_free_bytes": 0}
+    outbox = await open_outbox(tmp_path / "rated.db", create=True, **ages)
+    for number in range(20):
+        await push(outbox, f"{number}@example.com", COUNT)
+    task = asyncio.create_task(forwarder(outbox, url, rate=2.0).run(), name="delivery-under-test")
+    await until(lambda: sandbox.total >= 1)
+    claimed = await outbox._thread.submit(
+        lambda connection: connection.execute("SELECT count(*) FROM pushes WHERE started").fetchone()[0]
+    )
+    assert claimed <= 1, "what has to wait for its turn is not claimed"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await outbox.close()
+
+
 async def test_a_stop_past_its_deadline_gives_the_lane_back_at_once(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
@@ -578,29 +731,6 @@ async def test_a_fault_in_the_program_ends_it_loudly_and_holds_nobody_up(outbox:
         await delivery.run()
     assert not delivery.state().running
     assert [lease.failures for lease in (await outbox.claim(9, 9, 60)).leases] == [1]
-
-
-class Unreliable:
-    """The real outbox behind a disk that fails now and then: every call first asks `fails`."""
-
-    def __init__(self, outbox: SqliteOutbox, fails: Callable[[str], bool]) -> None:
-        self._outbox = outbox
-        self._fails = fails
-
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        self._check("claim")
-        return await self._outbox.claim(lanes, per_lane, lease_seconds, probe=probe)
-
-    async def settle(self, settlement: Settlement) -> bool:
-        self._check("settle")
-        return await self._outbox.settle(settlement)
-
-    def _check(self, call: str) -> None:
-        if self._fails(call):
-            raise StoreUnavailable("The disk is full.", retry_after=0)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._outbox, name)
 
 
 async def test_a_store_that_fails_now_and_then_doubles_no_increment(

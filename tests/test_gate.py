@@ -48,15 +48,49 @@ def test_answers_that_were_under_way_when_the_gate_closed_do_not_lengthen_its_ba
     gate = after(Gate(), Verdict.THROTTLED)
     for lane in range(60):
         gate = after(gate, Verdict.THROTTLED, lane=lane)
-    assert gate.closure == Closure(NOW + 1, throttles=1)
+    assert gate.closure == Closure(NOW + 1, tries=1)
     assert after(gate, Verdict.THROTTLED, retry_after=20.0).until == NOW + 20
     assert after(gate, Verdict.DELIVERED).until == NOW + 1
 
 
 @pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED])
-def test_a_probe_without_an_answer_leaves_the_gate_half_open(verdict: Verdict) -> None:
+def test_a_probe_without_an_answer_shuts_the_gate_for_longer(verdict: Verdict) -> None:
     gate = after(after(Gate(), Verdict.THROTTLED), verdict, probe=True, now=NOW + 5)
-    assert gate.name(NOW + 5) == "half-open"
+    assert gate.closure == Closure(NOW + 7, tries=2, down=True)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED])
+def test_five_lanes_without_an_answer_between_mean_that_sendx_is_down(verdict: Verdict) -> None:
+    gate = Gate()
+    for lane in (1, 2, 3, 4, 4, 1):
+        gate = after(gate, verdict, lane=lane)
+    assert gate.closure is None, "a few contacts whose requests fail are not SendX"
+    shut = after(gate, verdict, lane=5)
+    assert shut.closure == Closure(NOW + 1, tries=1, down=True)
+    assert after(shut, verdict, lane=6) == shut, "it was under way already"
+
+
+@pytest.mark.parametrize(
+    "verdict", sorted(set(Verdict) - {Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.THROTTLED, Verdict.UNAUTHORIZED})
+)
+def test_any_answer_shows_that_sendx_is_there(verdict: Verdict) -> None:
+    gate = Gate()
+    for lane in (1, 2, 3, 4):
+        gate = after(gate, Verdict.UNAVAILABLE, lane=lane)
+    assert after(after(gate, verdict, lane=9), Verdict.UNAVAILABLE, lane=5).closure is None
+    shut = after(gate, Verdict.UNAVAILABLE, lane=5)
+    assert after(shut, verdict, probe=True).closure is None
+
+
+def test_probes_of_a_sendx_that_stays_down_are_never_further_apart_than_half_a_minute() -> None:
+    gate, now, waits = Gate(Closure(NOW, tries=1, down=True)), NOW, []
+    for _ in range(8):
+        gate = after(gate, Verdict.UNREACHED, probe=True, now=now)
+        assert gate.until is not None
+        waits.append(gate.until - now)
+        now = gate.until
+    assert waits == [2, 4, 8, 16, 30, 30, 30, 30]
+    assert after(gate, Verdict.UNAVAILABLE, probe=True, now=now, retry_after=90.0).until == now + 90
 
 
 def test_a_401_halts_at_once_and_probes_once_a_minute() -> None:
@@ -164,6 +198,7 @@ closures = st.none() | st.builds(
     st.floats(0, 1e9),
     st.integers(0, 9),
     st.none() | st.sampled_from(Halt),
+    st.booleans(),
 )
 
 
@@ -174,7 +209,7 @@ def test_nobody_opens_a_gate_that_somebody_else_has_shut_since() -> None:
 
 
 def test_of_two_closures_the_longer_one_holds_and_a_halt_stays() -> None:
-    throttled, refused = Closure(NOW + 300, throttles=3), Closure(NOW + 60, halted=Halt.FORBIDDEN)
+    throttled, refused = Closure(NOW + 300, tries=3), Closure(NOW + 60, halted=Halt.FORBIDDEN)
     assert agreed(throttled, None, refused) == Closure(NOW + 300, 3, Halt.FORBIDDEN)
     assert agreed(refused, None, throttled) == Closure(NOW + 300, 3, Halt.FORBIDDEN)
 
@@ -203,7 +238,7 @@ def test_the_end_of_a_halt_forgets_what_led_to_it() -> None:
 
 def test_without_a_rate_every_turn_is_now() -> None:
     assert Pace().taken(NOW) == (Pace(), NOW)
-    assert Pace().lanes(8) == 8
+    assert Pace().turns(NOW, 8) == 8
 
 
 @given(st.floats(0.1, 1_000), st.lists(st.floats(0, 100), min_size=2, max_size=50))
@@ -219,6 +254,19 @@ def test_turns_are_never_closer_than_the_rate_allows_and_never_before_they_are_a
     assert all(later - earlier >= 1 / rate - 1e-6 for earlier, later in pairwise(turns))
 
 
-@pytest.mark.parametrize(("rate", "lanes"), [(0.1, 1), (1, 2), (3, 6), (100, 8)])
-def test_at_a_slow_pace_few_lanes_are_out_at_once(rate: float, lanes: int) -> None:
-    assert Pace(rate).lanes(8) == lanes
+@pytest.mark.parametrize(("rate", "turns"), [(0.1, 1), (10, 1), (100, 3), (1_000, 8)])
+def test_only_turns_that_come_very_soon_are_given_out(rate: float, turns: int) -> None:
+    pace = Pace(rate)
+    assert pace.turns(NOW, 8) == turns
+    for _ in range(turns + 30):
+        pace, _ = pace.taken(NOW)
+    assert pace.turns(NOW, 8) == 0
+    assert pace.turns(pace.free_at, 8) == turns
+
+
+def test_a_closure_that_a_wrong_clock_made_does_not_last() -> None:
+    year = Gate(Closure(NOW + 365 * 86_400, tries=1))
+    assert year.within_reason(NOW).until == NOW
+    hour = Gate(Closure(NOW + 3_600, halted=Halt.KEY))
+    assert hour.within_reason(NOW) == hour
+    assert Gate().within_reason(NOW) == Gate()

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.identity import Trust
+from proxy.identity import Trust, Visitor
+from proxy.outbox import Settlement
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.plans import Enqueue, Facts, Hold, Plan, Remember
 from proxy.pushes import Track
+from proxy.sqlite_file import APPLICATION_ID, SQL
 from proxy.sqlite_sweep import STEP_ROWS
 from tests.live import eventually
 
@@ -163,18 +165,25 @@ async def test_a_job_that_fails_after_it_has_written_is_undone_alone(
     await outbox.close()
 
 
-async def test_a_store_of_an_older_version_is_brought_up_to_date_and_keeps_what_waits(tmp_path: Path) -> None:
-    outbox = await opened(tmp_path / "scq.db")
-    await outbox.append(one_push)
-    site_key = outbox.site_key
-    await outbox.close()
+async def test_a_store_of_an_older_version_is_brought_up_to_date_and_keeps_what_it_has(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "scq.db")
-    connection.executescript("DROP TABLE gate; DROP INDEX dead_id; DROP INDEX visitors_left; PRAGMA user_version=1")
+    push = (1, 1, "i" * 32, "A@example.com", 2, "track", b'{"addTags":["a"]}', 5.5)
+    connection.executescript(f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1; {SQL['schema']}")
+    connection.execute("INSERT INTO meta VALUES ('site_key', ?)", (b"k" * 32,))
+    connection.execute("INSERT INTO lanes (key, waiting, ready_at) VALUES ('a@example.com', 1, 5.5)")
+    connection.execute(
+        "INSERT INTO pushes (seq, lane, id, address, trust, kind, body, since) VALUES (?,?,?,?,?,?,?,?)", push
+    )
+    connection.execute("INSERT INTO dead VALUES (2,?,?,?,?,?,?,?,1,'rejected','HTTP 400',6.5)", push[1:])
+    connection.commit()
     connection.close()
+    (tmp_path / "scq.db").chmod(0o600)
     outbox = await opened(tmp_path / "scq.db")
-    assert outbox.site_key == site_key
+    stats = await outbox.stats()
+    assert (outbox.site_key, stats.waiting, stats.dead) == (b"k" * 32, 1, 1)
     claim = await outbox.claim(9, 9, 60)
-    assert (len(claim.leases), claim.closure) == (1, None)
+    assert ([push.seq for push in claim.leases[0].pushes], claim.closure) == ([1], None)
+    assert (await outbox.erase("a@example.com")).dead == 1
     await outbox.close()
 
 
@@ -209,6 +218,46 @@ async def test_a_sweep_takes_many_steps_and_leaves_what_is_still_needed(tmp_path
     stats = await outbox.stats()
     assert stats.counters["hold_expired"] == many - 1
     assert (stats.holding, stats.health.log_frames is not None) == (1, True)
+    await outbox.close()
+
+
+async def test_an_erasure_that_was_interrupted_is_finished_by_the_next_sweep(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    known = Visitor("v", "new@example.com", Trust.VERIFIED, issued=1)
+    ops = (Remember("i" * 32, "v", known), Hold("h" * 32, "v", Track(("a",))))
+    await outbox.append(lambda facts: Plan(ops, None))
+    await outbox._thread.submit(lambda connection: outbox._erase(connection, "new@example.com"))
+    await outbox.close()  # as a crash would: before the steps
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.sweep()
+    stats = await outbox.stats()
+    assert (stats.holding, stats.counters["hold_erased"]) == (0, 1)
+    await outbox.close()
+    assert b"new@example.com" not in (tmp_path / "scq.db").read_bytes()
+
+
+async def test_times_that_a_wrong_clock_has_set_do_not_last(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    lease = (await outbox.claim(9, 9, 60)).leases[0]
+    await outbox.settle(Settlement(lease, (), 1, time.time() + 365 * 86_400))
+    await outbox.close()
+    outbox = await opened(tmp_path / "scq.db")
+    assert len((await outbox.claim(9, 9, 60)).leases) == 1
+    await outbox.close()
+
+
+async def test_a_file_that_gives_no_pages_back_does_not_keep_the_sweep_busy(tmp_path: Path) -> None:
+    await (await opened(tmp_path / "scq.db")).close()
+    connection = sqlite3.connect(tmp_path / "scq.db")
+    connection.executescript("PRAGMA journal_mode=DELETE; PRAGMA auto_vacuum=NONE; VACUUM; CREATE TABLE filler (x)")
+    connection.executemany("INSERT INTO filler VALUES (?)", [(bytes(4_000),)] * 4_000)
+    connection.commit()
+    connection.executescript("DROP TABLE filler")
+    connection.close()
+    outbox = await opened(tmp_path / "scq.db")
+    async with asyncio.timeout(20):
+        await outbox.sweep()
     await outbox.close()
 
 

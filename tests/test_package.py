@@ -23,7 +23,7 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 
 TOP_LEVEL = {
-    *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml"),
+    *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "constraints.txt", "pyproject.toml"),
     *("proxy", "static", "tests", "examples"),
 }
 DOTFILES = {".ci", ".gitignore"}

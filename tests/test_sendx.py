@@ -48,7 +48,7 @@ def legacy(url: str) -> Upstream:
 
 
 async def send(upstream: Upstream, body: Attributes | Track, *, now: float = 0) -> Answer:
-    async with Client(upstream, timeout_seconds=10, clock=lambda: now) as client:
+    async with Client(timeout_seconds=10, clock=lambda: now) as client:
         return await client.send(upstream.request_for(ADDRESS, body))
 
 
@@ -147,7 +147,7 @@ def test_an_identify_with_nothing_but_the_address_is_just_that() -> None:
 async def test_any_address_reaches_sendx_as_it_is(sandbox: tuple[Sandbox, str], address: str) -> None:
     state, url = sandbox
     for upstream in (rest(url), legacy(url)):
-        async with Client(upstream, timeout_seconds=10) as client:
+        async with Client(timeout_seconds=10) as client:
             for body in (Attributes(), Track(("t",))):
                 answer = await client.send(upstream.request_for(address, body))
                 assert answer.verdict is Verdict.DELIVERED
@@ -222,7 +222,7 @@ async def test_a_request_without_an_answer_ends_at_its_deadline_and_the_next_one
     state, url = sandbox
     state.script("*", Fault(kind="hang"))
     upstream = rest(url)
-    async with Client(upstream, timeout_seconds=1) as client:
+    async with Client(timeout_seconds=1) as client:
         hung = await client.send(upstream.request_for(ADDRESS, Attributes()))
         assert (hung.verdict, hung.timed_out, hung.status) == (Verdict.UNAVAILABLE, True, None)
         assert hung.detail == "no answer in time"

@@ -219,10 +219,12 @@ class Model:
         dead = [(owner, item) for owner, item in self.dead if owner in lanes or lane_key(item.address) in keys]
         self.dead = [entry for entry in self.dead if entry not in dead]
         self.aliases = {alias: target for alias, target in self.aliases.items() if alias not in keys}
-        for lane in lanes:
-            del self.lanes[lane.key]
-        self.erased |= keys
         waiting = sum(len(lane.items) for lane in lanes)
+        for lane in lanes:
+            lane.items, lane.address, lane.parked = [], None, False
+            if lane.lease is None:  # else what comes next waits for whoever holds it
+                del self.lanes[lane.key]
+        self.erased |= keys
         self.counters["erased"] += waiting + len(dead)
         self.counters["hold_erased"] += held
         return Erased(waiting, held, len(dead), len(gone))

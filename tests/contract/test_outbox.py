@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from proxy.errors import StoreUnavailable
 from proxy.gate import Closure, Halt
 from proxy.identity import Trust, Visitor
-from proxy.outbox import Claim, DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
+from proxy.outbox import (
+    Claim,
+    DeadFilter,
+    DeadReason,
+    Erased,
+    Fate,
+    LastIdentify,
+    Lease,
+    Outbox,
+    Settled,
+    Settlement,
+    Stats,
+)
 from proxy.outbox_sqlite import open_outbox
 from proxy.plans import (
     Alias,
@@ -34,6 +48,8 @@ from proxy.plans import (
     Refused,
     Remember,
     Retire,
+    Schedule,
+    Scheduled,
     Seen,
     Verify,
     VisitorFacts,
@@ -147,6 +163,26 @@ async def test_a_lane_in_back_off_waits_and_delays_no_other(outbox: Outbox) -> N
     await carry_out(outbox, queued("a@example.com"), queued("b@example.com"))
     (other,) = await claim(outbox)
     assert other.pushes[0].address == "b@example.com"
+
+
+async def test_what_is_put_off_waits_until_somebody_who_is_vouched_for_comes(outbox: Outbox) -> None:
+    later = time.time() + 3_600
+    first, again = queued("a@example.com", trust=Trust.ASSERTED), queued("a@example.com", trust=Trust.ASSERTED)
+    await carry_out(outbox, msgspec.structs.replace(first, not_before=later), again)
+    assert not await claim(outbox)
+    await carry_out(outbox, queued("a@example.com"))
+    (lease,) = await claim(outbox)
+    assert len(lease.pushes) == 3
+    await outbox.settle(Settlement(lease, (), 1, later))
+    await carry_out(outbox, queued("a@example.com"))
+    assert not await claim(outbox), "a back-off is no putting off"
+
+
+async def test_a_schedule_is_kept(outbox: Outbox) -> None:
+    assert await read(outbox, lambda facts: facts.schedule(Schedule.SIGN_UPS)) == 0
+    await carry_out(outbox, Scheduled(Schedule.SIGN_UPS, 5.5), Scheduled(Schedule.SIGN_UPS, 7.5))
+    assert await read(outbox, lambda facts: facts.schedule(Schedule.SIGN_UPS)) == 7.5
+    assert await read(outbox, lambda facts: facts.schedule(Schedule.TRACES)) == 0
 
 
 async def test_a_lease_that_has_ended_is_claimed_again_and_its_late_settlement_changes_nothing(outbox: Outbox) -> None:
@@ -533,15 +569,62 @@ async def test_erasing_by_an_old_address_erases_the_person_who_moved(outbox: Out
     assert await read(outbox, lambda facts: facts.alias("old@example.com")) is None
 
 
-async def test_a_lease_on_an_erased_person_is_void_and_stays_so_when_they_come_back(outbox: Outbox) -> None:
-    await carry_out(outbox, queued("a@example.com"))
+async def test_a_lease_on_an_erased_person_is_void_and_what_comes_next_waits_for_its_end(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"), queued("a@example.com", Attributes(new_email="b@example.com")))
     (lease,) = await claim(outbox)
+    assert await outbox.holds(lease)
     await outbox.erase("a@example.com")
-    await carry_out(outbox, queued("a@example.com"))
+    assert not await outbox.holds(lease)
+    back = queued("a@example.com")
+    await carry_out(outbox, back)
+    assert not await claim(outbox), "a request under the void lease may still be on the wire"
+    await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert await read(outbox, lambda facts: facts.alias("a@example.com")) is None
     (again,) = await claim(outbox)
-    assert not await outbox.settle(settled(lease, Fate.DELIVERED))
+    assert (ids(again), again.last) == ([back.id], None)
     assert await outbox.settle(settled(again, Fate.DELIVERED))
-    assert (await outbox.stats()).waiting == 0
+    stats = await outbox.stats()
+    assert (stats.waiting, stats.counters["erased"], stats.counters["delivered"]) == (0, 2, 1)
+
+
+async def test_a_void_lease_whose_holder_is_gone_ends_like_any_other(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com", INCREMENT))
+    await claim(outbox, seconds=0)
+    await outbox.erase("a@example.com")
+    back = queued("a@example.com")
+    await carry_out(outbox, back)
+    (lease,) = await claim(outbox)
+    assert ids(lease) == [back.id]
+    assert (await outbox.stats()).dead == 0
+
+
+async def test_who_comes_back_while_an_erasure_goes_on_is_not_forgotten_again(outbox: Outbox) -> None:
+    before, after = push_id(), push_id()
+    gone = Visitor("v", "a@example.com", Trust.VERIFIED, issued=1)
+    await carry_out(outbox, Remember(before, "v", gone))
+    erasing = asyncio.create_task(outbox.erase("a@example.com"))
+    await asyncio.sleep(0)
+    back = Visitor("w", "a@example.com", Trust.VERIFIED, issued=2)
+    await carry_out(outbox, Remember(after, "w", back), Hold(push_id(), "w", Track(("a",))))
+    await erasing
+    assert await read(outbox, lambda facts: facts.seen(before)) == Seen("", None)
+    assert await read(outbox, lambda facts: facts.seen(after)) == Seen("w", back)
+    assert (await outbox.stats()).holding == 1
+
+
+async def test_what_is_known_of_a_contact_does_not_outlive_a_merge(outbox: Outbox) -> None:
+    await carry_out(
+        outbox, queued("new@example.com"), queued("old@example.com", Attributes(new_email="new@example.com"))
+    )
+    leases = {lease.pushes[0].address: lease for lease in await claim(outbox)}
+    await outbox.settle(settled(leases["old@example.com"], Fate.DELIVERED))
+    late = msgspec.structs.replace(
+        settled(leases["new@example.com"], Fate.DELIVERED), last=LastIdentify(b"digest", time.time())
+    )
+    await outbox.settle(late)
+    await carry_out(outbox, queued("new@example.com"))
+    (lease,) = await claim(outbox)
+    assert lease.last is None
 
 
 async def test_a_late_retry_for_an_erased_person_is_counted_as_accepted_and_erased(outbox: Outbox) -> None:
@@ -552,7 +635,7 @@ async def test_a_late_retry_for_an_erased_person_is_counted_as_accepted_and_eras
 
 # --- the gate
 
-SHUT = Closure(until=1_000.0, throttles=2, halted=Halt.KEY)
+SHUT = Closure(until=1_000.0, tries=2, halted=Halt.KEY)
 
 
 async def test_nothing_is_claimed_through_a_shut_gate_but_one_probe(outbox: Outbox) -> None:
@@ -577,6 +660,16 @@ async def test_a_probe_that_never_comes_back_ends_with_its_lease(outbox: Outbox)
     await outbox.move_gate(None, SHUT)
     assert (await outbox.claim(9, 9, 0, probe=SHUT)).leases
     assert (await outbox.claim(9, 9, 60, probe=SHUT)).leases
+
+
+async def test_a_probe_takes_the_lane_that_has_failed_least(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("a@example.com"), queued("b@example.com"))
+    for lease in await claim(outbox):
+        failures = 3 if lease.pushes[0].address == "a@example.com" else 0
+        await outbox.settle(Settlement(lease, (), failures, time.time() - 60 * failures))
+    await outbox.move_gate(None, SHUT)
+    (probe,) = (await outbox.claim(9, 9, 60, probe=SHUT)).leases
+    assert probe.pushes[0].address == "b@example.com"
 
 
 async def test_without_a_lane_to_send_no_probe_is_out(outbox: Outbox) -> None:
