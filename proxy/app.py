@@ -165,7 +165,8 @@ def create_app(
             service = Service(settings, outbox, reread)
             await stack.enter_async_context(service.running())
             app.state.failure = service.failure  # `serving` ends the process when it is done
-            app.state.reload = service.reload  # and calls this on SIGHUP
+            if reread is not None:
+                app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
             yield
 

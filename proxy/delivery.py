@@ -276,7 +276,6 @@ class Delivery:
             answer = await self._send_or_introduce(client, turn, group)
         if answer is None:
             turn.on_wire = None
-            turn.retry_at = self._account.gate.until
             return False
         retry_at = self._account.retry_at(turn.failures, answer.retry_after_seconds)
         lane = turn.lease.lane
@@ -331,15 +330,17 @@ class Delivery:
             await _wait(self._stopping, seconds)
         if not await self._outbox.holds(turn.lease) or not self._may_send(turn):
             return None
-        request = self._upstream.request_for(address, body)
+        upstream = self._upstream
+        request = upstream.request_for(address, body)
         turn.on_wire = body
         self._in_flight += 1
         try:
             answer = await client.send(request)
         finally:
             self._in_flight -= 1
-        self._account.observe(answer, lane=turn.lease.lane, probe=turn.probe)
-        turn.probe = False
+        if upstream is self._upstream:  # else the answer is about a key that is not used any more
+            self._account.observe(answer, lane=turn.lease.lane, probe=turn.probe)
+            turn.probe = False
         self._changed.set()
         return answer
 
@@ -368,9 +369,7 @@ class Delivery:
             turn.failures = 0
             # What comes behind a change of address must be claimed again: the store knows the new one.
             return not (isinstance(step, Delivered) and _moves(group.body))
-        if isinstance(step, Keep):
-            turn.retry_at = self._account.gate.until
-        else:
+        if not isinstance(step, Keep):  # else the gate decides, which may open before its time
             self._back_off(turn, retry_at)
         return False
 

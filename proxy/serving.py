@@ -48,6 +48,7 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
     stopped as by a signal, then `SystemExit(1)` is raised, so that whoever supervises the process starts it anew.
     """
     async with contextlib.AsyncExitStack() as stack:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
         sockets = [stack.enter_context(_listen(site)) for site in sites]
         for site in sites:
             await stack.enter_async_context(site.app.router.lifespan_context(site.app))
@@ -121,12 +122,16 @@ def _stop_on_failures(sites: Sequence[Site], servers: Sequence[uvicorn.Server]) 
 
 
 def _reload_on_signal(sites: Sequence[Site]) -> None:
-    def reload() -> None:
-        for site in sites:
-            if hasattr(site.app.state, "reload"):
-                site.app.state.reload()
+    reloads = [site.app.state.reload for site in sites if hasattr(site.app.state, "reload")]
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    def reload() -> None:
+        for each in reloads:
+            each()
+
+    if reloads:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    else:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a terminal that closes takes the demo along
 
 
 def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:

@@ -140,6 +140,18 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.kill()
 
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = STOP_SECONDS) -> int:
+        """Until it has ended; returns the exit code, negative for a signal."""
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+    def serves(self) -> bool:
+        return self._answers("/healthz")
+
     def _answers(self, path: str) -> bool:
         with suppress(httpx.TransportError):
             return httpx.get(self.url + path).status_code == 200

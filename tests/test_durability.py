@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import stat
 import subprocess
 import threading
@@ -300,6 +301,23 @@ def test_sigterm_while_sendx_hangs_ends_it_too(server: Server, sandbox: Sandbox)
     eventually(lambda: requests_about(sandbox, ann))
     assert server.stop() == 0
     assert "Traceback" not in server.log
+    sandbox.heal()
+    server.start()
+    arrives(sandbox, ann, "+cart-1", PATIENCE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(
+    server: Server, sandbox: Sandbox, number: signal.Signals
+) -> None:
+    sandbox.stand("*", Fault("hang"))
+    ann = new_email()
+    Browser(server).push(login(ann), track("cart-1"))
+    eventually(lambda: requests_about(sandbox, ann))
+    server.signal(number)
+    eventually(lambda: not server.serves())
+    server.signal(number)
+    assert server.wait() == -number
     sandbox.heal()
     server.start()
     arrives(sandbox, ann, "+cart-1", PATIENCE)
