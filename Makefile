@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test soak scale lint pins clean
+.PHONY: help run test soak soak-browser scale sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -13,7 +13,9 @@ help:
 	@echo '             make test ARGS="tests/test_settings.py -k secret" for some of the tests'
 	@echo '             make test PYTHON=python3.13 on another Python'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
+	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
+	@echo 'make sizes   how large the script is, beside others from npm; needs the network'
 	@echo 'make lint    the checks without the tests: ruff, mypy'
 	@echo 'make pins    bring constraints.txt up to date: the newest version of everything'
 	@echo 'make clean   remove .venv and everything else that these commands made'
@@ -32,9 +34,17 @@ soak:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.soak --kills 200 $(ARGS)
 
+soak-browser:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.soak_browser --leaves 1000 --engine all $(ARGS)
+
 scale:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.scale $(ARGS)
+
+sizes:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.sizes $(ARGS)
 
 lint:
 	@bash .ci/setup lint

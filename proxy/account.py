@@ -17,7 +17,7 @@ import msgspec
 
 from proxy.gate import Admission, Closure, Concurrency, Gate, Halt, Pace
 from proxy.identity import Trust
-from proxy.outbox import Fate, Settled, Waiting
+from proxy.outbox import Fate, Lease, Settled, Waiting
 from proxy.pushes import Attributes, Track
 from proxy.retry import Limits, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.sendx import Answer
@@ -141,10 +141,12 @@ class Account:
         )
         _log_change(before, self.gate, now)
 
-    def step(self, verdict: Verdict, push: Waiting, *, lane: int, retry_at: float) -> Step:
+    def step(self, verdict: Verdict, push: Waiting, *, lease: Lease, retry_at: float) -> Step:
         """What becomes of a push after an answer that was observed."""
+        lane = lease.lane
         introduced = isinstance(push.body, Track) and push.trust is Trust.VERIFIED
-        tried = Tried(increments(push.body), push.attempts, self._clock() - push.since, introduced)
+        pressed = lease.pressed and push.trust is Trust.ASSERTED and self.gate.closure is None
+        tried = Tried(increments(push.body), push.attempts, self._clock() - push.since, introduced, pressed)
         return next_step(
             verdict,
             tried,

@@ -48,14 +48,18 @@ from proxy.plans import (
     Remember,
     Retire,
     Schedule,
-    Scheduled,
     Verify,
 )
 from proxy.policy import Policy, Refusal, vouch
-from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Reason, Reset, Track, lane_key
+from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track, lane_key
+from proxy.turns import Turns
 
 _TYPED_AGE = timedelta(days=1)
-_HOUR = 3_600.0  # seconds
+# After a log-in, for what was on its way: who knew this browser before must not push for who is in it now.
+_STRAGGLER_SECONDS = 60.0
+_REPEAT_SECONDS = 3_600.0  # in which a repeated log-in logs in: as long as its token may be good for
+_NAMES_COUNTED = 20  # per request, of what is not offered
+_STRANGERS_SHARE = 250  # pushes that may wait for an address that nobody has vouched for
 _ASSERTED_SHARE = 4  # the part of a lane that pushes of asserted trust may fill is one of so many
 _REVERIFY_AFTER = timedelta(hours=1)  # a login on every page need not renew the cookie on every page
 
@@ -74,9 +78,10 @@ class _Judgement:
         self.ops: list[Op] = []
         self.taken: set[str] = set()  # ids accepted or held by this request
         self.queued: dict[str, int] = {}  # pushes this request adds, by lane key
-        self.schedules: dict[Schedule, float] = {}  # as this request leaves them
+        self.turns = Turns(facts, self.ops, self.now)
         self.held: list[Hold] = []  # by this request, for the current visitor
         self.emptied: set[str] = set()  # visitors of whom this request has taken all that the store holds
+        self.not_offered: set[tuple[str, str]] = set()
         self.next_session: str | None = None
         self.known = False  # something of this visitor is stored, so a cookie is due
         self.moved = False  # this request has said who the browser is: what is known from earlier comes too late
@@ -110,8 +115,8 @@ class _Judgement:
 
     def _bind_stragglers(self) -> None:
         """Pushes held for a visitor who is identified by now: sent by a tab that had no cookie yet."""
-        if self.cookie and self.cookie.email and not self.stale_session and not self._recently_erased():
-            self._bind(self.cookie.email, self._trust())
+        if self.cookie and self.cookie.email and not self.stale_session:
+            self._bind(self.cookie.email, self._trust(), forgotten=self._recently_erased())
 
     def _new_cookie(self) -> Visitor | None:
         if not self.known or self.stale_session:
@@ -128,7 +133,7 @@ class _Judgement:
 
     def _result(self, candidate: Candidate) -> Result:
         push = candidate.push
-        if push.id is not None and self._is_duplicate(push.id):
+        if push.id is not None and self._is_duplicate(push):
             return Result(push.id, Status.DUPLICATE)
         if isinstance(push, BadPush):
             return self._refuse(push.id, Refusal(push.reason, push.where))
@@ -147,22 +152,29 @@ class _Judgement:
             case Consent(granted):
                 return self._consent(push.id, granted)
 
-    def _is_duplicate(self, push_id: str) -> bool:
-        if push_id in self.taken:
-            return True
-        seen = self.facts.seen(push_id)
+    def _is_duplicate(self, push: Push | BadPush) -> bool:
+        if push.id is None or push.id in self.taken:
+            return push.id is not None
+        seen = self.facts.seen(push.id)
         if seen is None:
             return False
-        if seen.after is not None and not self.moved:
-            self._become(push_id, seen.shown, seen.after)
+        if seen.after is not None and not self.moved and self._still_says(seen.after, seen.at, push):
+            self._become(push.id, seen.shown, seen.after)
         return True
+
+    def _still_says(self, after: Visitor, at: float, push: Push | BadPush) -> bool:
+        """An id that others saw must not be a log-in for ever, nor in another call than its own."""
+        if after.email is None:
+            return True
+        fresh = after.trust is not Trust.VERIFIED or self.now <= at + _REPEAT_SECONDS
+        return fresh and isinstance(push, Push) and isinstance(push.call, Identify)
 
     def _become(self, push_id: str, first_shown: str, after: Visitor) -> None:
         """Take up who the browser was after a push that is known already; the cookie is issued again."""
         shown = self.request.cookie.id if self.request.cookie else None
         if shown not in (None, first_shown, after.id) or self.facts.visitor(after.id).retired:
             return
-        newer = self.cookie is not None and self.cookie.id == after.id and _supersedes(self.cookie, after)
+        newer = self.cookie is not None and self.cookie.id == after.id and self.cookie.supersedes(after)
         after = self._present(after) or Visitor(after.id, consent=after.consent)
         self.who = self.who if newer else after
         self.left = self.facts.visitor(after.id).left
@@ -263,8 +275,7 @@ class _Judgement:
             self._enqueue(push_id, email, trust, self._shielded(attributes, email, trust), not_before)
         if after is not None:
             self.who, self.moved = after, True
-            if not forgotten:
-                self._bind(email, trust)
+            self._bind(email, trust, forgotten=forgotten)
         if token is not None:
             self.ops += [Verify(lane_key(email)), EndAlias(lane_key(email))]
         self._remember(push_id, after=after)
@@ -272,7 +283,8 @@ class _Judgement:
 
     def _offered(self, identify: Identify, trust: Trust, token: Vouched | None) -> tuple[Attributes, tuple[str, ...]]:
         attributes, dropped = self.policy.trim_identify(identify.attributes, trust)
-        self.ops += [NotOffered(name, setting) for name, setting in self.policy.settings_for(dropped, trust)]
+        for name, setting in self.policy.settings_for(dropped, trust):
+            self._note_not_offered(name, setting)
         dropped += identify.ignored
         if token is not None:
             attributes = vouch(attributes, token.attributes)
@@ -282,7 +294,6 @@ class _Judgement:
         return attributes, dropped
 
     def _is_late(self, token: Vouched) -> bool:
-        """Whether the token is older than the erasure of its person, whom it would bring back."""
         erased_at = self.facts.erased_at(lane_key(token.email))
         return erased_at is not None and token.issued <= erased_at
 
@@ -326,16 +337,15 @@ class _Judgement:
         """Whether a log-out or a consent is remembered. That of somebody known always is; of nobody, only so many: anybody can send them."""
         if self.who.email is not None or self.left is not None or self.held or self._holding():
             return True
-        visitor = self.facts.visitor(self.who.id)
-        if visitor.identified and not visitor.retired:
+        if self.facts.visitor(self.who.id).identified is not None:
             return True  # a tab without the cookie of the person who is logged in
-        free = self.facts.schedule(Schedule.TRACES) <= self.now + _HOUR
-        return free and self._turn(Schedule.TRACES, self.limits.traces_per_hour) <= self.now
+        free = self.turns.is_free(Schedule.TRACES)
+        return free and self.turns.take(Schedule.TRACES, self.limits.traces_per_hour) <= self.now
 
     def _start_anew(self, push_id: str, *, trace: bool = True) -> None:
         """Retire this visitor and its `s`, and go on as a new anonymous one."""
         for visitor in {self.who.id, self.derived or self.who.id}:
-            if trace:
+            if trace and not self._is_somebody_elses(visitor):
                 self.ops.append(Retire(visitor))
             self.emptied.add(visitor)
         self.next_session = next_session(push_id, self.facts.site_key)
@@ -343,13 +353,20 @@ class _Judgement:
         self.who, self.moved = Visitor(self.derived, consent=self.who.consent), True
         self.held.clear()
 
-    def _bind(self, email: str, trust: Trust) -> None:
-        """Hand what is held for this visitor to the lane, or refuse it."""
+    def _is_somebody_elses(self, visitor: str) -> bool:
+        """An `s`, or a cookie from before a log-in, is known to whoever used the browser earlier: it logs nobody out."""
+        identified = self.facts.visitor(visitor).identified
+        proven = self.who.email is not None and self.who.id == visitor
+        return not proven and identified is not None and self.now > identified + _STRAGGLER_SECONDS
+
+    def _bind(self, email: str, trust: Trust, *, forgotten: bool = False) -> None:
+        """Hand what is held for this visitor to the lane, or refuse it. `forgotten`: the person was erased a short while ago."""
         facts = self.facts.visitor(self.who.id)
         key = lane_key(email)
-        held = [(push.id, push.track) for push in self.facts.held(self.who.id)] if self._holding() else []
+        held = [(push.id, push.track, push.since) for push in self.facts.held(self.who.id)] if self._holding() else []
         self.emptied.add(self.who.id)
-        held += [(hold.id, hold.track) for hold in self.held]
+        held += [(hold.id, hold.track, self.now) for hold in self.held]
+        late = float("inf") if facts.identified is None else facts.identified + _STRAGGLER_SECONDS
         left, self.left = self.left, None
         if left is not None or not facts.identified:
             self.ops.append(Identified(self.who.id))
@@ -357,9 +374,9 @@ class _Judgement:
             return
         keep: list[str] = []
         refuse: list[tuple[str, Reason]] = []
-        for push_id, track in held:
+        for push_id, track, since in held:
             refusal = self.policy.judge_track(track, trust)
-            if left not in (None, key):
+            if left not in (None, key) or forgotten or since > late:
                 refuse.append((push_id, Reason.IDENTITY_CHANGED))
             elif refusal is not None:
                 refuse.append((push_id, refusal.reason))
@@ -386,16 +403,7 @@ class _Judgement:
         if lane.verified or lane.waiting or self.queued.get(key):
             return 0.0  # known here, or already waiting its turn
         # Half of an hour's worth at once, the rest evenly: in no hour are there more.
-        return self._turn(Schedule.SIGN_UPS, self.limits.sign_ups_per_hour / 2)
-
-    def _turn(self, name: Schedule, per_hour: float) -> float:
-        """Takes the next turn of something that may happen so often in an hour, an hour's worth at once; when it comes."""
-        if not per_hour:
-            return self.now
-        until = max(self.schedules.get(name) or self.facts.schedule(name), self.now) + _HOUR / per_hour
-        self.schedules[name] = until
-        self.ops.append(Scheduled(name, until))
-        return max(until - _HOUR, self.now)
+        return self.turns.take(Schedule.SIGN_UPS, self.limits.sign_ups_per_hour / 2)
 
     def _remember(self, push_id: str, *, after: Visitor | None = None, trace: bool = True) -> None:
         self.taken.add(push_id)
@@ -408,8 +416,13 @@ class _Judgement:
     def _refuse(self, push_id: str | None, refusal: Refusal) -> Result:
         self.ops.append(Refused(refusal.reason))
         if refusal.tag is not None:
-            self.ops.append(NotOffered(refusal.tag, self.policy.tag_setting(self._trust())))
+            self._note_not_offered(refusal.tag, self.policy.tag_setting(self._trust()))
         return Result(push_id, Status.REFUSED, refusal.reason, refusal.where, ADVICE[refusal.reason])
+
+    def _note_not_offered(self, name: str, setting: str) -> None:
+        if len(self.not_offered) < _NAMES_COUNTED and (name, setting) not in self.not_offered:
+            self.not_offered.add((name, setting))
+            self.ops.append(NotOffered(name, setting))
 
     def _trust(self) -> Trust:
         return self.who.trust_at(self.now, self.limits.verified_for)
@@ -424,14 +437,10 @@ class _Judgement:
     def _lane_full(self, email: str, trust: Trust) -> Refusal | None:
         """Anybody can assert any address: that must not fill the lane of the person whose it is."""
         key = lane_key(email)
-        room = self.limits.lane_max if trust is Trust.VERIFIED else max(1, self.limits.lane_max // _ASSERTED_SHARE)
-        if self.facts.lane(key).waiting + self.queued.get(key, 0) >= room:
+        lane, room = self.facts.lane(key), self.limits.lane_max
+        if trust is not Trust.VERIFIED:
+            room = max(1, room // _ASSERTED_SHARE)
+            room = room if lane.verified else min(room, _STRANGERS_SHARE)
+        if lane.waiting + self.queued.get(key, 0) >= room:
             return Refusal(Reason.LANE_FULL)
         return None
-
-
-def _supersedes(cookie: Visitor, after: Visitor) -> bool:
-    """Whether a cookie of the same visitor is of a later state: in the same second, the one that knows an address is."""
-    if cookie.issued == after.issued:
-        return cookie.email is not None and after.email is None
-    return cookie.issued > after.issued

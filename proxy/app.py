@@ -37,7 +37,7 @@ from proxy.policy import Policy
 from proxy.sendx import Upstream
 from proxy.server_api import OPERATIONS, ServerApi, ServerKeys
 from proxy.settings import Gpc, Identify, Settings, rotated
-from proxy.shim import load_shim
+from proxy.shim import load_debug_shim, load_shim
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0
@@ -211,6 +211,7 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
         Route("/prod/push", collector),
         *(Route(path, server_api) for path in OPERATIONS),
         Route(f"{prefix}/scq.js", shim.respond),
+        Route(f"{prefix}/scq.debug.js", load_debug_shim().respond),
         Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
         Route("/prod/{name}.js", shim.respond),
         Route(f"{prefix}/status", ops.status_page),

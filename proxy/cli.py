@@ -29,6 +29,7 @@ from proxy import __version__
 from proxy.app import create_app, open_store_file
 from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli_dead import dead
+from proxy.cli_snippet import snippet
 from proxy.control import ask
 from proxy.demo import run_demo
 from proxy.errors import ConfigError, ScqError, describe
@@ -38,7 +39,7 @@ from proxy.outbox import Erased, RefusedName
 from proxy.pushes import parse_vouched
 from proxy.sandbox import create_sandbox
 from proxy.serving import Site, run, serve
-from proxy.settings import Settings, load_identity_settings, load_prefix, load_settings
+from proxy.settings import Settings, load_identity_settings, load_settings
 from proxy.terminal import (
     AsJson,
     EnvFile,
@@ -47,7 +48,6 @@ from proxy.terminal import (
     env_file_of,
     escaped,
     from_input,
-    host_name,
     public_address,
     store_path,
 )
@@ -199,25 +199,7 @@ def sandbox(
         run(serve([Site(create_sandbox(key=key, team_id=team_id), host, port)], listening))
 
 
-@cli.command()
-def snippet(
-    env_file: EnvFile = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST", callback=host_name, help="Host name of the proxy, if not the page's own: t.example.com."
-        ),
-    ] = "",
-) -> None:
-    """Print the embed tag.
-
-    Paste it into every page, into the head. The script's path follows SCQ_PREFIX.
-    """
-    prefix = load_prefix(os.environ, env_file_of(env_file))
-    base = f"https://{host}" if host else ""
-    sys.stdout.write(
-        f'<script>window._scq = window._scq || [];</script>\n<script async src="{base}{prefix}/scq.js"></script>\n'
-    )
+cli.command()(snippet)
 
 
 @cli.command()

@@ -23,7 +23,7 @@ from proxy.exchange import Answer, Candidate, Limits, Request, Result
 from proxy.identity import CookieCodec, TokenCodec, Visitor, cookie_name, read_cookie, set_cookie
 from proxy.plans import Decide, Plan
 from proxy.policy import Policy
-from proxy.pushes import BadPush, Batch, Identify, Push, lane_key, parse_batch
+from proxy.pushes import BadPush, Identify, Push, lane_key, parse_batch
 
 log = logging.getLogger("proxy.collector")
 
@@ -107,11 +107,9 @@ class Collector:
         client = scope.get("client")
         address = self._addresses.of(client[0] if client else None, headers.forwarded_for)
         self._rate.require(address, time.monotonic())
-        batch: Batch | None = None
-        try:
-            batch = parse_batch(await read_body(receive, headers.content_length))
-        finally:
-            self._rate.spend(address, 1 if batch is None else len(batch.items), time.monotonic())
+        self._rate.spend(address, 1, time.monotonic())  # before the body: many may be on their way at once
+        batch = parse_batch(await read_body(receive, headers.content_length))
+        self._rate.spend(address, max(0, len(batch.items) - 1), time.monotonic())
         now, name = time.time(), cookie_name(origin)
         value = read_cookie(headers.cookie, name)
         visitor = self._cookies.decode(value, now) if value else None

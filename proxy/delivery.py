@@ -278,8 +278,8 @@ class Delivery:
             turn.on_wire = None
             return False
         retry_at = self._account.retry_at(turn.failures, answer.retry_after_seconds)
-        lane = turn.lease.lane
-        steps = [self._account.step(answer.verdict, push, lane=lane, retry_at=retry_at) for push in group.members]
+        lease = turn.lease
+        steps = [self._account.step(answer.verdict, push, lease=lease, retry_at=retry_at) for push in group.members]
         if len(steps) > 1 and any(isinstance(step, Dead) for step in steps):
             turn.on_wire = None
             return await self._send_singly(client, turn, group)

@@ -23,6 +23,7 @@ _MAX_FORWARDED = 1_024  # characters at the end of X-Forwarded-For that can matt
 _GENERATION = 50_000  # client addresses remembered at most, twice over
 _UNKNOWN = "unknown"
 _HOUR = 3_600.0  # seconds
+_MAX_DEBT_SECONDS = 10.0  # for what was let in at once before it was counted: others may share the address
 
 
 class Headers(msgspec.Struct):
@@ -226,7 +227,8 @@ class RateLimit:
             return
         if len(self._young) >= _GENERATION:
             self._young, self._old = {}, self._young
-        self._young[address] = (self._tokens(address, now) - max(1, pushes), now)
+        tokens = max(self._tokens(address, now) - pushes, -_MAX_DEBT_SECONDS * self._rate)
+        self._young[address] = (tokens, now)
 
     def _tokens(self, address: str, now: float) -> float:
         tokens, at = self._young.get(address) or self._old.get(address) or (self._burst, now)

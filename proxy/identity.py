@@ -60,6 +60,12 @@ class Visitor(msgspec.Struct, frozen=True, omit_defaults=True):
             return Trust.ASSERTED
         return self.trust
 
+    def supersedes(self, other: Visitor) -> bool:
+        """Whether this is a later state of the same visitor: in the same second, the one that knows an address is."""
+        if self.issued == other.issued:
+            return self.email is not None and other.email is None
+        return self.issued > other.issued
+
 
 class CookieCodec:
     """Signs visitors into cookie values and reads them back. `keys`: oldest first; the last signs, all verify."""

@@ -87,7 +87,7 @@ class LastIdentify(msgspec.Struct, frozen=True):
 class Lease(msgspec.Struct, frozen=True):
     """One lane's head, to be sent in order by whoever holds it until `until` (Unix seconds).
 
-    An increment comes alone and is already marked as started.
+    An increment comes alone and is already marked as started. `pressed`: its head was only asserted, and what was vouched for waits behind.
     """
 
     lane: int
@@ -96,6 +96,7 @@ class Lease(msgspec.Struct, frozen=True):
     failures: int
     pushes: tuple[Waiting, ...]
     last: LastIdentify | None = None
+    pressed: bool = False
 
 
 class Claim(msgspec.Struct, frozen=True):

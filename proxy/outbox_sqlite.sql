@@ -147,10 +147,10 @@ UPDATE gate SET probe_until = ?;
 UPDATE gate SET probe_until = NULL WHERE probe_until IS NOT NULL;
 
 -- name: seen
-SELECT shown, after FROM seen WHERE id = ?;
+SELECT shown, after, at FROM seen WHERE id = ?;
 
 -- name: visitor
-SELECT v.retired, v.identified, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
+SELECT v.retired, CASE WHEN v.identified THEN v.at END, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
 FROM (SELECT 1) LEFT JOIN visitors v ON v.id = ?1;
 
 -- name: lane
@@ -163,7 +163,7 @@ SELECT lanes.address, aliases.at FROM aliases JOIN lanes ON lanes.id = aliases.l
 SELECT at FROM tombstones WHERE hash = ?;
 
 -- name: held
-SELECT id, body FROM held WHERE visitor = ? ORDER BY seq;
+SELECT id, body, since FROM held WHERE visitor = ? ORDER BY seq;
 
 -- name: counter
 SELECT value FROM counters WHERE name = ?;
@@ -229,6 +229,9 @@ FROM (SELECT * FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT 1000) ORDE
 
 -- name: lane_head
 SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
+
+-- name: vouched_waits
+SELECT 1 FROM pushes WHERE lane = ? AND trust = 2 LIMIT 1;
 
 -- name: lease
 UPDATE lanes SET epoch = ?, leased = 1, ready_at = ?, put_off = 0 WHERE id = ?;

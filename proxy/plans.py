@@ -19,22 +19,23 @@ from proxy.pushes import Attributes, Reason, Track
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """An id that was accepted or held before. `shown`: the visitor its request showed; `after`: who the browser was after
-    it, None for a push that says nothing about that.
+    """An id that was accepted or held before, `at` (Unix seconds). `shown`: the visitor its request showed; `after`: who the browser was
+    after it, None for a push that says nothing about that.
     """
 
     shown: str
     after: Visitor | None
+    at: float = 0.0
 
 
 class VisitorFacts(msgspec.Struct, frozen=True):
-    """`identified`: some browser has identified as this visitor; `left`: lane key of the person whose log-out it was born of.
+    """`identified`: when a browser has identified as this visitor (Unix seconds); `left`: lane key of the person whose log-out it was born of.
 
     `holding`: pushes held for it.
     """
 
     retired: bool = False
-    identified: bool = False
+    identified: float | None = None
     left: str | None = None
     holding: int = 0
 
@@ -56,6 +57,7 @@ class Alias(msgspec.Struct, frozen=True):
 class HeldPush(msgspec.Struct, frozen=True):
     id: str
     track: Track
+    since: float = 0.0
 
 
 class Facts(Protocol):

@@ -10,6 +10,9 @@ Pure: time and randomness are arguments. The rules, in the order in which they c
    it is the push's own fault.
 5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be slow to know.
 
+6. A push that was only asserted is given up after three tries if pushes that were vouched for wait behind it: a stranger must not be able
+   to hold back a customer with something that SendX chokes on. Not while SendX as a whole is down.
+
 What the answers mean is read in `sendx`, what they say of the account as a whole is in `gate`, and `delivery` carries a step out.
 """
 
@@ -28,6 +31,7 @@ MAX_BACKOFF_SECONDS = 300.0
 MAX_RETRY_AFTER_SECONDS = 3_600.0
 LONE_REFUSALS = 5
 MISSING_TRIES = 3
+PRESSED_TRIES = 3
 
 
 class Verdict(StrEnum):
@@ -118,6 +122,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Tried(msgspec.Struct, frozen=True):
     """The push that was sent. `attempts`: counted before this try; `age_seconds`: since it was acknowledged.
 
+    `pressed`: it was only asserted, what was vouched for waits behind it, and SendX answers others.
     `introduced`: a track whose contact may be made known to SendX, because a token or a server key vouched for it.
     """
 
@@ -125,6 +130,7 @@ class Tried(msgspec.Struct, frozen=True):
     attempts: int
     age_seconds: float
     introduced: bool = False
+    pressed: bool = False
 
 
 def next_step(
@@ -147,6 +153,8 @@ def next_step(
         return Dead("missing")
     if then is _Then.BACK_OFF:
         return Retry(retry_at, attempted=False)
+    if tried.pressed and tried.attempts + 1 >= PRESSED_TRIES:
+        return Dead("exhausted")
     if tried.attempts + 1 >= limits.max_attempts and tried.age_seconds >= limits.max_age_seconds:
         return Dead("exhausted")
     return Retry(retry_at)

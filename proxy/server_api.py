@@ -227,7 +227,7 @@ class ServerApi:
             limit = MAX_BULK_BODY if operation.bulk else MAX_BODY
             pushes = _parse(operation, await read_body(receive, headers.content_length, limit), query)
         finally:
-            self._rate.spend(name, len(pushes), time.monotonic())
+            self._rate.spend(name, max(1, len(pushes)), time.monotonic())
         ids = tuple(secrets.token_urlsafe(16) for _ in pushes)
         await self._store(ServerCall(operation.name, pushes, ids, idempotency_key))
         return _answer(operation, pushes)

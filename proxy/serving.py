@@ -20,6 +20,7 @@ import uvloop
 from starlette.applications import Starlette
 
 from proxy.errors import ConfigError, Problem
+from proxy.http1 import Http1
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048
@@ -87,7 +88,7 @@ class _Server(uvicorn.Server):
 def _config(site: Site) -> uvicorn.Config:
     return uvicorn.Config(
         site.app,
-        http="httptools",
+        http=Http1,
         ws="none",
         lifespan="off",
         log_config=None,

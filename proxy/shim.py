@@ -1,8 +1,11 @@
-"""Serves `static/scq.js`: compressed once at start, under a short-lived, a hashed and a SendX-like path.
+"""Serves the script: compressed once at start, under a short-lived, a hashed and a SendX-like path, and a build for debugging.
 
 {prefix}/scq.js           cached for ten minutes, revalidated by ETag
 {prefix}/scq.<hash>.js    the same bytes, cached for ever; a hash of another version gets the current bytes, shortly cached
 /prod/<anything>.js       the same, so that SendX's install snippet works with only its host name changed
+{prefix}/scq.debug.js     the development build, which explains itself in the console; never cached for ever
+
+It serves files as `.ci/shim` built them from `static/scq.js`, and builds nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 
 @dataclass(frozen=True)
 class Shim:
-    """The script and its compressed forms. `digest`: the part of its hashed name."""
+    """A script and its compressed forms. `digest`: the part of its hashed name."""
 
     source: bytes
     digest: str
@@ -36,7 +39,7 @@ class Shim:
         return "sha384-" + base64.b64encode(hashlib.sha384(self.source).digest()).decode("ascii")
 
     def respond(self, request: Request) -> Response:
-        """The Starlette endpoint of all three paths."""
+        """The Starlette endpoint of all its paths."""
         name = request.path_params.get("digest")
         encoding = _accepted(request.headers.get("accept-encoding", ""))
         body = self.encoded[encoding] if encoding else self.source
@@ -58,8 +61,13 @@ class Shim:
 
 
 def load_shim() -> Shim:
-    """The shim as shipped: beside the package in a checkout, inside it in an installed wheel."""
-    return make_shim(shipped("static/scq.js").read_bytes())
+    """What browsers load: beside the package in a checkout, inside it in an installed wheel."""
+    return make_shim(shipped("static/scq.min.js").read_bytes())
+
+
+def load_debug_shim() -> Shim:
+    """The same with the lines that log to the console, not minified."""
+    return make_shim(shipped("static/scq.debug.js").read_bytes())
 
 
 def make_shim(source: bytes) -> Shim:

@@ -13,11 +13,12 @@ from collections import Counter
 import msgspec
 
 from proxy.gate import Closure, agreed
+from proxy.identity import Trust
 from proxy.outbox import Claim, DeadReason, Fate, LastIdentify, Lease, Settled, Settlement
 from proxy.pushes import Attributes
 from proxy.sqlite_file import SQL
 from proxy.sqlite_people import move_lane
-from proxy.sqlite_reads import DEAD, WAITING, lane_head, read_gate
+from proxy.sqlite_reads import DEAD, WAITING, lane_head, read_gate, value
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
@@ -48,7 +49,8 @@ class Lanes:
                 epoch = next(self._epochs)
                 connection.execute(SQL["lease"], (epoch, now + lease_seconds, lane))
                 last = LastIdentify(digest, digest_at) if digest is not None else None
-                leases.append(Lease(lane, epoch, now + lease_seconds, failures, pushes, last))
+                pressed = pushes[0].trust is Trust.ASSERTED and value(connection, "vouched_waits", lane) is not None
+                leases.append(Lease(lane, epoch, now + lease_seconds, failures, pushes, last, pressed))
         if leases and closure is not None:
             connection.execute(SQL["probe"], (now + lease_seconds,))
         return Claim(tuple(leases), closure)

@@ -31,12 +31,12 @@ class SqliteFacts:
         row = self._connection.execute(SQL["seen"], (push_id,)).fetchone()
         if row is None:
             return None
-        shown, after = row
-        return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None)
+        shown, after, at = row
+        return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None, at)
 
     def visitor(self, visitor_id: str) -> VisitorFacts:
         retired, identified, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
-        return VisitorFacts(bool(retired), bool(identified), left, holding)
+        return VisitorFacts(bool(retired), identified, left, holding)
 
     def lane(self, key: str) -> LaneFacts:
         row = self._connection.execute(SQL["lane"], (key,)).fetchone()
@@ -52,7 +52,7 @@ class SqliteFacts:
 
     def held(self, visitor_id: str) -> list[HeldPush]:
         rows = self._connection.execute(SQL["held"], (visitor_id,))
-        return [HeldPush(push_id, msgspec.json.decode(body, type=Track)) for push_id, body in rows]
+        return [HeldPush(push_id, msgspec.json.decode(body, type=Track), since) for push_id, body, since in rows]
 
     def schedule(self, name: Schedule) -> float:
         return value(self._connection, "schedule", name) or 0.0

@@ -329,6 +329,31 @@ async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
     assert sandbox.contacts == []
 
 
+async def test_what_a_stranger_asserts_holds_up_no_customer(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, *[Fault(status=500)] * 3)
+    await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
+    await push(outbox, ANN, Attributes({"firstName": "Ann"}), Track(("customer",)))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.trust, letter.reason, letter.attempts) == (Trust.ASSERTED, DeadReason.EXHAUSTED, 3)
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert (contact.first_name, [*contact.tags]) == ("Ann", ["customer"])
+
+
+async def test_what_is_asserted_and_holds_up_nobody_is_tried_like_everything_else(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, *[Fault(status=500)] * 6)
+    await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert (await outbox.stats()).dead == 0
+
+
 async def test_a_push_is_given_up_only_after_all_its_attempts_and_days(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:

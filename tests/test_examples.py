@@ -24,13 +24,13 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import FileResponse, JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from proxy.app import create_app
 from proxy.identity import TokenCodec, Vouched
-from proxy.sandbox import create_sandbox
+from proxy.sandbox import Sandbox, create_sandbox
 from proxy.settings import SPECS, load_settings
 from tests.live import eventually, free_port, serving
 
@@ -304,6 +304,176 @@ def test_only_the_host_differs_from_sendxs_own_snippet() -> None:
     assert "_scs.teamId = 'TEAMID';" in page
 
 
+# The single-page site and the tag manager, against the real proxy
+
+
+@contextmanager
+def site_of(readme: str, site: Any, folder: Path) -> Iterator[tuple[str, Sandbox]]:
+    """A site behind the proxy, with the settings that a README gives; yields its address and the fake SendX."""
+    given = dict(re.findall(r"^(SCQ_(?:IDENTIFY|TAGS|ASSERTED_TAGS))=([^#\n]*[^#\s])", readme, re.MULTILINE))
+    given |= {"SCQ_API_KEY": "sandbox", "SCQ_SECRET_KEYS": "s" * 32, "SCQ_IDENTITY_KEYS": KEY}
+    given |= {"SCQ_ORIGINS": "https://www.example.com", "SCQ_STORE": f"sqlite:///{folder}/scq.db"}
+    fake = create_sandbox()
+    with serving(fake) as sendx:
+        settings = load_settings({"SCQ_TAGS": "*"} | given | {"SCQ_UPSTREAM": f"{sendx}/api/v1/rest"}, None)
+        with serving(create_app(settings, fallback=site)) as url:
+            yield url, fake.state.sandbox
+    assert fake.state.sandbox.violations == []
+
+
+def one_page(file: Path) -> Starlette:
+    """Every route is the same page, as a single-page site's server has it."""
+
+    async def page(_: Request) -> FileResponse:
+        return FileResponse(file)
+
+    return Starlette(routes=[Route("/{path:path}", page)])
+
+
+def awaits(page: Page, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('output').value === text", arg=text)
+
+
+def tags_sent(sandbox: Sandbox) -> list[list[str]]:
+    """The tags of each request to SendX, in order."""
+    return [request.body.get("addTags") or request.body.get("tags") for request in sandbox.requests]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("start", ["/", "/prices/teapots"])
+def test_the_single_page_site_pushes_from_every_route(page: Page, tmp_path: Path, start: str) -> None:
+    folder = EXAMPLES / "single-page"
+    with site_of((folder / "README.md").read_text(), one_page(folder / "index.html"), tmp_path) as (url, sandbox):
+        page.goto(url + start)
+        if start == "/":
+            page.click("text=Teapots")
+        awaits(page, "Tag: held")
+        page.click("text=Newsletter")
+        assert page.url == f"{url}/newsletter"
+        page.fill("#email", "bob@example.com")
+        page.click("text=Sign up")
+        awaits(page, "Sign-up: accepted")
+        page.go_back()
+        awaits(page, "Tag: accepted")
+        page.go_forward()
+        page.click("#forget")
+        awaits(page, "Reset: accepted")
+        page.go_back()
+        awaits(page, "Tag: held")
+        eventually(lambda: len(sandbox.requests) >= 3)
+        assert page.evaluate("performance.getEntriesByType('navigation').length") == 1
+        assert page.evaluate("performance.getEntriesByName(location.origin + '/scq/scq.js').length") == 1
+        assert tags_sent(sandbox) == [["newsletter"], ["saw teapots"], ["saw teapots"]]
+
+
+# What a tag manager does with a tag of custom HTML: its scripts are made anew, which has them run.
+FIRE = """html => {
+  const holder = document.createElement("div");
+  holder.innerHTML = html;
+  for (const old of holder.querySelectorAll("script")) {
+    const script = document.createElement("script");
+    script.text = old.text;
+    old.replaceWith(script);
+  }
+  document.body.append(holder);
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("order", [("load", "track"), ("track", "load")], ids="-".join)
+@pytest.mark.parametrize("agreed", [True, False])
+def test_the_tag_managers_tags_fire_in_any_order_and_wait_for_the_consent(
+    page: Page, tmp_path: Path, order: tuple[str, ...], agreed: bool
+) -> None:
+    folder = EXAMPLES / "tag-manager"
+    tags = {file.stem: file.read_text() for file in folder.glob("*.html")}
+    empty = tmp_path / "index.html"
+    empty.write_text("<!doctype html><title>Test</title><body>")
+    with site_of("", one_page(empty), tmp_path) as (url, _):
+        page.goto(url)
+        bodies: list[Any] = []
+        page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
+        for name in order:
+            page.evaluate(FIRE, tags[name])
+        page.wait_for_function("window._scq.push !== Array.prototype.push")
+        page.evaluate(LAST)
+        assert page.evaluate("Object.keys(localStorage)") == [], "nothing is stored before the consent"
+        assert bodies == []
+        page.evaluate(FIRE, tags["consent"] if agreed else tags["consent"].replace("granted", "denied"))
+        page.wait_for_function("window.outcome")
+        assert page.evaluate("outcome") == ("held" if agreed else "consent-denied")
+        sent = [push["call"] for body in bodies for push in body["pushes"]]
+    tracked = [["track", {"addTags": ["saw prices"]}], ["track", {"addTags": ["last"]}]]
+    assert [call for call in sent if call[0] == "track"] == (tracked if agreed else [])
+
+
+LAST = """_scq.push(["track", {
+  addTags: ["last"],
+  success: ({status}) => { window.outcome = status; },
+  failure: (reason) => { window.outcome = reason; },
+}])"""
+
+
+# The files for Next.js
+
+
+TSC = EXAMPLES.parent / ".venv" / "npm" / "node_modules" / ".bin" / "tsc"
+NEXT_TYPES = EXAMPLES.parent / "tests" / "types" / "next.d.ts"
+
+
+def compile_next(*options: str) -> str:
+    """What the TypeScript compiler has against the files; Next.js itself is not installed, only the types that they use."""
+    if not TSC.exists():
+        skip_or_fail_in_ci("TypeScript", "npm, then .ci/setup test")
+    folder = EXAMPLES / "nextjs"
+    files = [*folder.rglob("*.ts"), *folder.rglob("*.tsx"), NEXT_TYPES, EXAMPLES.parent / "static" / "scq.d.ts"]
+    base = (
+        "--strict",
+        "--target",
+        "es2021",
+        "--lib",
+        "es2021,dom",
+        "--jsx",
+        "preserve",
+        "--moduleResolution",
+        "node10",
+    )
+    done = subprocess.run([TSC, *base, *options, *files], capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout
+
+
+def test_the_files_for_nextjs_compile() -> None:
+    assert compile_next("--noEmit") == ""
+
+
+CALL_ROUTE = """
+const { GET } = require("./app/scq-token/route.js");
+GET().then(async (answer) => {
+  const { token } = await answer.json();
+  console.log(JSON.stringify([answer.status, answer.headers.get("cache-control"), token ?? null]));
+});
+"""
+LOGGED_IN = 'exports.currentUser = async () => ({id: "1", email: "ada@example.com", paid: true});'
+
+
+@pytest.mark.parametrize("logged_in", [True, False])
+def test_the_proxy_accepts_the_token_of_the_nextjs_route(tmp_path: Path, logged_in: bool) -> None:
+    assert compile_next("--module", "commonjs", "--outDir", str(tmp_path)) == ""
+    if logged_in:
+        (tmp_path / "lib" / "session.js").write_text(LOGGED_IN)
+    command = [binary("node", "nodejs"), "--eval", CALL_ROUTE]
+    environ = {"IDENTITY_KEY": KEY, "PATH": os.defpath}
+    ran = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    status, cache, token = json.loads(ran.stdout)
+    assert cache == "no-store"
+    if not logged_in:
+        assert (status, token) == (401, None)
+        return
+    vouched = TokenCodec([(None, KEY)]).verify(token, time.time())
+    assert isinstance(vouched, Vouched), vouched
+    assert (status, vouched.email, vouched.attributes.tags) == (200, "ada@example.com", ("paid user",))
+
+
 # Every folder, every file
 
 
@@ -479,6 +649,16 @@ def test_the_web_server_passes_what_the_proxy_judges_by(kind: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["nginx", "caddy"])
+def test_the_web_server_passes_no_request_for_an_upgrade(kind: str, tmp_path: Path) -> None:
+    given = {"Host": "www.example.com", "Connection": "Upgrade", "Upgrade": "foo"}
+    with web_server(kind, tmp_path) as port:
+        status, seen = ask(port, "/scq/push", given, b"{}")
+    assert (status, seen["size"]) == (200, 2)
+    assert "upgrade" not in seen["headers"].get("connection", "").lower()
+    assert kind == "nginx" or "upgrade" not in seen["headers"]  # nginx passes the word, which means nothing alone
+
+
+@pytest.mark.parametrize("kind", ["nginx", "caddy"])
 def test_the_web_server_publishes_the_prefix_and_prod_and_nothing_else(kind: str, tmp_path: Path) -> None:
     hidden = ["/healthz", "/readyz", "/metrics", "/api/v1/rest/contact/identify", "/scq/../metrics", "/scq", "/scqx/a"]
     with web_server(kind, tmp_path) as port:
@@ -524,8 +704,9 @@ def test_caddy_finds_its_file_valid(tmp_path: Path) -> None:
     )
 
 
-def test_caddy_finds_the_file_for_trying_the_plain_page_valid(tmp_path: Path) -> None:
-    file = EXAMPLES / "embed" / "Caddyfile"
+@pytest.mark.parametrize("folder", ["embed", "single-page"])
+def test_caddy_finds_the_file_for_trying_a_page_valid(tmp_path: Path, folder: str) -> None:
+    file = EXAMPLES / folder / "Caddyfile"
     check([binary("caddy", "caddy"), "validate", "--config", str(file), "--adapter", "caddyfile"], tmp_path)
 
 

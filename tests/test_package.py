@@ -98,7 +98,8 @@ def test_the_wheel_holds_the_package_the_shim_and_the_shop_and_nothing_else(whee
 @pytest.mark.parametrize(
     "name",
     [
-        *("proxy/outbox_sqlite.sql", "proxy/py.typed", "proxy/static/scq.js", "proxy/examples/shop/shop.py"),
+        *("proxy/outbox_sqlite.sql", "proxy/py.typed", "proxy/examples/shop/shop.py"),
+        *("proxy/static/scq.js", "proxy/static/scq.min.js", "proxy/static/scq.debug.js", "proxy/static/scq.d.ts"),
         *("proxy/templates/*.html", "proxy/examples/shop/templates/*.html", "proxy/examples/shop/static/*.js"),
         *("scq_proxy-*.dist-info/licenses/LICENSE", "scq_proxy-*.dist-info/entry_points.txt"),
     ],
@@ -166,7 +167,7 @@ def test_the_demo_of_the_installed_wheel_serves_shop_shim_and_sandbox_and_stops_
         assert answers(f"{shop}/")
         assert answers(f"{shop}/static/shop.js")
         assert answers(f"{shop}/readyz")
-        assert httpx.get(f"{shop}/scq/scq.js", trust_env=False).text == (ROOT / "static" / "scq.js").read_text()
+        assert httpx.get(f"{shop}/scq/scq.js", trust_env=False).content == (ROOT / "static" / "scq.min.js").read_bytes()
         assert answers(f"{sandbox}/")
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=STOP_SECONDS)

@@ -242,3 +242,27 @@ def test_whatever_bytes_are_sent_the_answer_is_a_batch_or_a_refusal(body: bytes)
         parse_batch(body)
     except RequestError as refused:
         assert refused.status in (400, 413)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("ann@example.com", "ANN@Example.COM", True),
+        ("änn@example.com", "ÄNN@example.com", True),
+        ("ann@bücher.example", "ann@xn--bcher-kva.example", True),
+        ("ann@bücher.example", "ann@\uff42ücher.example", True),
+        ("ikate@example.com", "\u0130kate@example.com", False),
+    ],
+)
+def test_a_person_is_known_in_any_spelling_and_nobody_can_be_spelled_like_another(
+    one: str, other: str, same: bool
+) -> None:
+    assert (lane_key(one) == lane_key(other)) is same
+
+
+TOO_LONG = ["a" * 400 + "@example.com", "a@" + ".".join(["xn--bcher-kva"] * 5) + ".example"]
+
+
+@pytest.mark.parametrize("text", [*TOO_LONG, "\u212aate@example.com", "kate@\u212aexample.com"])
+def test_an_address_that_takes_long_to_judge_or_apes_another_is_none(text: str) -> None:
+    assert clean_address(text) is None

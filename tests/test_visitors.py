@@ -6,6 +6,9 @@ of them share one server, which accepts typed addresses too.
 
 from __future__ import annotations
 
+import base64
+import json
+import sqlite3
 from collections.abc import Iterator
 
 import pytest
@@ -618,3 +621,57 @@ def test_half_a_surrogate_pair_in_a_token_costs_nothing(browser: Browser, sandbo
     assert result["status"] == "accepted"
     eventually(lambda: sandbox.contact(ann))
     assert requests_about(sandbox, ann)[-1].body["firstName"] == "Ann \ufffd"
+
+
+def test_a_cookie_from_before_a_log_in_pushes_for_nobody(server: Server, sandbox: Sandbox) -> None:
+    ann, browser = new_email(), Browser(server)
+    browser.push(track("cart-1"))
+    copied, s = dict(browser.cookies), browser.s
+    browser.logs_in(ann)
+    log_in_long_ago(server, browser)
+    for cookies in (copied, {}):
+        answer = browser.request(track("cart-9"), s=s, cookies=cookies)
+        assert outcomes(answer.json()["results"]) == ["held"]
+    assert browser.statuses(track("cart-2")) == ["accepted"]
+    assert arrives(sandbox, ann, "+cart-2") == ["identify", "+cart-1", "+cart-2"]
+
+
+def test_a_cookie_from_before_a_log_in_logs_nobody_out(server: Server, sandbox: Sandbox) -> None:
+    ann, browser = new_email(), Browser(server)
+    browser.push(track("cart-1"))
+    copied, s = dict(browser.cookies), browser.s
+    browser.logs_in(ann)
+    log_in_long_ago(server, browser)
+    for cookies in (copied, {}):
+        assert outcomes(browser.request(["reset"], s=s, cookies=cookies).json()["results"]) == ["accepted"]
+    assert browser.statuses(track("cart-2"), login(ann)) == ["accepted", "accepted"]
+
+
+def log_in_long_ago(server: Server, browser: Browser) -> None:
+    """Two minutes older than it is, as far as the store knows."""
+    value = browser.cookie
+    assert value is not None
+    visitor = json.loads(base64.urlsafe_b64decode(value.partition(".")[0] + "=="))["id"]
+    assert server.stop() == 0
+    connection = sqlite3.connect(server.store)
+    changed = connection.execute("UPDATE visitors SET at = at - 120 WHERE id = ? AND identified", (visitor,)).rowcount
+    connection.commit()
+    connection.close()
+    assert changed == 1
+    server.start()
+
+
+def test_the_id_of_a_log_in_is_no_log_in_in_another_call_and_not_for_ever(server: Server) -> None:
+    ann, push_id, browser = new_email(), new_id(), Browser(server)
+    browser.push(login(ann), ids=[push_id])
+    stranger = Browser(server)
+    answer = stranger.request(track("cart-1"), track("cart-1"), ids=[push_id, new_id()], cookies={})
+    assert outcomes(answer.json()["results"]) == ["duplicate", "held"]
+    server.stop()
+    connection = sqlite3.connect(server.store)
+    connection.execute("UPDATE seen SET at = at - 7200 WHERE id = ?", (push_id,))
+    connection.commit()
+    connection.close()
+    server.start()
+    answer = stranger.request(login(ann), track("cart-1"), ids=[push_id, new_id()], cookies={})
+    assert outcomes(answer.json()["results"]) == ["duplicate", "held"]

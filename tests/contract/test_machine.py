@@ -25,7 +25,7 @@ from proxy.identity import Trust, Visitor
 from proxy.outbox import DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
 from proxy.plans import Bind, Drop, Enqueue, Facts, Hold, Op, Plan, Remember, Retire, Seen
 from proxy.pushes import Attributes, Reason, Track, lane_key
-from tests.contract.test_outbox import ADAPTERS, INCREMENT, carry_out, push_id, read
+from tests.contract.test_outbox import ADAPTERS, INCREMENT, carry_out, push_id, read, told
 
 T = TypeVar("T")
 Body = Attributes | Track
@@ -429,7 +429,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 assert (known.holding, known.retired) == (len(ops), visitor in self.model.retired)
             assert (facts.held_bytes() > 0) == any(self.model.held.values())
             for push, seen in self.model.seen.items():
-                assert facts.seen(push) == seen
+                assert told(facts.seen(push)) == seen
 
         self.run(read(self.outbox, ask))
 

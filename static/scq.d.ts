@@ -1,0 +1,83 @@
+/*
+ * TypeScript types of the queue that scq.js reads. Put this file where your tsconfig.json includes it; nothing is imported.
+ *
+ *   (window._scq = window._scq || []).push(["track", { addTags: ["cart: Teapot"] }]);
+ *
+ * Written so, it works before the script has loaded, after it, and where it is blocked.
+ */
+
+interface Window {
+  /** Made by the embed tag, or by whoever pushes first. */
+  _scq?: Scq.Queue;
+}
+
+declare namespace Scq {
+  /** An array until the script has loaded; afterwards the same array, whose push delivers. */
+  interface Queue extends Array<Entry> {
+    push(...entries: Entry[]): number;
+    /** SendX's documentation writes it so once. It exists after the script has loaded. */
+    Push?(...entries: Entry[]): number;
+  }
+
+  /** A function runs when the script is ready. */
+  type Entry =
+    | readonly ["identify", Identify]
+    | readonly ["track", Track]
+    | readonly ["reset", Callbacks?]
+    | readonly ["consent", "granted" | "denied", Callbacks?]
+    | (() => void);
+
+  /** Says who the visitor is, by a token of your back end or an address they typed; with neither, sets their own fields. */
+  type Identify = Attributes & Callbacks & ({ token?: string; email?: never } | { email?: string; token?: never });
+
+  /** What your SCQ_FIELDS and SCQ_TAGS do not offer is left out, and named in the result's `dropped`. */
+  interface Attributes {
+    firstName?: string;
+    lastName?: string;
+    company?: string;
+    /** YYYY-MM-DD */
+    birthday?: string;
+    /** "++1" adds to a number field, "--1" subtracts. */
+    customFields?: Record<string, string | number | boolean>;
+    tags?: readonly string[];
+  }
+
+  /** Tags of the visitor who was identified, or will be. One that is not offered has the whole push refused. */
+  type Track = Callbacks &
+    ({ addTags: readonly string[]; removeTags?: readonly string[] } | { addTags?: readonly string[]; removeTags: readonly string[] });
+
+  /** Exactly one of them runs, once; neither if the push is delivered by a later page. */
+  interface Callbacks {
+    success?: (result: Result) => void;
+    failure?: (reason: Failure) => void;
+  }
+
+  interface Result {
+    id: string;
+    /** held: until the visitor is identified. duplicate: an earlier try had arrived, which is as good. */
+    status: "accepted" | "held" | "duplicate";
+    /** Parts of an identify that were left out. */
+    dropped?: string[];
+  }
+
+  /** "timeout": no answer yet, and the script goes on trying. Other texts: the request was refused as a whole, by code or HTTP status. */
+  type Failure = Reason | "timeout" | (string & {});
+
+  /** Why the proxy refuses a push. The README's table says what each means. */
+  type Reason =
+    | "bad-shape"
+    | "too-long"
+    | "unknown-method"
+    | "bad-email"
+    | "bad-token"
+    | "expired-token"
+    | "unverified-identity"
+    | "identity-changed"
+    | "tag-not-allowed"
+    | "too-many-addresses"
+    | "lane-full"
+    | "hold-full"
+    | "hold-expired"
+    | "gpc"
+    | "consent-denied";
+}
