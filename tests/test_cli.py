@@ -583,7 +583,8 @@ def test_status_lists_refused_names_with_their_setting_and_escapes_what_is_hosti
     visitor, staff = Browser(server), Browser(server)
     visitor.push(identify(email=new_email(), company="ACME", customFields={"Age [/]\n": "3"}))
     staff.logs_in(new_email())
-    assert staff.statuses(track("vip only"), track("vip only")) == ["tag-not-allowed"] * 2
+    for _ in range(2):  # counted once in a request
+        assert staff.statuses(track("vip only"), track("vip only")) == ["tag-not-allowed"] * 2
     for tag in HOSTILE:
         assert visitor.statuses(track(tag)) == ["tag-not-allowed"]
     said = ask(server, "status")
