@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test soak soak-browser scale sizes lint pins clean
+.PHONY: help run test soak soak-browser page-cost scale sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -14,6 +14,7 @@ help:
 	@echo '             make test PYTHON=python3.13 on another Python'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
+	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
 	@echo 'make sizes   how large the script is, beside others from npm; needs the network'
 	@echo 'make lint    the checks without the tests: ruff, mypy'
@@ -37,6 +38,10 @@ soak:
 soak-browser:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.soak_browser --leaves 1000 --engine all $(ARGS)
+
+page-cost:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.page_cost $(ARGS)
 
 scale:
 	@bash .ci/setup test

@@ -24,7 +24,7 @@ declare namespace Scq {
     | readonly ["identify", Identify]
     | readonly ["track", Track]
     | readonly ["reset", Callbacks?]
-    | readonly ["consent", "granted" | "denied", Callbacks?]
+    | readonly ["consent", "granted" | "denied"]
     | (() => void);
 
   /** Says who the visitor is, by a token of your back end or an address they typed; with neither, sets their own fields. */

@@ -124,7 +124,7 @@ def succeeded(*names: str, status: str = "accepted") -> list[list[Any]]:
 
 def stored(tab: Tab) -> str:
     """What the shim has in the browser's storage."""
-    return str(tab.run("JSON.stringify(Object.entries(localStorage).filter(([key]) => key.startsWith('scq.')))"))
+    return str(tab.run("JSON.stringify(Object.entries(localStorage).filter(([key]) => key.startsWith('scq-')))"))
 
 
 def await_empty_storage(tab: Tab) -> None:
@@ -528,8 +528,6 @@ def test_a_poisoned_queue_harms_no_neighbour_before_or_after_the_load(site: Site
     before = f"""{POISON} {identify(email)};
       for (const entry of poison.concat(theirs)) {{ _scq.push(entry, ["track", {{addTags: ["t-1"]}}]); }}
       _scq.push(frozen);
-      var trap = _scq.length;
-      Object.defineProperty(_scq, trap, {{get: throwing, configurable: true, enumerable: true}});
       track("t-2");"""
     tab = site.browser.open(site.page("/", before))
     count = tab.run("poison.length + theirs.length")
@@ -541,9 +539,7 @@ def test_a_poisoned_queue_harms_no_neighbour_before_or_after_the_load(site: Site
     tab.run("track('t-4')")
     assert outcomes(tab, 3)[2:] == succeeded("t-4")
     assert len(site.accepted()) == 2 * count + 5
-    assert tab.run("[..._scq.keys()].filter((i) => i !== trap && theirs.includes(_scq[i])).length") == 2 * tab.run(
-        "theirs.length"
-    )
+    assert tab.run("[..._scq.keys()].filter((i) => theirs.includes(_scq[i])).length") == 2 * tab.run("theirs.length")
 
 
 def coalesced(story: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ const count: number = queue.push(
 queue.push(["identify", { email: "ada@example.com", tags: ["newsletter"], customFields: { Visits: "++1", Plan: 2, Beta: true } }]);
 queue.push(["identify", { firstName: "Ada", lastName: "Lovelace", company: "Engines", birthday: "1815-12-10" }]);
 queue.push(["track", { removeTags: [] }]);
-queue.push(["consent", "granted"], ["consent", "denied", { failure: (reason) => console.log(reason) }]);
+queue.push(["consent", "granted"], ["consent", "denied"]);
 queue.push(["reset", { success: () => location.reload() }]);
 queue.push(() => console.log("ready", count));
 queue.Push?.(["track", { addTags: ["as SendX's documentation writes it once"] }]);

@@ -35,6 +35,8 @@ pages.push(["identify", { customFields: { Colours: ["red"] } }]);
 pages.push(["identify", { firstName: "Ada", success: "thanks()" }]);
 // @ts-expect-error Neither granted nor denied.
 pages.push(["consent", "yes"]);
+// @ts-expect-error It takes effect in the page at once: there is nothing to wait for.
+pages.push(["consent", "granted", { success: () => {} }]);
 // @ts-expect-error Nothing said.
 pages.push(["consent"]);
 // @ts-expect-error Whom to forget is no question.
