@@ -116,6 +116,9 @@ class _Judgement:
     def _bind_stragglers(self) -> None:
         """Pushes held for a visitor who is identified by now: sent by a tab that had no cookie yet."""
         if self.cookie and self.cookie.email and not self.stale_session:
+            facts = self.facts.visitor(self.cookie.id)
+            if facts.identified and not facts.holding and self.left is None:
+                return  # as with most requests
             self._bind(self.cookie.email, self._trust(), forgotten=self._recently_erased())
 
     def _new_cookie(self) -> Visitor | None:
@@ -125,7 +128,7 @@ class _Judgement:
         if old is None and new.email is None and self.facts.visitor(new.id).identified:
             return None  # another tab has logged in meanwhile; an anonymous cookie would undo that
         if old is not None:
-            same = msgspec.structs.replace(new, issued=old.issued, verified=old.verified) == old
+            same = new is old or msgspec.structs.replace(new, issued=old.issued, verified=old.verified) == old
             fresh = self.now - old.issued < RENEW_AFTER.total_seconds()
             if same and fresh and new.verified - old.verified < _REVERIFY_AFTER.total_seconds():
                 return None

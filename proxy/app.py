@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -158,7 +159,7 @@ def create_app(
     """
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: _App) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             outbox = await _open_store(settings)
             stack.push_async_callback(outbox.close)
@@ -168,10 +169,12 @@ def create_app(
             if reread is not None:
                 app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
+            if not hosts:  # else _HostGuard comes first
+                app.direct = {f"{settings.prefix}/push": service.collector, "/prod/push": service.collector}
             yield
 
     hosts = Hosts(settings.hosts)
-    app = Starlette(
+    app = _App(
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _defect},
         middleware=[Middleware(_HostGuard, hosts=hosts)] if hosts else [],  # only who asks for it pays for it
@@ -223,6 +226,16 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
     if fallback is not None:
         routes.append(Mount("/", fallback))
     return routes
+
+
+class _App(Starlette):
+    """Knows the way to the push endpoint without asking routes and middleware, which cost as much as a push."""
+
+    direct: Mapping[str, ASGIApp] = MappingProxyType({})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.direct.get(scope["path"]) if scope["type"] == "http" else None
+        await (app or super().__call__)(scope, receive, send)
 
 
 def make_collector(settings: Settings, outbox: SqliteOutbox) -> Collector:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import msgspec
@@ -21,7 +22,7 @@ from proxy.edge import AddressLimit, ClientAddresses, Headers, Origins, RateLimi
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.exchange import Answer, Candidate, Limits, Request, Result
 from proxy.identity import CookieCodec, TokenCodec, Visitor, cookie_name, read_cookie, set_cookie
-from proxy.plans import Decide, Plan
+from proxy.plans import Decide, Plan, Reads
 from proxy.policy import Policy
 from proxy.pushes import BadPush, Identify, Push, lane_key, parse_batch
 
@@ -37,7 +38,7 @@ _PREFLIGHT: tuple[Header, ...] = (
 
 
 class Appender(Protocol):
-    async def append(self, decide: Decide) -> Plan: ...
+    async def append(self, decide: Decide, reads: Reads) -> Plan: ...
 
 
 class _Wire(msgspec.Struct, omit_defaults=True):
@@ -76,7 +77,7 @@ class Collector:
         try:
             headers = scan(scope["headers"])
             listed = self._origins.lists(headers)
-            if listed and method != "OPTIONS":
+            if listed and method != "OPTIONS" and headers.fetch_site != "same-origin":
                 cors = _cors(headers.origin or "")  # on refusals too: the page of a listed origin is to learn why
             if method not in ("POST", "OPTIONS"):
                 cors = (*cors, _ALLOW)
@@ -138,7 +139,9 @@ class Collector:
         if not request.candidates:
             return Answer(())
         try:
-            plan = await self._outbox.append(lambda facts: judge(request, facts, self._policy, self._limits))
+            plan = await self._outbox.append(
+                lambda facts: judge(request, facts, self._policy, self._limits), _reads(request)
+            )
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
         answer = plan.answer
@@ -146,6 +149,13 @@ class Collector:
         return answer
 
 
+def _reads(request: Request) -> Reads:
+    ids = [candidate.push.id for candidate in request.candidates if candidate.push.id is not None]
+    visitor = request.cookie
+    return Reads(tuple(ids), lane_key(visitor.email) if visitor is not None and visitor.email is not None else None)
+
+
+@lru_cache(maxsize=256)
 def _cors(origin: str) -> tuple[Header, ...]:
     return (
         _VARY,

@@ -16,7 +16,9 @@ It writes nothing to the log: what strangers send must not fill it. It knows no 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from typing import Any
 
 import httptools
 import msgspec
@@ -44,6 +46,9 @@ class Http1(HttpToolsProtocol):
     _deaf = False  # nothing more is read
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_OneWrite(transport, self.loop))
 
     def data_received(self, data: bytes) -> None:
         while data and not self._deaf:
@@ -105,6 +110,44 @@ class Http1(HttpToolsProtocol):
         if self._request is not None:
             self._request.disconnected = True  # so that the application's answer does not follow ours
         self.transport.close()
+
+
+class _OneWrite(asyncio.Transport):
+    """Sends what is written in one turn of the loop together: an answer's head and body, which would be two packets and cost two calls."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(bytes(data))
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
 
 
 def _has_body(headers: Iterable[Header]) -> bool:

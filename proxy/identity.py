@@ -33,7 +33,7 @@ TOKEN_LEEWAY = timedelta(seconds=30)
 _COOKIE_SALT = "scq-proxy.visitor-cookie.v1"
 _PROBE_SALT = "scq-proxy.check.v1"
 _MAX_COOKIE = 1_024  # characters; ours stay under 600
-_CACHED_COOKIES = 8_192
+_CACHED_COOKIES = _CACHED_SESSIONS = 8_192
 
 
 class Trust(IntEnum):
@@ -161,6 +161,7 @@ def random_visitor() -> str:
     return secrets.token_urlsafe(16)
 
 
+@lru_cache(maxsize=_CACHED_SESSIONS)
 def _derive(purpose: bytes, text: str, site_key: bytes) -> str:
     digest = hmac.digest(site_key, purpose + text.encode(), "sha256")
     return base64.urlsafe_b64encode(digest[:16]).rstrip(b"=").decode("ascii")

@@ -31,8 +31,10 @@ import msgspec
 
 from proxy.gate import Closure
 from proxy.identity import Trust
-from proxy.plans import Decide, Plan
+from proxy.plans import Decide, Plan, Reads
 from proxy.pushes import Attributes, Track
+
+NO_READS = Reads()
 
 
 class Kind(StrEnum):
@@ -231,8 +233,8 @@ class Outbox(Protocol):
 
     site_key: bytes
 
-    async def append(self, decide: Decide) -> Plan:
-        """Decide and store in one transaction; returns when that is durable."""
+    async def append(self, decide: Decide, reads: Reads = NO_READS) -> Plan:
+        """Decide and store in one transaction; returns when that is durable. `reads` changes nothing but the time that it takes."""
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         """The heads of up to `lanes` lanes that may be sent now, longest ready first.

@@ -15,54 +15,31 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import TypeVar
 
 import msgspec
 
 from proxy.gate import Closure
-from proxy.identity import Trust
 from proxy.outbox import (
+    NO_READS,
     Claim,
     DeadFilter,
     DeadLetter,
     Durability,
     Erased,
-    Kind,
     Lease,
     Settlement,
     Stats,
 )
-from proxy.plans import (
-    Bind,
-    Born,
-    Decide,
-    Drop,
-    EndAlias,
-    Enqueue,
-    Forgotten,
-    Hold,
-    Identified,
-    NotOffered,
-    Op,
-    Plan,
-    Refused,
-    Remember,
-    Retire,
-    Scheduled,
-    Verify,
-)
-from proxy.pushes import Attributes, Reason, Track
+from proxy.plans import Decide, Plan, Reads
+from proxy.pushes import Attributes
+from proxy.sqlite_appends import Appends
 from proxy.sqlite_file import SQL, StoreFile, pragma
 from proxy.sqlite_lanes import Lanes
 from proxy.sqlite_people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.sqlite_reads import (
     DEAD,
-    HELD_BYTES,
-    HELD_OVERHEAD,
-    HOLDING,
-    MAX_REFUSED_NAMES,
     WAITING,
-    SqliteFacts,
     read_dead_letters,
     read_stats,
     value,
@@ -72,6 +49,8 @@ from proxy.sqlite_thread import SqliteThread
 from proxy.sqlite_upkeep import Upkeep, place_facts, vacuum_step
 
 _VACUUM_PAUSE_SECONDS = 0.02
+
+T = TypeVar("T")
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
 
@@ -86,13 +65,14 @@ class SqliteOutbox:
         self._upkeep = Upkeep(file.path, min_free_bytes=min_free_bytes)
         self._tallies: Counter[str] = Counter()
         self._lanes = Lanes(self._tallies)
-        self._ready_lanes = False
+        self._appends = Appends(self._tallies)
         self._ready = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._thread = SqliteThread(
             file,
             self._upkeep,
             opened=self._opened,
+            begun=self._appends.begin,
             before_commit=self._before_commit,
             rolled_back=self._rolled_back,
         )
@@ -100,12 +80,16 @@ class SqliteOutbox:
     async def open(self) -> None:
         await self._thread.open()
 
-    async def append(self, decide: Decide) -> Plan:
+    async def append(self, decide: Decide, reads: Reads = NO_READS) -> Plan:
         self._upkeep.require_space()
-        return await self._thread.submit(lambda connection: self._append(connection, decide))
+        return await self._thread.submit(lambda connection: self._append(decide), reads)
+
+    def _submit(self, work: Callable[[sqlite3.Connection], T], *, about_people: bool = False) -> asyncio.Future[T]:
+        """For all but appends. `about_people`: it changes what appends remember."""
+        return self._thread.submit(lambda connection: self._behind_appends(connection, work, about_people))
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        return await self._thread.submit(
+        return await self._submit(
             lambda connection: self._lanes.claim(connection, lanes, per_lane, lease_seconds, probe)
         )
 
@@ -113,14 +97,14 @@ class SqliteOutbox:
         return (lease.lane, lease.epoch) not in self._lanes.revoked
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
-        return await self._thread.submit(lambda connection: self._lanes.move_gate(connection, before, after))
+        return await self._submit(lambda connection: self._lanes.move_gate(connection, before, after))
 
     async def settle(self, settlement: Settlement) -> bool:
-        return await self._thread.submit(lambda connection: self._settle(connection, settlement))
+        return await self._submit(lambda connection: self._settle(connection, settlement))
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         if not self._ready.is_set():
-            next_ready = await self._thread.submit(lambda connection: value(connection, "next_ready"))
+            next_ready = await self._submit(lambda connection: value(connection, "next_ready"))
             if next_ready is not None:
                 timeout_seconds = min(timeout_seconds, next_ready - time.time())
         if timeout_seconds > 0:
@@ -130,20 +114,20 @@ class SqliteOutbox:
         self._ready.clear()
 
     async def erase(self, key: str) -> Erased:
-        erased = await self._thread.submit(lambda connection: self._erase(connection, key))
+        erased = await self._submit(lambda connection: self._erase(connection, key), about_people=True)
         held, identities = await self._finish_erasures()
         return msgspec.structs.replace(erased, held=held, identities=identities)
 
     async def _finish_erasures(self) -> tuple[int, int]:
         """Step by step through what is known of browsers, for everybody whose erasure has begun; pushes held and log-ins forgotten."""
-        keys = await self._thread.submit(read_erasures)
+        keys = await self._submit(read_erasures)
         held, identities = 0, 0
         after: str | None = ""
         while keys and after is not None:
-            found, after = await self._thread.submit(partial(self._erase_identities, keys, after))
+            found, after = await self._submit(partial(self._erase_identities, keys, after), about_people=True)
             held, identities = held + found[0], identities + found[1]
         if keys:
-            await self._thread.submit(partial(end_erasures, keys))
+            await self._submit(partial(end_erasures, keys))
             self._upkeep.cut_log_soon()
         return held, identities
 
@@ -153,31 +137,31 @@ class SqliteOutbox:
         for step in sweep.steps:
             cursor: float | None = 0.0
             while cursor is not None:
-                cursor = await self._thread.submit(partial(step, cursor))
+                cursor = await self._submit(partial(step, cursor), about_people=True)
         more = True
         while more:
-            more = await self._thread.submit(vacuum_step)
+            more = await self._submit(vacuum_step)
             await asyncio.sleep(_VACUUM_PAUSE_SECONDS)  # pushes go first
 
     async def ready(self) -> None:
         self._upkeep.require_space(at_once=True)
-        await self._thread.submit(self._prove)
+        await self._submit(self._prove)
 
     async def stats(self) -> Stats:
-        stats = await self._thread.submit(lambda connection: read_stats(connection, self._tallies))
+        stats = await self._submit(lambda connection: read_stats(connection, self._tallies))
         return msgspec.structs.replace(stats, health=self._upkeep.health())
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
-        return await self._thread.submit(lambda connection: read_dead_letters(connection, matching, after, limit))
+        return await self._submit(lambda connection: read_dead_letters(connection, matching, after, limit))
 
     async def replay(self, matching: DeadFilter, limit: int) -> int:
-        return await self._thread.submit(lambda connection: self._replay(connection, matching, limit))
+        return await self._submit(lambda connection: self._replay(connection, matching, limit))
 
     async def discard(self, matching: DeadFilter, limit: int) -> int:
-        return await self._thread.submit(lambda connection: self._discard(connection, matching, limit))
+        return await self._submit(lambda connection: self._discard(connection, matching, limit))
 
     async def durability(self) -> Durability:
-        settings = await self._thread.submit(_settings)
+        settings = await self._submit(_settings)
         facts = await asyncio.to_thread(place_facts, self.path)
         return Durability("an acknowledged push is in the write-ahead log, synced to the disk", {**settings, **facts})
 
@@ -191,7 +175,8 @@ class SqliteOutbox:
     # --- on the thread
 
     def _opened(self, connection: sqlite3.Connection, first: bool) -> None:
-        self.site_key = self._file.site_key
+        self.site_key = self._appends.site_key = self._file.site_key
+        self._appends.undone()
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
@@ -207,121 +192,39 @@ class SqliteOutbox:
             connection.execute(SQL["tally"], ("gauge:proofs", 1))
 
     def _before_commit(self, connection: sqlite3.Connection) -> None:
+        self._appends.flush()
         if self._tallies:
             connection.executemany(SQL["tally"], self._tallies.items())
             self._tallies.clear()
-        if self._ready_lanes:
-            self._ready_lanes = False
+        if self._appends.ready_lanes:
+            self._appends.ready_lanes = False
             # The loop hears of it before the commit is done; its claim waits in the queue behind this transaction.
             self._loop.call_soon_threadsafe(self._ready.set)
 
     def _rolled_back(self) -> None:
         self._tallies.clear()
-        self._ready_lanes = False
+        self._appends.undone()
 
-    def _append(self, connection: sqlite3.Connection, decide: Decide) -> Plan:
-        plan = decide(SqliteFacts(connection, self.site_key, self._tallies))
-        now = time.time()
-        for op in plan.ops:
-            self._apply[type(op)](self, connection, op, now)
+    def _behind_appends(
+        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], about_people: bool
+    ) -> T:
+        self._appends.flush()
+        result = work(connection)
+        if about_people:
+            self._appends.forget()
+        return result
+
+    def _append(self, decide: Decide) -> Plan:
+        plan = decide(self._appends)
+        self._appends.carry_out(plan)
         return plan
 
-    def _enqueue(self, connection: sqlite3.Connection, op: Enqueue, now: float) -> None:
-        self._queue(connection, op, msgspec.json.encode(op.body), now, now)
-        self._tallies["accepted"] += 1
-
-    def _queue(self, connection: sqlite3.Connection, op: Enqueue, body: bytes, since: float, now: float) -> None:
-        times = (max(now, op.not_before), op.not_before > now, op.trust is Trust.VERIFIED)
-        (lane,) = connection.execute(SQL["lane_gains"], (op.key, *times)).fetchone()
-        kind = Kind.TRACK if isinstance(op.body, Track) else Kind.IDENTIFY
-        increments = isinstance(op.body, Attributes) and op.body.increments
-        connection.execute(SQL["enqueue"], (lane, op.id, op.address, op.trust, kind, body, since, increments))
-        self._tallies[WAITING] += 1
-        self._ready_lanes = True
-
-    def _hold(self, connection: sqlite3.Connection, op: Hold, now: float) -> None:
-        body = msgspec.json.encode(op.track)
-        connection.execute(SQL["hold"], (op.visitor, op.id, body, now))
-        self._tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(body) + HELD_OVERHEAD})
-
-    def _bind(self, connection: sqlite3.Connection, op: Bind, now: float) -> None:
-        for push_id in op.keep:
-            row = connection.execute(SQL["held_push"], (op.visitor, push_id)).fetchone()
-            if row is None:
-                continue
-            body, since = row
-            self._tallies["bound"] += 1
-            self._unhold(connection, "unhold", op.visitor, push_id)
-            track = msgspec.json.decode(body, type=Track)
-            self._queue(connection, Enqueue(push_id, op.key, op.address, op.trust, track), body, since, now)
-        for push_id, reason in op.refuse:
-            count = self._unhold(connection, "unhold", op.visitor, push_id)
-            self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
-
-    def _retire(self, connection: sqlite3.Connection, op: Retire, now: float) -> None:
-        connection.execute(SQL["retire"], (op.visitor, now))
-        self._refuse_held(connection, op.visitor, op.reason)
-
-    def _drop(self, connection: sqlite3.Connection, op: Drop, now: float) -> None:
-        self._refuse_held(connection, op.visitor, op.reason)
-
-    def _refuse_held(self, connection: sqlite3.Connection, visitor: str, reason: Reason) -> None:
-        count = self._unhold(connection, "unhold_visitor", visitor)
-        self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
-
-    def _unhold(self, connection: sqlite3.Connection, query: str, *arguments: object) -> int:
-        sizes = [size for (size,) in connection.execute(SQL[query], arguments)]
-        self._tallies.update({HOLDING: -len(sizes), HELD_BYTES: -sum(sizes) - HELD_OVERHEAD * len(sizes)})
-        return len(sizes)
-
-    def _born(self, connection: sqlite3.Connection, op: Born, now: float) -> None:
-        connection.execute(SQL["born"], (op.visitor, now, op.left))
-
-    def _identified(self, connection: sqlite3.Connection, op: Identified, now: float) -> None:
-        connection.execute(SQL["identified"], (op.visitor, now))
-
-    def _verify(self, connection: sqlite3.Connection, op: Verify, now: float) -> None:
-        connection.execute(SQL["verify"], (op.key,))
-
-    def _end_alias(self, connection: sqlite3.Connection, op: EndAlias, now: float) -> None:
-        connection.execute(SQL["end_alias"], (op.key,))
-
-    def _forgotten(self, connection: sqlite3.Connection, op: Forgotten, now: float) -> None:
-        self._tallies.update({"accepted": 1, "erased": 1})
-
-    def _remember(self, connection: sqlite3.Connection, op: Remember, now: float) -> None:
-        after = msgspec.json.encode(op.after) if op.after else None
-        connection.execute(SQL["remember"], (op.id, now, op.shown, after))
-
-    def _refused(self, connection: sqlite3.Connection, op: Refused, now: float) -> None:
-        self._tallies[f"refused:{op.reason}"] += 1
-
-    def _not_offered(self, connection: sqlite3.Connection, op: NotOffered, now: float) -> None:
-        connection.execute(SQL["not_offered"], (op.setting, op.name, now, MAX_REFUSED_NAMES))
-
-    def _scheduled(self, connection: sqlite3.Connection, op: Scheduled, now: float) -> None:
-        connection.execute(SQL["set_schedule"], (op.name, op.until))
-
-    _apply: ClassVar[dict[type[Op], Callable[..., None]]] = {
-        Enqueue: _enqueue,
-        Hold: _hold,
-        Bind: _bind,
-        Retire: _retire,
-        Born: _born,
-        Identified: _identified,
-        Drop: _drop,
-        Verify: _verify,
-        EndAlias: _end_alias,
-        Forgotten: _forgotten,
-        Remember: _remember,
-        Refused: _refused,
-        NotOffered: _not_offered,
-        Scheduled: _scheduled,
-    }
-
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
-        self._ready_lanes = True
-        return self._lanes.settle(connection, settlement)
+        self._appends.ready_lanes = True
+        held = self._lanes.settle(connection, settlement)
+        if any(isinstance(push.body, Attributes) and push.body.new_email for push in settlement.lease.pushes):
+            self._appends.forget()  # a lane may have moved
+        return held
 
     def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
         erased, leases = erase_person(connection, key, self.site_key, time.time())
@@ -334,7 +237,7 @@ class SqliteOutbox:
         self, keys: Mapping[str, float], after: str, connection: sqlite3.Connection
     ) -> tuple[tuple[int, int], str | None]:
         identities, visitors, after_this = forget_identities(connection, keys, after)
-        held = sum(self._unhold(connection, "unhold_visitor", visitor) for visitor in visitors)
+        held = sum(self._appends.unhold("unhold_visitor", visitor) for visitor in visitors)
         self._tallies["hold_erased"] += held
         return (held, identities), after_this
 
@@ -347,7 +250,7 @@ class SqliteOutbox:
                 raise sqlite3.IntegrityError("a dead letter's lane is gone")
             connection.execute(SQL["bury_for_good"], (letter.seq,))
         self._tallies.update({"replayed": len(letters), WAITING: len(letters), DEAD: -len(letters)})
-        self._ready_lanes = self._ready_lanes or bool(letters)
+        self._appends.ready_lanes = self._appends.ready_lanes or bool(letters)
         return len(letters)
 
     def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:

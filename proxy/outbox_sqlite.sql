@@ -153,8 +153,16 @@ SELECT shown, after, at FROM seen WHERE id = ?;
 SELECT v.retired, CASE WHEN v.identified THEN v.at END, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
 FROM (SELECT 1) LEFT JOIN visitors v ON v.id = ?1;
 
+-- name: seen_of_many
+-- A JSON array of ids.
+SELECT id, shown, after, at FROM seen WHERE id IN (SELECT value FROM json_each(?));
+
 -- name: lane
-SELECT verified, waiting FROM lanes WHERE key = ?;
+SELECT id, verified, waiting FROM lanes WHERE key = ?;
+
+-- name: lanes_of_many
+-- A JSON array of keys.
+SELECT key, id, verified, waiting FROM lanes WHERE key IN (SELECT value FROM json_each(?));
 
 -- name: alias
 SELECT lanes.address, aliases.at FROM aliases JOIN lanes ON lanes.id = aliases.lane WHERE aliases.key = ?;
@@ -176,6 +184,12 @@ ON CONFLICT (key) DO UPDATE SET waiting = waiting + 1,
 ready_at = CASE WHEN put_off AND ?4 THEN ?2 ELSE coalesce(ready_at, ?2) END,
 put_off = CASE WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END
 RETURNING id;
+
+-- name: lanes_gain
+-- The same for several pushes of one lane, none of which is put off. ?4: one of them goes no matter how long the lane was put off.
+UPDATE lanes SET waiting = waiting + ?2,
+ready_at = CASE WHEN put_off AND ?4 THEN ?3 ELSE coalesce(ready_at, ?3) END,
+put_off = put_off AND ready_at IS NOT NULL AND NOT ?4 WHERE id = ?1;
 
 -- name: enqueue
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments) VALUES (?, ?, ?, ?, ?, ?, ?, ?);

@@ -209,4 +209,11 @@ class Plan(msgspec.Struct, frozen=True):
     answer: Any
 
 
+class Reads(msgspec.Struct, frozen=True):
+    """What a decision is likely to ask for, so that it can be read together with others'. `ids`: of its pushes; `key`: of its person's lane."""
+
+    ids: tuple[str, ...] = ()
+    key: str | None = None
+
+
 Decide = Callable[[Facts], Plan]

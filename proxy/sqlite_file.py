@@ -252,6 +252,7 @@ def pragma(connection: sqlite3.Connection, name: str) -> Any:
 
 
 def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA cache_size=-16384")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA secure_delete=ON")  # what was delivered or erased is not to be found in the file

@@ -11,55 +11,15 @@ from typing import Any
 import msgspec
 
 from proxy.gate import Closure
-from proxy.identity import Trust, Visitor
+from proxy.identity import Trust
 from proxy.outbox import DeadFilter, DeadLetter, DeadReason, Kind, RefusedName, Stats, Waiting
-from proxy.plans import Alias, HeldPush, LaneFacts, Schedule, Seen, VisitorFacts
+from proxy.plans import Schedule
 from proxy.pushes import Attributes, Track, lane_key
 from proxy.sqlite_file import SQL
 
 MAX_REFUSED_NAMES = 500
 HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
-
-
-class SqliteFacts:
-    def __init__(self, connection: sqlite3.Connection, site_key: bytes, tallies: Counter[str]) -> None:
-        self._connection, self._tallies = connection, tallies
-        self.site_key = site_key
-
-    def seen(self, push_id: str) -> Seen | None:
-        row = self._connection.execute(SQL["seen"], (push_id,)).fetchone()
-        if row is None:
-            return None
-        shown, after, at = row
-        return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None, at)
-
-    def visitor(self, visitor_id: str) -> VisitorFacts:
-        retired, identified, left, holding = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
-        return VisitorFacts(bool(retired), identified, left, holding)
-
-    def lane(self, key: str) -> LaneFacts:
-        row = self._connection.execute(SQL["lane"], (key,)).fetchone()
-        return LaneFacts(bool(row[0]), row[1]) if row else LaneFacts()
-
-    def alias(self, key: str) -> Alias | None:
-        row = self._connection.execute(SQL["alias"], (key,)).fetchone()
-        return Alias(*row) if row else None
-
-    def erased_at(self, key: str) -> float | None:
-        row = self._connection.execute(SQL["tombstone"], (tombstone(key, self.site_key),)).fetchone()
-        return row[0] if row else None
-
-    def held(self, visitor_id: str) -> list[HeldPush]:
-        rows = self._connection.execute(SQL["held"], (visitor_id,))
-        return [HeldPush(push_id, msgspec.json.decode(body, type=Track), since) for push_id, body, since in rows]
-
-    def schedule(self, name: Schedule) -> float:
-        return value(self._connection, "schedule", name) or 0.0
-
-    def held_bytes(self) -> int:
-        row = self._connection.execute(SQL["counter"], (HELD_BYTES,)).fetchone()
-        return (row[0] if row else 0) + self._tallies[HELD_BYTES]
 
 
 def tombstone(key: str, site_key: bytes) -> bytes:

@@ -14,16 +14,17 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from proxy.errors import StoreRefused, StoreUnavailable, describe
+from proxy.plans import Reads
 from proxy.sqlite_damage import FileMoved, Remedy, gives_up, remedy_for
 from proxy.sqlite_file import StoreFile
 from proxy.sqlite_upkeep import Upkeep
 
 T = TypeVar("T")
-Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]"]
+Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]", Reads | None]
 
 MAX_GROUP = 512  # jobs in one transaction: bounds how long a commit can take
 MAX_QUEUE = 20_000  # jobs that wait: beyond that the disk does not keep up, and a 503 says so
@@ -34,8 +35,8 @@ log = logging.getLogger("proxy.store")
 
 
 class SqliteThread:
-    """Runs jobs on `file`. All hooks run on the thread: `opened` after the file was opened (True: for the first time), `before_commit`
-    last in each transaction, `rolled_back` after a failed one.
+    """Runs jobs on `file`. All hooks run on the thread: `opened` after the file was opened (True: for the first time), `begun` first in each
+    transaction, with what its jobs said they would read, `before_commit` last in it, `rolled_back` after a failed one.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class SqliteThread:
         upkeep: Upkeep,
         *,
         opened: Callable[[sqlite3.Connection, bool], None],
+        begun: Callable[[sqlite3.Connection, Sequence[Reads]], None],
         before_commit: Callable[[sqlite3.Connection], None],
         rolled_back: Callable[[], None],
     ) -> None:
         self._file, self._upkeep = file, upkeep
         self._opened_hook = opened
-        self._before_commit = before_commit
+        self._begun, self._before_commit = begun, before_commit
         self._rolled_back = rolled_back
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -73,7 +75,7 @@ class SqliteThread:
         self._thread.start()
         await self._opened
 
-    def submit(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+    def submit(self, work: Callable[[sqlite3.Connection], T], reads: Reads | None = None) -> asyncio.Future[T]:
         """Runs `work` in a transaction; the result comes once that is durable.
 
         Fails with `StoreUnavailable` if the transaction fails. If `work` itself raises, it alone fails: what it wrote is undone, and the
@@ -86,7 +88,7 @@ class SqliteThread:
         if self._jobs.qsize() >= MAX_QUEUE:
             raise StoreUnavailable("The disk does not keep up with what is pushed.", retry_after=_RETRY_AFTER)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._jobs.put((work, future))
+        self._jobs.put((work, future, reads))
         return future
 
     async def close(self) -> None:
@@ -152,6 +154,7 @@ class SqliteThread:
         started, changes = time.monotonic(), connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
+            self._begun(connection, [reads for _, _, reads in jobs if reads is not None])
             outcomes = [self._run(connection, job) for job in jobs]
             self._before_commit(connection)
             connection.execute("COMMIT")
@@ -173,7 +176,7 @@ class SqliteThread:
         return []
 
     def _run(self, connection: sqlite3.Connection, job: Job) -> Outcome:
-        work, future = job
+        work, future, _ = job
         try:
             return future, work(connection), None
         except Exception as error:
@@ -287,7 +290,7 @@ class _JobFailed(Exception):
         self.job, self.error = job, error
 
     def outcome(self) -> Outcome:
-        _, future = self.job
+        _, future, _ = self.job
         if not isinstance(self.error, sqlite3.Error):
             return future, None, self.error
         log.error("A job failed: %s", _cause(self.error))
@@ -317,7 +320,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 def _refusals(jobs: list[Job]) -> list[Outcome]:
     failure = _refused()
-    return [(future, None, failure) for _, future in jobs]
+    return [(future, None, failure) for _, future, _ in jobs]
 
 
 def _refused() -> StoreUnavailable:

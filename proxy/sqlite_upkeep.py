@@ -7,6 +7,7 @@ starts a thread: whoever writes to the file calls in between.
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import sqlite3
 import statistics
@@ -44,6 +45,7 @@ class Upkeep:
         self._headroom_bytes: int | None = None
         self._space_checked = float("-inf")
         self._index: int | None = None
+        self._index_head: mmap.mmap | None = None
         self._frames = 0
         self._next_checkpoint = CHECKPOINT_FRAMES
         self._alarmed = False
@@ -82,10 +84,15 @@ class Upkeep:
     def attach(self) -> None:
         """After the file was opened."""
         self._index = os.open(self.path.with_name(self.path.name + "-shm"), os.O_RDONLY | os.O_CLOEXEC)
+        # Mapped, as SQLite itself does: a call to read it would hand the interpreter to the other thread at every commit.
+        self._index_head = mmap.mmap(self._index, _MOVED_AT + 4, prot=mmap.PROT_READ)
         self._next_checkpoint = CHECKPOINT_FRAMES
 
     def detach(self) -> None:
         """After the file was closed, and not before: closing any descriptor of a file drops the locks that SQLite has on it."""
+        if self._index_head is not None:
+            self._index_head.close()
+            self._index_head = None
         if self._index is not None:
             os.close(self._index)
             self._index = None
@@ -136,10 +143,9 @@ class Upkeep:
 
     def _count_frames(self) -> None:
         """From the head of the log's index, where SQLite keeps it: asking by a statement would make a checkpoint."""
-        if self._index is not None:
-            head = os.pread(self._index, _MOVED_AT + 4, 0)
-            if len(head) == _MOVED_AT + 4:
-                self._frames = max(0, _word(head, _FRAMES_AT) - _word(head, _MOVED_AT))
+        if self._index_head is not None:
+            head = self._index_head[:]
+            self._frames = max(0, _word(head, _FRAMES_AT) - _word(head, _MOVED_AT))
 
     # --- for people
 

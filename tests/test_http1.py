@@ -173,7 +173,7 @@ def test_an_upgrade_header_that_is_not_asked_for_by_connection_changes_nothing(w
 def test_uvicorn_still_has_what_this_builds_upon() -> None:
     """The tests of this file show what each part does; this one tells first, and by name, which is gone after an update."""
     own = {name for name, value in vars(Http1).items() if inspect.isfunction(value)}
-    hooks = {name for name in own if name == "data_received" or name.startswith("on_")}
+    hooks = {name for name in own if name in ("connection_made", "data_received") or name.startswith("on_")}
     assert hooks <= set(vars(HttpToolsProtocol)), "no longer called"
     assert not (own - hooks) & set(vars(HttpToolsProtocol)), "hidden by ours, by mistake"
     text = inspect.getsource(inspect.getmodule(HttpToolsProtocol) or HttpToolsProtocol)

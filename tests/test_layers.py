@@ -39,7 +39,8 @@ LAYERS: list[dict[str, str]] = [
     {  # 2: adapters
         "outbox_sqlite": "the outbox on one SQLite file",
         "sqlite_file": "how that file is opened, and when it is refused",
-        "sqlite_reads": "what is read from it: facts, lane heads, numbers, dead letters",
+        "sqlite_appends": "what appends read and write in it, gathered over a transaction",
+        "sqlite_reads": "what is read from it: lane heads, numbers, dead letters",
         "sqlite_lanes": "lanes on their way out of it: claimed, settled, leases that end",
         "sqlite_people": "a whole person in it: a confirmed change of address, erasure",
         "sqlite_sweep": "what is over its age in it, removed in small steps",
