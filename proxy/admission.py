@@ -143,7 +143,7 @@ class _Judgement:
         logs_out = isinstance(push.call, Reset) and self.cookie is not None  # forgetting too much is the safe side
         if self.stale_session and not logs_out:
             return self._refuse(push.id, Refusal(Reason.IDENTITY_CHANGED))
-        if not self.who.consent and not isinstance(push.call, Consent | Reset):
+        if not self.who.consent and not push.released and not isinstance(push.call, Consent | Reset):
             return self._refuse(push.id, Refusal(Reason.CONSENT_DENIED))
         match push.call:
             case Track() as track:

@@ -133,8 +133,11 @@ Call = Identify | Track | Reset | Consent
 
 
 class Push(msgspec.Struct, frozen=True):
+    """`released`: the page held it back until the visitor granted consent (the shim's `p`)."""
+
     id: str
     call: Call
+    released: bool = False
 
 
 class BadPush(msgspec.Struct, frozen=True):
@@ -229,7 +232,7 @@ def _parse_push(push: Any) -> Push | BadPush:
     if not isinstance(push_id, str) or not _ID.match(push_id):
         return BadPush(None, Reason.BAD_SHAPE, "id")
     try:
-        return Push(push_id, _parse_call(push.get("call")))
+        return Push(push_id, _parse_call(push.get("call")), bool(push.get("p")))
     except _Refused as refused:
         return BadPush(push_id, refused.reason, refused.where)
 

@@ -26,7 +26,7 @@ try {
   let waiting = []; // pushes without a final answer, oldest first: {id, call, scq: session value, t: when made, p: without consent}
   let store; // localStorage, or this page's memory where that is blocked
   let count = 1e3; // of ids, in four digits
-  let failures; // ms that the next pause can take at most; none since the last answer: 0
+  let failures; // ms that the next pause takes at most; 0 or nothing since an answer
   let busy; // a timer while a request is on its way, or before the next one
   let kept = 0; // how many of `waiting` are in a request that goes on when the page closes
   let leaving; // pagehide was seen: what is pushed now goes at once, or never
@@ -36,9 +36,9 @@ try {
 
   /** Runs failure if there is a reason, else success; once: a later outcome finds no callback any more. */
   let settle = (push, reason, result) => {
+    if (true && debug != null && push.success !== 0) explain(push, reason, result);
     // By a promise: it ignores what is no function, and what page code throws reaches the page's error tracking, not us.
     (async () => reason || result)().then(reason ? push.failure : push.success, (push.success = push.failure = 0));
-    if (true && debug != null) explain(push, reason, result);
   };
 
   /** Plain words for whoever builds the site. In the debug build only. */
@@ -62,17 +62,18 @@ try {
    * of it is read here and now; the page may change its objects afterwards.
    */
   let take = (entry) => {
-    let push = { p: missing, t: Date.now() };
+    let push = { t: Date.now(), p: missing };
     try {
       // An array as text: "track,[object Object]", say.
-      if (/^((identify|track|reset),\[|reset,?$|consent,[gd])/.test(entry)) {
+      if (/^((identify|track|reset),\[|reset$|consent,[gd])/.test(entry)) {
         ({ success: push.success, failure: push.failure } = entry[1] || 0);
         setTimeout(settle, 1e4, push, "timeout"); // delivery goes on
         // It begins with the time: stored pushes are sorted by it, and the proxy finds its newest ids side by side.
         push.id = "scq-" + push.t + randomId();
         push.call = JSON.parse(JSON.stringify(entry)); // leaves functions out
-        if (entry[1] > "d" && (missing = entry[1] != "granted"))
-          waiting.forEach((old) => settle(old, "consent-denied", (old.t = 0)));
+        // Of our methods only consent is before "i". It goes out though the page is left: what `kept` counts is gone.
+        if (entry[0] < "i" && (missing = entry[1] != "granted"))
+          waiting.forEach((old) => settle(old, "consent-denied", (old.t = kept = 0)));
         waiting.push(push);
       } else return !entry.call || settle({ success: entry }); // a function
     } catch (error) {
@@ -91,22 +92,24 @@ try {
     if (document.prerendering) return later(1e3); // the page is only prepared, and may never be shown
     waiting = waiting.filter((push, about) => {
       about = push.call[1] || 0;
-      // Settled, or older than the proxy remembers ids. A typed address stays on a shared computer for a day.
-      if (push.t < Date.now() - (about.email ? 1 : 7) * 864e5) return !delete store[push.id];
+      // Settled, or older than a week, in ms: the proxy remembers ids for 8 days. A typed address stays on a shared computer for
+      // less than one. Or of a log-in on an earlier page, of which only this much was stored: it has no time.
+      if (!(push.t > Date.now() - (about.email ? 8e7 : 6e8))) return !delete store[push.id];
       if (push.p && missing) return 1;
       try {
         push.scq = push.scq || (store.scq = store.scq || randomId()); // one session value for all tabs
-        if (!about.token) store[push.id] = JSON.stringify(push); // a log-in is never stored
+        // Of a log-in only that there was one: the next page takes a new session value.
+        store[push.id] = JSON.stringify(push, about.token && ["id", "call"]);
       } catch (error) {} // full
       // Some 20 kB and one session value: two requests fit into the 64 KiB that browsers allow for keepalive.
       size += push.scq == (s = s || push.scq) ? 400 + JSON.stringify(push).length : 2e4;
       return (size > 2e4 && batch[0]) || batch.push(push);
     });
     if ((now || !busy) && batch.length > kept) {
-      later(3e4); // without an answer for so long it is repeated
       // Again without keepalive: a large push, or other scripts, may be over the quota, which looks like any network error.
       kept = (now || !failures) && batch.length;
       failures = Math.min(6e4, failures * 2 || 1e3);
+      later(failures * 30); // without an answer for so long it is repeated; not so often that these take all connections
       let pause = Math.random() * failures;
       try {
         let response = await fetch(new URL("push", new URL(src, location)), {
@@ -117,9 +120,9 @@ try {
         });
         pause += response.headers.get("Retry-After") * 1e3 || 0;
         // Reading the body to its end also gives back this request's share of the quota. What is no answer of the
-        // proxy (a captive portal's, say) throws here or below, and we try again.
-        let { results = 0, error, s: next = s } = await response.json();
-        if (!/08|29|5/.test(response.status)) {
+        // proxy (a captive portal's, say) throws here or below, and we try again; as with 404, which is nobody's, 408, 429 and 5xx.
+        let { results = 0, error, s: next } = await response.json();
+        if (!/04|08|29|5/.test(response.status)) {
           batch.forEach((push, index, result) => {
             result = results[index] || { reason: error.trim() };
             settle(push, result.reason, result, (push.t = 0)); // only what is refused has a reason
@@ -127,7 +130,7 @@ try {
             if (result.reason == "identity-changed" && store.scq == s) delete store.scq;
           });
           // Someone else logged in, or out: what was pushed here under the old value comes after that.
-          [store, ...waiting].forEach((one) => one.scq == s && (one.scq = next));
+          [store, ...waiting].forEach((one) => next && one.scq == s && (one.scq = next));
           pause = failures = 0;
         }
       } catch (error) {}
@@ -142,7 +145,7 @@ try {
       // By time. And a new session value: somebody's log-out may be among what a page has left behind.
       Object.keys(store)
         .sort()
-        .forEach((key) => key.indexOf("scq-") || (waiting.push(JSON.parse(store[key])) && delete store.scq));
+        .forEach((key) => key.indexOf("scq-1") || (waiting.push(JSON.parse(store[key])) && delete store.scq));
     } catch (error) {
       store = {};
     }

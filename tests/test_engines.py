@@ -577,6 +577,62 @@ def test_nothing_is_stored_or_sent_before_consent_is_granted_and_then_everything
     assert outcomes(tab, 3) == succeeded("identify", "t-1", "t-2")
 
 
+def test_who_had_denied_consent_and_grants_it_gets_what_was_pushed_before(site: Site) -> None:
+    asking = '<script async src="/scq/scq.js" data-consent="required"></script>'
+    tab = site.browser.open(site.page("/"))
+    tab.wait("_scq.push !== [].push")
+    tab.run("_scq.push(['consent', 'denied'])")
+    eventually(lambda: [attempt for attempt in site.tries if attempt.results])
+    email = new_email()
+    tab.go(site.page("/asks", f"{identify(email)}; track('t-1');", embed=asking))
+    tab.wait("_scq.push !== [].push")
+    tab.run("_scq.push(['consent', 'granted'])")
+    assert outcomes(tab, 2) == succeeded("identify", "t-1")
+    site.await_story(email, "identify", "+t-1")
+
+
+def test_a_denial_is_told_though_the_page_is_left_with_pushes_on_their_way(site: Site, elsewhere: str) -> None:
+    tab, _ = site.logged_in(body=link(elsewhere, '_scq.push(["consent", "denied"])'))
+    site.set("late")
+    tab.run("track('t-1', 't-2', 't-3')")
+    eventually(lambda: any("t-3" in str(attempt.calls) for attempt in site.tries))
+    tab.click("#away")
+    eventually(lambda: any(call[0] == "consent" for attempt in site.tries for call in attempt.calls))
+
+
+def test_a_string_in_the_queue_stops_nothing(site: Site) -> None:
+    tab, email = site.logged_in()
+    tab.run("_scq.push('reset', 'consent', 'track')")
+    tab.run("track('t-1')")
+    site.await_story(email, "identify", "+t-1")
+
+
+def test_what_is_pushed_after_a_log_in_whose_answer_no_page_saw_is_the_new_persons(site: Site) -> None:
+    tab, ann = site.logged_in(body=link(site.page("/next")))
+    bob = new_email("bob")
+    site.set("late")
+    log_in(tab, bob)
+    eventually(lambda: site.tries[-1].results)
+    tab.click("#away")
+    tab.wait("location.pathname === '/next' && _scq.push !== [].push")
+    site.mend()
+    tab.run(f"[{identify(bob)}, track('t-1')]")
+    assert outcomes(tab, 2) == succeeded("identify", "t-1")
+    site.await_story(bob, "identify", "+t-1")
+    assert site.story(ann) == ["identify"]
+
+
+def test_full_storage_costs_no_push_and_no_session(site: Site) -> None:
+    fill = """for (let size = 2 ** 22; size; size >>= 1)
+      try { for (let i = 0; i < 9; i++) localStorage.setItem(`full-${size}-${i}`, "x".repeat(size)); } catch (error) {}"""
+    email = new_email()
+    tab = site.browser.open(site.page("/", fill, f"{identify(email)}; track('t-1');"))
+    assert outcomes(tab, 2) == succeeded("identify", "t-1")
+    tab.run("track('t-2')")
+    site.await_story(email, "identify", "+t-1", "+t-2")
+    assert tab.run("localStorage.scq") in (None, "") or len(tab.run("localStorage.scq")) > 20
+
+
 def test_denied_consent_drops_what_waits_and_says_so(site: Site) -> None:
     asking = '<script async src="/scq/scq.js" data-consent="required"></script>'
     tab = site.browser.open(site.page("/", "track('t-1');", embed=asking))

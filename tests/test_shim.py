@@ -191,6 +191,21 @@ def test_with_data_debug_the_console_tells_what_became_of_each_push(site: Site, 
 
 
 @pytest.mark.browser
+def test_the_console_tells_each_outcome_once(site: Site, visit: Visit) -> None:
+    said: list[str] = []
+    visit.context.on("console", lambda message: said.append(message.text))
+    url = site.put("/", f"<script>{TOLD}</script>", DEBUG_TAG)
+    page = visit.context.new_page()
+    page.clock.install()
+    page.goto(url)
+    page.evaluate("_scq.push(['track', {addTags: ['t-1'], ...told('t-1')}])")
+    eventually(lambda: page.evaluate("outcomes.length") == 1)
+    page.clock.run_for(11_000)  # beyond the time-out of a push
+    assert page.evaluate("outcomes.length") == 1
+    assert len(said) == 1
+
+
+@pytest.mark.browser
 def test_the_console_does_not_tell_who_can_log_in_as_the_visitor(site: Site, visit: Visit) -> None:
     assert not any("eyJ" in line for line in said_by(visit, site, DEBUG_TAG)), "an identity token is a secret"
 
