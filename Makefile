@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test soak soak-browser page-cost scale sizes lint pins clean
+.PHONY: help run test soak soak-browser page-cost scale bench bench-quick sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -16,6 +16,8 @@ help:
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
+	@echo 'make bench   this proxy beside what people write instead, on one core: some fifteen minutes'
+	@echo '             make bench-quick for the first table in small: under a minute'
 	@echo 'make sizes   how large the script is, beside others from npm; needs the network'
 	@echo 'make lint    the checks without the tests: ruff, mypy'
 	@echo 'make pins    bring constraints.txt up to date: the newest version of everything'
@@ -46,6 +48,14 @@ page-cost:
 scale:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.scale $(ARGS)
+
+bench:
+	@bash .ci/setup bench
+	@exec .venv/bin/python -m tests.bench $(ARGS)
+
+bench-quick:
+	@bash .ci/setup bench
+	@exec .venv/bin/python -m tests.bench --quick $(ARGS)
 
 sizes:
 	@bash .ci/setup test
