@@ -128,7 +128,8 @@ class _OneWrite(asyncio.Transport):
     def _flush(self) -> None:
         if self._parts:
             parts, self._parts = self._parts, []
-            self._transport.write(b"".join(parts))
+            if not self._transport.is_closing():  # the client may have gone since
+                self._transport.write(b"".join(parts))
 
     def close(self) -> None:
         self._flush()
