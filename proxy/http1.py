@@ -43,12 +43,17 @@ class _Enough(Exception):
 class Http1(HttpToolsProtocol):
     """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/test_http1.py` checks."""
 
+    _answers: _OneWrite
     _deaf = False  # nothing more is read
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_OneWrite(transport, self.loop))
+        self._answers = _OneWrite(transport, self.loop)
+        super().connection_made(self._answers)
+
+    def eof_received(self) -> None:
+        self._answers.flush()  # the loop closes the connection beneath us
 
     def data_received(self, data: bytes) -> None:
         while data and not self._deaf:
@@ -119,20 +124,24 @@ class _OneWrite(asyncio.Transport):
         super().__init__()
         self._transport, self._loop = transport, loop
         self._parts: list[bytes] = []
+        self._size = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._parts:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._parts.append(bytes(data))
+        self._size += len(data)
+        if self._size >= MAX_HEAD:
+            self.flush()  # so that who writes much is told when the client does not keep up
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._parts:
-            parts, self._parts = self._parts, []
+            parts, self._parts, self._size = self._parts, [], 0
             if not self._transport.is_closing():  # the client may have gone since
                 self._transport.write(b"".join(parts))
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:

@@ -221,10 +221,11 @@ class SqliteOutbox:
 
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
         self._appends.ready_lanes = True
-        held = self._lanes.settle(connection, settlement)
-        if any(isinstance(push.body, Attributes) and push.body.new_email for push in settlement.lease.pushes):
-            self._appends.forget()  # a lane may have moved
-        return held
+        lease = settlement.lease
+        moves = any(isinstance(push.body, Attributes) and push.body.new_email is not None for push in lease.pushes)
+        if moves or (lease.lane, lease.epoch) in self._lanes.revoked:
+            self._appends.forget()  # a lane may move, or go
+        return self._lanes.settle(connection, settlement)
 
     def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
         erased, leases = erase_person(connection, key, self.site_key, time.time())

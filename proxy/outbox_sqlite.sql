@@ -350,6 +350,10 @@ DELETE FROM dead WHERE lane = ?1 OR key = ?2;
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
 
+-- name: forget_aliases
+-- Of lanes that are gone: nothing can be sent to them any more.
+DELETE FROM aliases WHERE lane NOT IN (SELECT id FROM lanes);
+
 -- name: remove_left
 UPDATE visitors SET left = NULL WHERE left = ?;
 

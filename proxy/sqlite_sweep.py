@@ -65,4 +65,5 @@ class Sweep:
     def _rest(self, cursor: float, connection: sqlite3.Connection) -> float | None:
         connection.execute(SQL["forget_tombstones"], (self._before(RETIRED_AGE),))
         connection.execute(SQL["trim_not_offered"], (MAX_REFUSED_NAMES,))
+        connection.execute(SQL["forget_aliases"])
         return None

@@ -165,6 +165,10 @@ class SqliteThread:
             if isinstance(error, _JobFailed):
                 self._answer([error.outcome()])
                 return [job for job in jobs if job is not error.job]
+            if len(jobs) > 1 and remedy_for(error) is Remedy.FAIL:
+                for job in jobs:  # what one of them gathered cannot be written: each for itself
+                    self._transaction([job])
+                return []
             self._answer(_refusals(jobs))
             self._note_failure(jobs, error)
             self._recover(error)

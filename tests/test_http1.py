@@ -173,7 +173,9 @@ def test_an_upgrade_header_that_is_not_asked_for_by_connection_changes_nothing(w
 def test_uvicorn_still_has_what_this_builds_upon() -> None:
     """The tests of this file show what each part does; this one tells first, and by name, which is gone after an update."""
     own = {name for name, value in vars(Http1).items() if inspect.isfunction(value)}
-    hooks = {name for name in own if name in ("connection_made", "data_received") or name.startswith("on_")}
+    hooks = {
+        name for name in own if name in ("connection_made", "data_received", "eof_received") or name.startswith("on_")
+    }
     assert hooks <= set(vars(HttpToolsProtocol)), "no longer called"
     assert not (own - hooks) & set(vars(HttpToolsProtocol)), "hidden by ours, by mistake"
     text = inspect.getsource(inspect.getmodule(HttpToolsProtocol) or HttpToolsProtocol)
@@ -191,6 +193,13 @@ def test_uvicorn_still_has_what_this_builds_upon() -> None:
 def test_what_is_sent_behind_a_request_before_its_answer_is_not_read(wire: Wire, first: bytes, behind: bytes) -> None:
     wire.send(first + behind)
     assert_only_answer(wire.rest())
+
+
+@pytest.mark.parametrize("request_", [HEALTH, PUSH + b"Content-Length: 2\r\n\r\n{}"])
+def test_a_client_that_says_nothing_more_is_answered(wire: Wire, request_: bytes) -> None:
+    wire.send(request_)
+    wire.socket.shutdown(socket.SHUT_WR)
+    assert wire.rest().count(b"HTTP/1.1 ") == 1
 
 
 def test_a_client_that_says_close_is_answered_once(wire: Wire) -> None:

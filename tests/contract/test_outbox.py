@@ -320,6 +320,14 @@ async def test_a_decision_that_fails_stores_nothing_and_harms_no_other(outbox: O
     assert (await outbox.stats()).waiting == 1
 
 
+async def test_a_plan_that_cannot_be_written_harms_no_other_that_shares_its_transaction(outbox: Outbox) -> None:
+    unwritable = Enqueue("half a pair \ud800", "a@example.com", "a@example.com", Trust.VERIFIED, Track(("a",)))
+    plans = [queued("a@example.com"), queued("b@example.com"), unwritable, queued("a@example.com")]
+    outcomes = await asyncio.gather(*(carry_out(outbox, plan) for plan in plans), return_exceptions=True)
+    assert [isinstance(outcome, Exception) for outcome in outcomes] == [False, False, True, False]
+    assert (await outbox.stats()).waiting == 3
+
+
 async def test_everything_is_there_after_a_restart_and_leases_of_the_old_process_are_void(
     outbox: Outbox, tmp_path: Path
 ) -> None:
