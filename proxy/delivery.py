@@ -165,9 +165,9 @@ class Delivery:
 
     async def _keep_claiming(self) -> None:
         while not self._stopping.is_set():
+            self._changed.clear()  # here alone: what changes while a claim is on its way is worth another one
             room = self._account.room(self._busy, probing=self._probing)
             if room == 0:
-                self._changed.clear()
                 await _wait(self._changed, self._account.seconds_to_room(_IDLE_SECONDS, probing=self._probing))
                 if self._account.gate.closure is None or self._stopping.is_set():
                     continue  # otherwise somebody else may have moved the gate
@@ -213,7 +213,6 @@ class Delivery:
         if self._account.gate.closure is None:
             await self._until_ready()
             return
-        self._changed.clear()
         await _wait(self._changed, _IDLE_SECONDS)
 
     async def _until_ready(self) -> None:
