@@ -110,6 +110,7 @@ class Delivery:
         self._account = Account(concurrency=concurrency, rate=rate, limits=limits, clock=clock, rng=rng)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
+        self._sharing = asyncio.Lock()
         self._ended = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._leases: asyncio.Queue[tuple[Lease, bool, float] | None] = asyncio.Queue()
@@ -197,16 +198,17 @@ class Delivery:
     async def _share_gate(self, *, probe_is_over: bool = False) -> None:
         """Tells the outbox what this sender has found out about the account, if that is news."""
         account = self._account
-        before, after = account.shared, account.gate.closure
         self._unreleased = self._unreleased or probe_is_over
-        if before == after and not self._unreleased:
-            return
-        closure = await self._outbox.move_gate(before, after)
-        self._unreleased = False
-        if account.gate.closure == after:
-            account.adopt(closure)
-        else:
-            account.shared = closure  # it has moved on meanwhile
+        async with self._sharing:  # two at once would be to each other as two senders, of whom the later probe holds
+            before, after = account.shared, account.gate.closure
+            if before == after and not self._unreleased:
+                return
+            closure = await self._outbox.move_gate(before, after)
+            self._unreleased = False
+            if account.gate.closure == after:
+                account.adopt(closure)
+            else:
+                account.shared = closure  # it has moved on meanwhile
 
     async def _until_worth_a_claim(self) -> None:
         """Less was found than there is room for. Through a shut gate nothing is found while somebody's probe is out, ready or not."""

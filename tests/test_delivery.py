@@ -567,6 +567,21 @@ async def test_contacts_of_whom_sendx_always_fails_do_not_hold_up_the_others(
         await drained(outbox, 60)
 
 
+async def test_a_key_that_is_mended_while_the_halt_is_being_stored_is_probed_at_once(outbox: SqliteOutbox) -> None:
+    url = "http://127.0.0.1:9"
+    delivery = forwarder(outbox, url)
+    account = delivery._account
+    account.gate = account.gate.moved(Closure(time.time() + 60, halted=Halt.KEY))
+    storing = asyncio.create_task(delivery._share_gate())
+    await asyncio.sleep(0)  # it is on its way
+    delivery.use(Upstream(Dialect.REST, f"{url}/api/v1/rest", Secret(KEY)))
+    await asyncio.gather(storing, delivery._share_gate())
+    stored = (await outbox.claim(0, 1, 1.0)).closure
+    assert stored == account.gate.closure
+    assert stored is not None
+    assert stored.until <= time.time()
+
+
 async def test_while_halted_an_increment_is_not_risked_for_a_probe(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:

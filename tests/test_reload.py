@@ -271,4 +271,4 @@ def test_the_contact_that_met_the_401_goes_at_once_too(rotating: Rotating, sandb
     Browser(rotating.server).push(login(ann), track("cart-1"))
     eventually(lambda: "Sending is halted (401)" in rotating.server.log)
     rotating.rotate(SCQ_API_KEY=API_KEY)
-    arrives(sandbox, ann, "+cart-1", 75.0)  # if the halt is noted behind the signal, with the probe of the next minute
+    arrives(sandbox, ann, "+cart-1", 30.0)
