@@ -13,17 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
 
-from proxy.app import create_app
 from proxy.pushes import Reason
-from proxy.sandbox import create_sandbox
-from proxy.settings import load_settings
-from tests.browser import Visit, chromium, visiting
-from tests.live import eventually, serving
+from tests.browser import Visit
+from tests.live import eventually
 from tests.server import Server
+from tests.site import TOLD, Site, token
 from tests.sizes import size_of
-from tests.test_browser import TOLD, Pages, SendX, Site, environment, token
 
 ROOT = Path(__file__).parent.parent
 STATIC = ROOT / "static"
@@ -128,27 +124,6 @@ def test_the_development_build_has_an_address_and_is_never_kept_for_ever(server:
 
 
 # What it says to whoever builds the site
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    with visiting(browser) as visit:
-        yield visit
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with serving(create_sandbox()) as sendx_url:
-        sendx, pages = SendX(sendx_url), Pages()
-        settings = load_settings(environment(tmp_path, sendx), None)
-        with serving(create_app(settings, fallback=pages.app)) as url:
-            yield Site(url, sendx, pages)
 
 
 def said_by(visit: Visit, site: Site, tag: str) -> list[str]:

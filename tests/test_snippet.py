@@ -5,20 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
 
-from proxy.app import create_app
-from proxy.sandbox import create_sandbox
-from proxy.settings import load_settings
 from proxy.shim import load_shim
-from tests.browser import Visit, chromium, visiting
-from tests.live import eventually, serving
-from tests.test_browser import TOLD, Pages, SendX, Site, environment
+from tests.browser import Visit
+from tests.live import eventually
+from tests.site import TOLD, Site
 from tests.test_cli import Said, scq
 
 ROOT = Path(__file__).parent.parent
@@ -42,26 +37,6 @@ def source_of(page: Path) -> str:
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
-    with visiting(browser) as visit:
-        yield visit
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with serving(create_sandbox()) as sendx_url:
-        sendx, pages = SendX(sendx_url), Pages()
-        with serving(create_app(load_settings(environment(tmp_path, sendx), None), fallback=pages.app)) as url:
-            yield Site(url, sendx, pages)
 
 
 def push_and_wait(site: Site, visit: Visit, tag: str, csp: str) -> list[str]:
