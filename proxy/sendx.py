@@ -26,6 +26,7 @@ from urllib.parse import quote
 import httpx
 
 from proxy import __version__
+from proxy.connection import OneConnection
 from proxy.pushes import FIELDS, Attributes, Track
 from proxy.retry import Verdict, retry_after_seconds
 from proxy.settings import Dialect, Secret
@@ -137,17 +138,13 @@ class Answer:
 
 def verdict_for(status: int, *, tracks: bool) -> Verdict:
     """The verdict on an HTTP status. `tracks`: the request was a track, where 404 means that the contact is unknown."""
-    known = {
-        401: Verdict.UNAUTHORIZED,
-        403: Verdict.FORBIDDEN,
-        404: Verdict.MISSING if tracks else Verdict.MISDIRECTED,
-        405: Verdict.MISDIRECTED,
-        429: Verdict.THROTTLED,
-    }
-    if status in known:
-        return known[status]
-    classes = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
-    return classes.get(status // 100, Verdict.UNAVAILABLE)
+    if status == HTTPStatus.NOT_FOUND:
+        return Verdict.MISSING if tracks else Verdict.MISDIRECTED
+    return _VERDICTS.get(status) or _CLASSES.get(status // 100, Verdict.UNAVAILABLE)
+
+
+_VERDICTS = {401: Verdict.UNAUTHORIZED, 403: Verdict.FORBIDDEN, 405: Verdict.MISDIRECTED, 429: Verdict.THROTTLED}
+_CLASSES = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
 
 
 def verdict_for_error(error: httpx.TransportError | TimeoutError) -> Verdict:
@@ -170,13 +167,17 @@ def _failure(error: Exception) -> str:
     return next((text for kind, text in _FAILURES.items() if isinstance(error, kind)), "the connection broke")
 
 
+_PHRASES = {known.value: known.phrase for known in HTTPStatus}
+
+
 def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str:
     """The status and what SendX said (`.message`, else `.error`; source: SendX docs), without addresses and secrets.
 
     `hide`: texts that must not appear: the key, the contact's address.
     """
-    known = {known.value: known.phrase for known in HTTPStatus}
-    phrase = f"{status} {known.get(status, '')}".strip()
+    phrase = f"{status} {_PHRASES.get(status, '')}".strip()
+    if not body:
+        return phrase
     said = _shortened(_said(body))
     for text in sorted(filter(None, hide), key=len, reverse=True):
         said = re.sub(re.escape(text), "***", said, flags=re.IGNORECASE)
@@ -222,7 +223,9 @@ class Client:
         _quiet_http_logs()
         self._timeout_seconds = timeout_seconds
         self._clock = clock
-        self._http = self._connection()
+        self._connection = OneConnection(_tls_context())
+        # Connecting gets half of the time: a connect that fails is known as not applied, a deadline that passes is not.
+        self._timeouts = httpx.Timeout(timeout_seconds, connect=timeout_seconds / 2).as_dict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -230,7 +233,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._connection.aclose()
 
     async def send(self, request: SendxRequest) -> Answer:
         """Send once. Whatever the network does is an answer; what is raised is a fault in this program."""
@@ -250,38 +253,39 @@ class Client:
         return self._answer(request, received.status, received, latency)
 
     async def _exchange(self, request: SendxRequest, received: _Received) -> None:
-        async with self._http.stream(
-            request.method, request.url, headers=dict(request.headers), content=request.content
-        ) as response:
+        sent = httpx.Request(
+            request.method,
+            request.url,
+            headers=dict(request.headers),
+            content=request.content,
+            extensions={"timeout": self._timeouts},
+        )
+        response = await self._connection.handle_async_request(sent)
+        try:
             received.status = response.status_code
             received.retry_after = response.headers.get("Retry-After")
             async for chunk in response.aiter_raw():
                 received.body = (received.body + chunk)[:MAX_ANSWER_BYTES]
                 if len(received.body) == MAX_ANSWER_BYTES:
                     break
+        finally:
+            await response.aclose()
 
     def _answer(self, request: SendxRequest, status: int, received: _Received, latency: float) -> Answer:
-        hide = (request.key.reveal(), request.address)
+        verdict = verdict_for(status, tracks=request.tracks)
+        said = b"" if verdict is Verdict.DELIVERED else received.body
         return Answer(
-            verdict_for(status, tracks=request.tracks),
+            verdict,
             status,
-            error_detail(status, received.body, hide=hide),
+            error_detail(status, said, hide=(request.key.reveal(), request.address)),
             latency,
             retry_after_seconds(received.retry_after, self._clock()),
         )
 
     async def _reconnect(self) -> None:
-        # A pool whose request was cut off is not to be trusted with the next one.
-        broken, self._http = self._http, self._connection()
+        # A connection whose request was cut off is not to be trusted with the next one.
+        broken, self._connection = self._connection, OneConnection(_tls_context())
         await broken.aclose()
-
-    def _connection(self) -> httpx.AsyncClient:
-        # Connecting gets half of the time: a connect that fails is known as not applied, a deadline that passes is not.
-        timeout = httpx.Timeout(self._timeout_seconds, connect=self._timeout_seconds / 2)
-        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-        return httpx.AsyncClient(
-            verify=_tls_context(), timeout=timeout, limits=limits, trust_env=False, follow_redirects=False
-        )
 
 
 @lru_cache(maxsize=1)

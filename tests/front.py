@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -92,10 +92,18 @@ class Front:
 
     async def serve(self, stop: asyncio.Event, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        server = await asyncio.start_server(self._connection, sock=self.listener)
+        writers: set[asyncio.StreamWriter] = set()
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Coroutine[Any, Any, None]:
+            writers.add(writer)  # before its task begins, which may never happen
+            return self._connection(reader, writer)
+
+        server = await asyncio.start_server(accepted, sock=self.listener)
         started.set()
         await stop.wait()
         server.close()  # whoever still waits for an answer is cancelled with the loop
+        for writer in writers:
+            writer.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

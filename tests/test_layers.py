@@ -29,6 +29,7 @@ LAYERS: list[dict[str, str]] = [
     {  # 1: ports
         "plans": "what a decision is shown of the store, and what it asks of it",
         "outbox": "the port to the store, its records and states",
+        "connection": "one connection for httpx, without a pool",
         "sendx": "push to request in two dialects, answer to verdict",
         "exchange": "one request as it is judged, and its answer",
         "turns": "what may happen only so often in an hour",

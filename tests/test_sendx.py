@@ -3,9 +3,11 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +21,7 @@ from proxy.retry import Verdict
 from proxy.sandbox import Fault, Sandbox, create_sandbox
 from proxy.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Answer, Client, Upstream, error_detail, verdict_for
 from proxy.settings import Dialect, Secret
-from tests.live import free_port, serving
+from tests.live import eventually, free_port, serving
 
 KEY = "a-key-that-nobody-may-see"
 ADDRESS = "john.doe+x@gmail.com"
@@ -73,6 +75,13 @@ async def raw_server(answer: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received
 
 
+def established(url: str) -> bool:
+    """Whether the server at `url` has not closed its side of a connection yet."""
+    port = f":{int(url.rpartition(':')[2]):04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[1].endswith(port) and row[3] == "01" for row in rows)
+
+
 # --- requests, byte for byte
 
 
@@ -83,7 +92,7 @@ async def on_the_wire(dialect: Dialect, body: Attributes | Track) -> tuple[str, 
     head, _, content = received[0].partition(b"\r\n\r\n")
     line, *fields = head.decode("ascii").split("\r\n")
     headers = dict(field.split(": ", 1) for field in fields)
-    del headers["Host"], headers["Content-Length"], headers["Connection"]
+    del headers["Host"], headers["Content-Length"]
     return line, headers, content.decode("utf-8")
 
 
@@ -242,6 +251,35 @@ async def test_an_answer_that_is_no_http_leaves_the_outcome_unknown() -> None:
 async def test_a_status_counts_even_if_the_body_never_comes() -> None:
     async with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{") as (url, _):
         assert (await send(rest(url), Attributes())).verdict is Verdict.DELIVERED
+
+
+async def test_one_connection_serves_one_request_after_the_other() -> None:
+    opened: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(1)
+        with suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(int(re.findall(rb"(?i)content-length: (\d+)", head)[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        upstream = rest(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with Client(timeout_seconds=10) as client:
+            answers = [await client.send(upstream.request_for(ADDRESS, Attributes())) for _ in range(3)]
+    assert [answer.verdict for answer in answers] == [Verdict.DELIVERED] * 3
+    assert opened == [1]
+
+
+async def test_a_connection_that_sendx_has_closed_is_opened_anew() -> None:
+    kept = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"  # so it says
+    async with raw_server(kept) as (url, received), Client(timeout_seconds=10) as client:
+        for number in range(1, 4):
+            answer = await client.send(rest(url).request_for(ADDRESS, Attributes()))
+            assert answer.verdict is Verdict.DELIVERED
+            assert len(received) == number
+            await asyncio.to_thread(eventually, lambda: not established(url))
 
 
 async def test_a_redirect_is_not_followed() -> None:
