@@ -20,7 +20,7 @@ _JSON: tuple[Header, ...] = ((b"content-type", b"application/json"), *SECURITY)
 
 async def send_json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
     length = (b"content-length", str(len(body)).encode("ascii"))
-    await send({"type": "http.response.start", "status": status, "headers": [*_JSON, length, *headers]})
+    await send({"type": "http.response.start", "status": status, "headers": (*_JSON, length, *headers)})
     await send({"type": "http.response.body", "body": body})
 
 

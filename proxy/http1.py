@@ -18,11 +18,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from proxy.answers import SECURITY, Header
 from proxy.errors import RequestError
@@ -43,17 +51,9 @@ class _Enough(Exception):
 class Http1(HttpToolsProtocol):
     """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/test_http1.py` checks."""
 
-    _answers: _OneWrite
     _deaf = False  # nothing more is read
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._answers = _OneWrite(transport, self.loop)
-        super().connection_made(self._answers)
-
-    def eof_received(self) -> None:
-        self._answers.flush()  # the loop closes the connection beneath us
 
     def data_received(self, data: bytes) -> None:
         while data and not self._deaf:
@@ -92,7 +92,7 @@ class Http1(HttpToolsProtocol):
         if self.parser.should_upgrade() and _has_body(self.headers):
             self._refuse(_UPGRADE)
             raise _Enough
-        super().on_headers_complete()
+        self._begin(self._describe())
         self._request = self.cycle
         self._silent_bytes = 0
         self.headers = []  # the request keeps its own; trailers end up here
@@ -100,6 +100,42 @@ class Http1(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
         super().on_body(body)
+
+    # The application
+
+    def _describe(self) -> Any:
+        """The request as ASGI has it. Raises what makes the parser refuse it, when the address is none."""
+        scope: Any = self.scope
+        version, url = self.parser.get_http_version(), httptools.parse_url(self.url)
+        if version != "1.1":
+            scope["http_version"] = version
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["raw_path"], scope["query_string"] = url.path, url.query or b""
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        return scope
+
+    def _begin(self, scope: Any) -> None:
+        """Like uvicorn, but for what is never on here: upgrades, a root path, a limit of connections."""
+        last: RequestResponseCycle | None = self.cycle
+        self.cycle = _Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if last is None or last.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:  # all but the empty end of the last answer is sent
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     # How it ends
 
@@ -117,47 +153,54 @@ class Http1(HttpToolsProtocol):
         self.transport.close()
 
 
-class _OneWrite(asyncio.Transport):
-    """Sends what is written in one turn of the loop together: an answer's head and body, which would be two packets and cost two calls."""
+class _Cycle(RequestResponseCycle):
+    """A request and its answer. One that is whole goes out in one piece, and its headers are put into bytes once for all that are alike."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._transport, self._loop = transport, loop
-        self._parts: list[bytes] = []
-        self._size = 0
+    _start: Any = None  # the head, which waits for the first part of the body
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._parts:
-            self._loop.call_soon(self.flush)
-        self._parts.append(bytes(data))
-        self._size += len(data)
-        if self._size >= MAX_HEAD:
-            self.flush()  # so that who writes much is told when the client does not keep up
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._start = message  # or instead of the one that waits: what was to follow it has failed
+            return
+        start, self._start = self._start, None
+        if start is None:
+            await super().send(message)
+        elif not await self._send_whole(start, message):
+            await super().send(start)
+            await super().send(message)
 
-    def flush(self) -> None:
-        if self._parts:
-            parts, self._parts, self._size = self._parts, [], 0
-            if not self._transport.is_closing():  # the client may have gone since
-                self._transport.write(b"".join(parts))
+    async def _send_whole(self, start: Any, message: Any) -> bool:
+        """False: nothing was sent, as this is not all of it, or no plain answer to a plain request."""
+        body = message.get("body", b"")
+        length, head = _rendered(tuple(start.get("headers", ())))
+        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not whole or length != len(body) or self.scope["method"] == "HEAD":
+            return False
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return True
+        self.response_started = self.response_complete = True
+        own = b"".join([b"%s: %s\r\n" % header for header in self.default_headers])
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[start["status"]], own, head, end, body)))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
 
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
 
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
-
-    def pause_reading(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._transport.resume_reading()
+@lru_cache(maxsize=512)
+def _rendered(headers: tuple[Header, ...]) -> tuple[int, bytes]:
+    """The body's length and the headers in bytes. -1: uvicorn is to look at these headers."""
+    names = {name.lower(): value for name, value in headers}
+    length = names.get(b"content-length", b"")
+    if not length.isdigit() or names.keys() & {b"connection", b"transfer-encoding"} or len(names) < len(headers):
+        return -1, b""
+    if any(HEADER_RE.search(name) or HEADER_VALUE_RE.search(value) for name, value in headers):
+        return -1, b""
+    return int(length), b"".join([b"%s: %s\r\n" % (name.lower(), value) for name, value in headers])
 
 
 def _has_body(headers: Iterable[Header]) -> bool:

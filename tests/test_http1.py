@@ -18,9 +18,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.answers import Header
 from proxy.http1 import MAX_HEAD, Http1
 from tests.live import eventually, free_port
 from tests.server import ADMIN_TOKEN, SHOP, Server, dumps, new_id, running, track
@@ -263,14 +264,24 @@ def slow_end() -> Iterator[tuple[int, threading.Event]]:
         await asyncio.to_thread(release.wait, WAIT_SECONDS)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, http=Http1, ws="none", lifespan="off", log_config=None))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="slow-end")
-        thread.start()
+    with answering(app, Http1) as port:
         try:
-            yield listener.getsockname()[1], release
+            yield port, release
         finally:
             release.set()
+
+
+@contextmanager
+def answering(app: ASGIApp, protocol: type[HttpToolsProtocol]) -> Iterator[int]:
+    """The port of a server with this application."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, date_header=False)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="answering")
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
             server.should_exit = True
             thread.join(WAIT_SECONDS)
     assert not thread.is_alive()
@@ -292,6 +303,66 @@ def test_behind_an_answer_that_has_not_ended_one_request_waits_and_no_more() -> 
         wire.send(HEALTH * 1_000)
         release.set()
         assert_only_answer(wire.rest())
+
+
+# --- Answers
+
+OK, TWO = (b"Content-Type", b"text/plain"), (b"content-length", b"2")
+ANSWERS: dict[str, tuple[int, list[Header], list[bytes]]] = {
+    "/whole": (200, [OK, TWO], [b"ok"]),
+    "/cookies": (202, [TWO, (b"set-cookie", b"a=1"), (b"Set-Cookie", b"b=2")], [b"ok"]),
+    "/empty": (200, [(b"content-length", b"0")], [b""]),
+    "/no-length": (200, [OK], [b"ok"]),
+    "/chunked": (200, [OK, (b"transfer-encoding", b"chunked")], [b"ok"]),
+    "/in-parts": (200, [TWO], [b"o", b"k"]),
+    "/nothing-to-say": (204, [], [b""]),
+    "/not-modified": (304, [(b"etag", b"x")], [b""]),
+    "/last": (200, [TWO, (b"connection", b"close")], [b"ok"]),
+    "/short": (200, [(b"content-length", b"3")], [b"ok"]),
+    "/long": (200, [(b"content-length", b"1")], [b"ok"]),
+    "/bad-name": (200, [TWO, (b"a b", b"x")], [b"ok"]),
+    "/bad-value": (200, [TWO, (b"a", b"x\r\ny: z")], [b"ok"]),
+    "/fails-at-once": (0, [], []),
+    "/fails-after-its-head": (200, [TWO], []),
+}
+
+
+async def answer_of_the_table(scope: Scope, receive: Receive, send: Send) -> None:
+    code, headers, parts = ANSWERS[scope["path"]]
+    if code:
+        await send({"type": "http.response.start", "status": code, "headers": headers})
+    for part in parts[:-1]:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    if not parts:
+        raise RuntimeError("this application fails")
+    await send({"type": "http.response.body", "body": parts[-1]})
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+@pytest.mark.parametrize("start", ["GET %s HTTP/1.1", "HEAD %s HTTP/1.1", "GET %s HTTP/1.0"])
+def test_an_application_s_answer_is_what_uvicorn_makes_of_it(path: str, start: str) -> None:
+    told = []
+    for protocol in (HttpToolsProtocol, Http1):
+        with answering(answer_of_the_table, protocol) as port, closing(Wire(port)) as wire:
+            wire.send((start % path).encode() + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+            told.append(wire.rest())
+    expected = told[0]
+    if (
+        path == "/fails-after-its-head"
+    ):  # uvicorn has sent the head by then and closes; here there is still time to say so
+        assert expected.endswith(b"\r\n\r\n")
+        expected = told[1]
+        assert status(expected) == 500
+    assert told[1] == expected
+
+
+def test_answers_follow_one_another_on_a_connection() -> None:
+    with answering(answer_of_the_table, Http1) as port, closing(Wire(port)) as wire:
+        for path in ("/whole", "/cookies", "/whole", "/in-parts", "/empty", "/whole"):
+            wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            answer = wire.answer()
+            assert status(answer) == ANSWERS[path][0]
+            assert answer.endswith(b"\r\n\r\n" + b"".join(ANSWERS[path][2]))
 
 
 # --- Size
