@@ -48,7 +48,7 @@ class Lanes:
             if pushes:
                 epoch = next(self._epochs)
                 connection.execute(SQL["lease"], (epoch, now + lease_seconds, lane))
-                last = LastIdentify(digest, digest_at) if digest is not None else None
+                last = LastIdentify(digest, digest_at) if digest is not None and not leased else None
                 pressed = pushes[0].trust is Trust.ASSERTED and value(connection, "vouched_waits", lane) is not None
                 leases.append(Lease(lane, epoch, now + lease_seconds, failures, pushes, last, pressed))
         if leases and closure is not None:

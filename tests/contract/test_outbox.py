@@ -641,6 +641,18 @@ async def test_what_is_known_of_a_contact_does_not_outlive_a_merge(outbox: Outbo
     assert lease.last is None
 
 
+async def test_after_a_lease_that_ended_it_is_not_known_what_sendx_has(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("ada@example.com"))
+    (lease,) = await claim(outbox)
+    known = LastIdentify(b"digest", time.time())
+    assert await outbox.settle(msgspec.structs.replace(settled(lease, Fate.DELIVERED), last=known))
+    await carry_out(outbox, queued("ada@example.com"))
+    (lease,) = await claim(outbox, seconds=0)
+    assert lease.last == known
+    (again,) = await claim(outbox)  # the first holder may have sent
+    assert again.last is None
+
+
 async def test_a_late_retry_for_an_erased_person_is_counted_as_accepted_and_erased(outbox: Outbox) -> None:
     await carry_out(outbox, Forgotten())
     counted = await counters(outbox)
