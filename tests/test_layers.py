@@ -50,6 +50,8 @@ LAYERS: list[dict[str, str]] = [
     },
     {  # 3: engines
         "account": "what the answers say about the SendX account, and what that allows",
+        "tasks": "waiting for an event with a limit, and for work that is finished though cancelled",
+        "pacing": "turns to send under SCQ_UPSTREAM_RATE, reserved from the store's schedule",
         "delivery": "the forwarder: claim, send, settle",
         "collector": "the browser's edge: POST {prefix}/push",
         "server_api": "the site's own servers' edge: SendX's API in two dialects",

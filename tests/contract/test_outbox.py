@@ -711,3 +711,19 @@ async def test_a_shut_gate_stays_shut_over_a_restart_and_its_probe_is_free(adapt
     assert await outbox.claim(9, 9, 60) == Claim((), SHUT)
     assert (await outbox.claim(9, 9, 60, probe=SHUT)).leases
     await outbox.close()
+
+
+async def test_sends_are_evenly_spaced_over_all_who_reserve_them(outbox: Outbox) -> None:
+    waits = [await outbox.reserve(10, 2.0) for _ in range(4)]
+    assert waits[0] == pytest.approx(0.0, abs=0.001)
+    for number, seconds in enumerate(waits):
+        assert 5.0 * number - 1.0 < seconds <= 5.0 * number + 0.001, "two have the same turn, or a turn is nobody's"
+    at_another_rate = await outbox.reserve(1, 100.0)
+    assert at_another_rate == pytest.approx(20.0, abs=1.0)
+
+
+async def test_time_in_which_nobody_sends_is_not_saved_up(outbox: Outbox) -> None:
+    assert await outbox.reserve(1, 1_000.0) == pytest.approx(0.0, abs=0.001)
+    await asyncio.sleep(0.01)
+    assert await outbox.reserve(10, 2.0) == pytest.approx(0.0, abs=0.001)
+    assert await outbox.reserve(10, 2.0) > 4.0
