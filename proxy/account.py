@@ -21,7 +21,7 @@ from proxy.pushes import Attributes, Track
 from proxy.retry import Limits, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.sendx import Answer
 
-_ADVICE: Mapping[Halt, str] = {
+ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
     Halt.FORBIDDEN: "SendX refuses what this account sends (403): check SCQ_API_KEY, and the account's state at SendX",
     Halt.WRONG_URL: "what answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT",
@@ -183,7 +183,7 @@ def _log_change(before: Gate, after: Gate, now: float) -> None:
         if after.halted is None:
             log.warning("Sending goes on")
         else:
-            log.error("Sending is halted (%s): %s. One probe a minute", after.halted, _ADVICE[after.halted])
+            log.error("Sending is halted (%s): %s. One probe a minute", after.halted, ADVICE[after.halted])
     elif after.closure is None:
         if before.closure is not None:
             log.warning("SendX answers again" if before.closure.down else "SendX accepts requests again")

@@ -32,9 +32,9 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-from proxy.app import open_store_file
 from proxy.outbox import DeadFilter
 from proxy.sandbox import Fault, Recorded, Sandbox, create_sandbox
+from proxy.stores import open_store_file
 from tests.live import eventually, serving
 from tests.oracle import Finding, History, Promise, Report, Sight, Violation, judge, report_of, wrong_sums
 from tests.server import (

@@ -62,11 +62,14 @@ LAYERS: list[dict[str, str]] = [
         "letters": "dead letters and erasure as the operator's commands",
         "http1": "HTTP/1.1 as uvicorn reads it, with what can be turned against others refused",
         "serving": "sockets, uvicorn and signals",
+        "workers": "several processes that serve as one, forked and watched over by a parent",
     },
     {  # 4: roots
-        "app": "puts the parts together, supervises, names the adapter",
+        "stores": "opens the store that SCQ_STORE names; names the adapters",
+        "app": "puts the parts together, supervises",
         "checks": "scq-proxy check",
         "cli": "the command line",
+        "cli_store": "scq-proxy status, erase, migrate",
         "cli_dead": "scq-proxy dead",
         "cli_snippet": "scq-proxy snippet",
         "terminal": "what the commands share: options, the way to the store, safe text",
@@ -175,8 +178,9 @@ def test_the_sandbox_imports_nothing_of_the_package() -> None:
     assert {name for name in imports("sandbox") if name.split(".")[0] == "proxy"} == set()
 
 
-def test_only_the_application_names_the_adapter() -> None:
-    assert importers_of("outbox_sqlite") == {"app"}
+@pytest.mark.parametrize("adapter", ["outbox_sqlite", "outbox_postgres"])
+def test_one_module_names_the_adapters(adapter: str) -> None:
+    assert importers_of(adapter) == {"stores"}
 
 
 def test_the_adapters_parts_belong_to_the_adapter() -> None:
