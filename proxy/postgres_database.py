@@ -1,0 +1,255 @@
+"""Connections to PostgreSQL, and transactions over as few round trips as they need.
+
+Nothing is bound to a session, so that a pooler may stand in between (PgBouncer in transaction mode): every transaction sets for itself
+what it relies on. That is a commit that waits for the disk, and limits that keep a node which was stopped in the middle of one from
+holding up the others. What the database says about an error can quote payload and passwords, so only its code is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, LiteralString, TypeVar
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import lookup
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from proxy.errors import StoreUnavailable
+
+RETRY_AFTER = 5  # seconds
+_TRIES = 6  # of a transaction that others were in the way of
+_CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
+# In milliseconds. Whoever waits for a lock gives way before the holder of it is ended.
+_LIMITS = {"lock_timeout": 4_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 6_000}
+
+# SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
+_CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
+# Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
+_TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
+
+Connection = AsyncConnection[tuple[Any, ...]]
+Query = tuple[str, Mapping[str, object]]  # its name in the file, its parameters
+T = TypeVar("T")
+
+log = logging.getLogger("proxy.store")
+# Outages are told here, once; the pool would tell each attempt, in the words of the server.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+
+
+def _read_queries() -> dict[str, LiteralString]:
+    text = Path(__file__).with_name("outbox_postgres.sql").read_text(encoding="utf-8")
+    text = text.replace("{now}", "extract(epoch FROM statement_timestamp())::double precision")
+    text = text.replace("{shard}", "mod(pg_backend_pid(), 64)")
+    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
+    return {name.strip(): _without_comments(sql) for name, _, sql in parts}
+
+
+def _without_comments(sql: str) -> str:
+    return "\n".join(line for line in sql.strip().splitlines() if not line.startswith("--"))
+
+
+SQL = _read_queries()
+
+
+class Overtaken(Exception):
+    """What a transaction has read was changed by others before it could write: it is to be run anew."""
+
+
+class StatementFailed(StoreUnavailable):
+    """The database is well, and would not carry out this: what one of several jobs asks for may be the reason."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    rows: list[tuple[Any, ...]]
+    count: int  # of rows that were returned or changed
+
+
+class Transaction:
+    """Begins with what is run first. Not used any more after `commit`."""
+
+    def __init__(self, connection: Connection, *, reads_only: bool = False) -> None:
+        self._connection = connection
+        self._begun = reads_only
+        self.committing = False  # from here on, a lost connection leaves it unknown whether anything was changed
+
+    async def run(self, *queries: Query) -> list[Result]:
+        """All in one round trip. Each sees what the one before it has done, and what others have committed meanwhile."""
+        return (await self._send([(SQL[name], values) for name, values in queries]))[-len(queries) :]
+
+    async def commit(self, *queries: Query) -> list[Result]:
+        """The same, and commits. Returns when that is durable."""
+        self.committing = True
+        warned: list[object] = []
+        self._connection.add_notice_handler(warned.append)
+        try:
+            # A commit that is cancelled while it waits for a standby would claim to be done.
+            last = ("SELECT set_config('statement_timeout', '0', true)", None), ("COMMIT", None)
+            results = await self._send([*((SQL[name], values) for name, values in queries), *last])
+        finally:
+            self._connection.remove_notice_handler(warned.append)
+        if warned:
+            raise StoreUnavailable("The database is not sure of a commit: its log says why.", retry_after=RETRY_AFTER)
+        return results[-len(last) - len(queries) : -len(last)]
+
+    async def _send(self, statements: list[tuple[LiteralString, Mapping[str, object] | None]]) -> list[Result]:
+        if not self._begun:
+            self._begun = True
+            statements = [("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", None), (_SETTINGS, None), *statements]
+        connection = self._connection
+        async with asyncio.timeout(_ANSWER_SECONDS), connection.pipeline():
+            cursors = [await connection.execute(text, values, binary=True) for text, values in statements]
+        return [Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
+
+    async def end(self) -> None:
+        """Rolls back what was not committed."""
+        if self._begun and self._connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await self._connection.execute("ROLLBACK")
+                return
+            await self._connection.close()
+
+
+# Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
+_SETTINGS = (
+    "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
+    "ELSE 'on' END, true), " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _LIMITS.items())
+)
+
+
+class Database:
+    """A pool of connections. The numbers are of this process, since it was opened (`outbox.Health`)."""
+
+    def __init__(self, dsn: str, *, pool_size: int) -> None:
+        self.commits, self.commit_seconds, self.failed_commits, self.reopened = 0, 0.0, 0, 0
+        self.trouble: str | None = None  # why the last transaction failed, if it did
+        self.written = float("-inf")  # when something was last committed, on the clock that never goes back
+        self._closed = False
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            dsn,
+            open=False,
+            min_size=1,
+            max_size=pool_size,
+            timeout=_CONNECT_SECONDS,
+            reconnect_timeout=2,  # seconds; after that, whoever wants a connection makes the next attempt
+            max_waiting=0,
+            name="scq-proxy",
+            kwargs=connect_options(dsn),
+        )
+
+    async def open(self) -> None:
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._pool.close()
+
+    async def run(self, work: Callable[[Transaction], Awaitable[T]], *, reads_only: bool = False) -> T:
+        """Has `work` done in a transaction, anew if others were in the way. Work that does not commit is rolled back.
+
+        Raises `StoreUnavailable`; when that happens in the middle of a commit, nobody knows whether it took place.
+        """
+        for attempt in range(_TRIES):
+            if self._closed:
+                break
+            try:
+                return await self._once(work, reads_only)
+            except Overtaken:
+                continue
+            except _Again:
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
+        raise self._refusal("it is closed" if self._closed else "others were in the way, again and again")
+
+    async def read(self, *queries: Query) -> list[Result]:
+        """All in one round trip, each for itself."""
+        return await self.run(lambda transaction: transaction.run(*queries), reads_only=True)
+
+    async def _once(self, work: Callable[[Transaction], Awaitable[T]], reads_only: bool) -> T:
+        transaction: Transaction | None = None
+        started = time.monotonic()
+        try:
+            async with self._pool.connection() as connection:
+                transaction = Transaction(connection, reads_only=reads_only)
+                try:
+                    result = await work(transaction)
+                finally:
+                    await transaction.end()
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            committing = transaction is not None and transaction.committing
+            raise await self._judged(error, committing=committing, connected=transaction is not None) from None
+        if transaction.committing:
+            self._note_commit(time.monotonic() - started)
+        return result
+
+    async def _judged(self, error: Exception, *, committing: bool, connected: bool) -> Exception:
+        state = sqlstate(error)
+        if state in _CONTENDED:
+            return _Again()
+        self.failed_commits += 1
+        if state is not None and not state.startswith(_TROUBLE):
+            log.error("A statement failed: %s", cause(error))
+            return StatementFailed(_SENTENCE, retry_after=RETRY_AFTER)
+        if connected and state != "53200":
+            self.reopened += 1
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                await self._pool.check()  # where one connection is gone, others mostly are as well
+            if not committing and self.trouble is None:
+                self.trouble = cause(error)
+                log.warning("A connection to the database was lost: %s", self.trouble)
+                return _Again()
+        return self._refusal(cause(error))
+
+    def _refusal(self, reason: str) -> StoreUnavailable:
+        if self.trouble is None or self.trouble != reason:
+            log.error("The database could not do what it was asked: %s", reason)
+        self.trouble = reason
+        return StoreUnavailable(_SENTENCE, retry_after=RETRY_AFTER)
+
+    def _note_commit(self, seconds: float) -> None:
+        if self.trouble is not None:
+            log.warning("The database takes pushes again")
+        self.trouble = None
+        self.commits += 1
+        self.commit_seconds += seconds
+        self.written = time.monotonic()
+
+
+_SENTENCE = "The database could not take this: the log of the proxy says why."
+
+
+class _Again(Exception):
+    """Nothing was changed, and the same may succeed at once."""
+
+
+def connect_options(dsn: str) -> dict[str, Any]:
+    """What every connection is opened with, but for what the DSN says itself."""
+    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "scq-proxy"}
+    said = conninfo_to_dict(dsn)
+    chosen = {name: value for name, value in usual.items() if name not in said}
+    return {"autocommit": True, "prepare_threshold": None, **chosen}
+
+
+def sqlstate(error: BaseException) -> str | None:
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def cause(error: BaseException) -> str:
+    """An error of the database for the log: its code and the name of that, without its words."""
+    state = sqlstate(error)
+    if state is None:
+        return f"no answer ({'PoolTimeout' if isinstance(error, PoolTimeout) else type(error).__name__})"
+    try:
+        return f"{state} {lookup(state).__name__}"
+    except KeyError:
+        return state
