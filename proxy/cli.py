@@ -29,7 +29,7 @@ from proxy.app import create_app
 from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli_dead import dead
 from proxy.cli_snippet import snippet
-from proxy.cli_store import erase, migrate, status
+from proxy.cli_store import copy, erase, migrate, status
 from proxy.demo import run_demo
 from proxy.errors import ConfigError, ScqError, describe
 from proxy.identity import TokenCodec
@@ -330,7 +330,7 @@ def check(
     raise typer.Exit(0 if all(finding.ok for finding in found) else 1)
 
 
-for command in (status, erase, migrate):
+for command in (status, erase, migrate, copy):
     cli.command()(command)
 
 

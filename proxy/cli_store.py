@@ -1,4 +1,4 @@
-"""The commands on the store: its state, a person to forget, its schema.
+"""The commands on the store: its state, a person to forget, its schema, and the move from one to another.
 
 They need no setting but SCQ_STORE. With SQLite they ask the running server, or open the file if none is running; with PostgreSQL they work on
 the database, from any machine that reaches it.
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +18,18 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from proxy.control import ask
+from proxy.errors import StoreRefused
 from proxy.ops import Report, read_report
 from proxy.outbox import Erased, RefusedName
 from proxy.settings import StoreUrl
-from proxy.stores import migrate_database, open_existing
+from proxy.stores import assess_database, migrate_database, open_existing
 from proxy.terminal import AsJson, EnvFile, address, answers, escaped, store_of
+from proxy.values import Wrong
+from proxy.values import store as parse_store
 
 _WHAT_THE_FILE_SAYS = "No server is running: this is what the store says."
 _WHAT_THE_DATABASE_SAYS = "This is what the database says. What a node does at the moment is on its own status page."
@@ -144,3 +148,78 @@ def migrate(env_file: EnvFile = None) -> None:
     else:
         done = f"brought from version {before} to {after}" if before else f"made (version {after})"
         sys.stdout.write(f"The schema was {done}.\n")
+
+
+def copy(
+    source: Annotated[
+        str, typer.Option("--from", metavar="URL", help="The SQLite store, of which no server runs: sqlite:///scq.db.")
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="URL",
+            help="The PostgreSQL store, empty: postgresql://... Without it SCQ_STORE counts, where no other user of the machine sees the password.",
+        ),
+    ] = "",
+    env_file: EnvFile = None,
+) -> None:
+    """Move a store from SQLite to PostgreSQL.
+
+    Stop the server, run scq-proxy migrate on the new store, then this. Everything is kept: order, ids, what is held, dead letters, counters,
+    visitors, erased people. It is one transaction: all is copied or nothing. The file stays as it is; serve it no more, or what waits is sent
+    twice.
+    """
+    file = _given(source, "--from", "sqlite")
+    database = _given(target, "--to", "postgresql") if target else store_of(env_file)
+    if database.dsn is None:
+        raise typer.BadParameter("SCQ_STORE is no PostgreSQL store: name one.", param_hint="--to")
+    assert file.path is not None  # noqa: S101 - it is SQLite
+    assessment = asyncio.run(assess_database(database))
+    if assessment.obstacles:
+        raise StoreRefused("\n".join(assessment.obstacles))
+    for loss in assessment.losses:
+        sys.stderr.write(f"! {loss}\n")
+    with _bar() as (totals, progress):
+        copied = _copy(file.path.absolute(), database, totals, progress)
+    width = max(len(name) for name in copied)
+    sys.stdout.write(f"Copied to {database.place}; the numbers of both stores are the same.\n")
+    for name, count in copied.items():
+        sys.stdout.write(f"  {name:{width}}  {count}\n")
+    sys.stdout.write(
+        "Now let SCQ_STORE name the new store, and keep the file as a backup: it must not be served again.\n"
+    )
+
+
+def _copy(
+    file: Path, database: StoreUrl, totals: Callable[[int], None], progress: Callable[[str, int], None]
+) -> Mapping[str, int]:
+    from proxy import moving  # which needs the client for PostgreSQL, and that is an extra
+
+    assert database.dsn is not None  # noqa: S101 - it is PostgreSQL
+    return moving.copy_store(file, database.dsn.reveal(), totals, progress)
+
+
+def _given(text: str, option: str, kind: str) -> StoreUrl:
+    try:
+        store = parse_store(text.strip())
+    except Wrong as wrong:
+        raise typer.BadParameter(f"it {wrong.reasons[0]}.", param_hint=option) from None
+    if store.kind != kind:
+        raise typer.BadParameter(
+            f"this must begin with {kind}://: a store is moved from SQLite to PostgreSQL.", param_hint=option
+        )
+    return store
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[tuple[Callable[[int], None], Callable[[str, int], None]]]:
+    """A progress bar on standard error, if that is a terminal: what to call with the number of rows, and with each step."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("copying", total=None)
+        yield (
+            lambda total: bar.update(task, total=total),
+            lambda table, rows: bar.update(task, description=table, advance=rows),
+        )

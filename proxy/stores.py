@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _FOREVER = timedelta.max  # a command expires nothing
 
+log = logging.getLogger("proxy.store")
+
 
 async def open_store(settings: Settings) -> Outbox:
     """The store, to serve it. Raises `StoreRefused`."""
@@ -34,12 +37,15 @@ async def open_store(settings: Settings) -> Outbox:
     require_psycopg()
     from proxy import outbox_postgres
 
-    return await outbox_postgres.open_outbox(
+    outbox = await outbox_postgres.open_outbox(
         settings.store.dsn.reveal(),
         hold_age=settings.hold_age,
         dead_age=settings.dead_age,
         unsafe=settings.store_unsafe,
     )
+    if settings.store_unsafe:
+        log.warning("SCQ_STORE_UNSAFE is 1. On this server %s", (await outbox.durability()).promise)
+    return outbox
 
 
 @contextlib.asynccontextmanager

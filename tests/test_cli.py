@@ -61,6 +61,7 @@ COMMANDS = (
     "status",
     "erase",
     "migrate",
+    "copy",
     "dead",
 )
 ROOT = os.geteuid() == 0
