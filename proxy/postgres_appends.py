@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -353,10 +354,13 @@ def _remember(draft: Draft) -> Query:
 
 
 def _not_offered(draft: Draft) -> Query:
+    counts: Counter[tuple[str, str]] = Counter()
+    for (setting, name), count in draft.not_offered.items():
+        counts[setting, name.replace("\0", "\ufffd")] += count  # PostgreSQL's texts hold no NUL
     columns = {
-        "settings": [setting for setting, _ in draft.not_offered],
-        "names": [name.replace("\0", "\ufffd") for _, name in draft.not_offered],  # PostgreSQL's texts hold no NUL
-        "counts": list(draft.not_offered.values()),
+        "settings": [setting for setting, _ in counts],
+        "names": [name for _, name in counts],
+        "counts": list(counts.values()),
         "most": 2 * MAX_REFUSED_NAMES,
     }
     return "not_offered", columns

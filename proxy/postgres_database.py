@@ -12,13 +12,13 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
 
 import msgspec
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncPipeline
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import lookup
 from psycopg.pq import TransactionStatus
@@ -40,11 +40,12 @@ _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
 
 Connection = AsyncConnection[tuple[Any, ...]]
 Query = tuple[str, Mapping[str, object]]  # its name in the file, its parameters
+Statement = tuple[LiteralString, Mapping[str, object] | None]
 T = TypeVar("T")
 
 log = logging.getLogger("proxy.store")
-# Outages are told here, once; the pool would tell each attempt, in the words of the server.
-logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+# Outages are told here, once. The driver and its pool would tell each attempt, in the words of the server, which can quote payload.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def _read_queries() -> dict[str, LiteralString]:
@@ -80,12 +81,14 @@ class Transaction:
 
     def __init__(self, connection: Connection, *, reads_only: bool = False) -> None:
         self._connection = connection
-        self._begun = reads_only
+        self._open = contextlib.AsyncExitStack()
+        self._pipeline: AsyncPipeline | None = None
+        self._reads_only = reads_only
         self.committing = False  # from here on, a lost connection leaves it unknown whether anything was changed
 
     async def run(self, *queries: Query) -> list[Result]:
         """All in one round trip. Each sees what the one before it has done, and what others have committed meanwhile."""
-        return (await self._send([(SQL[name], values) for name, values in queries]))[-len(queries) :]
+        return await self._send([(SQL[name], values) for name, values in queries])
 
     async def commit(self, *queries: Query) -> list[Result]:
         """The same, and commits. Returns when that is durable."""
@@ -93,36 +96,46 @@ class Transaction:
         warned: list[object] = []
         self._connection.add_notice_handler(warned.append)
         try:
-            # A commit that is cancelled while it waits for a standby would claim to be done.
-            last = ("SELECT set_config('statement_timeout', '0', true)", None), ("COMMIT", None)
-            results = await self._send([*((SQL[name], values) for name, values in queries), *last])
+            results = await self._send([(SQL[name], values) for name, values in queries], last=_COMMIT)
         finally:
             self._connection.remove_notice_handler(warned.append)
         if warned:
             raise StoreUnavailable("The database is not sure of a commit: its log says why.", retry_after=RETRY_AFTER)
-        return results[-len(last) - len(queries) : -len(last)]
-
-    async def _send(self, statements: list[tuple[LiteralString, Mapping[str, object] | None]]) -> list[Result]:
-        if not self._begun:
-            self._begun = True
-            statements = [("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", None), (_SETTINGS, None), *statements]
-        connection = self._connection
-        async with asyncio.timeout(_ANSWER_SECONDS), connection.pipeline():
-            cursors = [await connection.execute(text, values, binary=True) for text, values in statements]
-        return [Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
+        return results
 
     async def end(self) -> None:
-        """Rolls back what was not committed."""
-        if self._begun and self._connection.pgconn.transaction_status != TransactionStatus.IDLE:
-            with contextlib.suppress(psycopg.Error, TimeoutError):
-                async with asyncio.timeout(_CONNECT_SECONDS):
+        """Rolls back what was not committed. A connection that cannot do that is closed."""
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                if self._pipeline is not None and self._connection.info.transaction_status != TransactionStatus.IDLE:
                     await self._connection.execute("ROLLBACK")
-                return
+                await self._open.aclose()
+        except (psycopg.Error, TimeoutError):
             await self._connection.close()
 
+    async def _send(self, statements: Sequence[Statement], last: Sequence[Statement] = ()) -> list[Result]:
+        """One round trip; with `last`, the transaction's last one."""
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            if self._pipeline is None:
+                self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
+                for text in () if self._reads_only else (_BEGIN, SETTINGS):
+                    await self._connection.execute(text)
+            cursors = [await self._connection.execute(text, values, binary=True) for text, values in statements]
+            for text, values in last:
+                await self._connection.execute(text, values)
+            if last or self._reads_only:
+                await self._open.aclose()
+            else:
+                # The pipeline stays open, because leaving it sends a message that would stop the server's clock for idle transactions.
+                await self._pipeline.sync()
+        return [Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
 
-# Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
-_SETTINGS = (
+
+_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+# A commit that is cancelled while it waits for a standby would claim to be done: it is not to be cancelled.
+_COMMIT: tuple[Statement, ...] = (("SELECT set_config('statement_timeout', '0', true)", None), ("COMMIT", None))
+# What every transaction begins with. Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
+SETTINGS = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
     "ELSE 'on' END, true), " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _LIMITS.items())
 )

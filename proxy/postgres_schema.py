@@ -16,7 +16,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from proxy.errors import StoreRefused
-from proxy.postgres_database import SQL, Connection, cause, connect_options
+from proxy.postgres_database import SETTINGS, SQL, Connection, cause, connect_options
 from proxy.postgres_locks import SCHEMA, lock
 
 SCHEMA_STEPS = ("schema_1",)
@@ -91,7 +91,8 @@ async def migrate(dsn: str) -> tuple[int, int]:
 
 async def assess(dsn: str) -> Assessment:
     """Raises `StoreRefused` if the server cannot be asked."""
-    async with _connected(dsn) as connection:
+    async with _connected(dsn) as connection, connection.transaction():
+        await connection.execute(SETTINGS)
         server = await _server(connection)
         version, tables = await _version(connection)
     standbys = server[6].strip()
@@ -100,7 +101,7 @@ async def assess(dsn: str) -> Assessment:
         "schema": str(version) if version else "none",
         "fsync": server[3],
         "full_page_writes": server[4],
-        "synchronous_commit": server[5] if server[5] == "remote_apply" else "on",
+        "synchronous_commit": server[5],
         "synchronous standbys": standbys or "none",
     }
     obstacles = [*_server_obstacles(server), *_schema_obstacles(version, tables)]

@@ -157,6 +157,11 @@ class Server:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def cut_connections(self, database: str) -> None:
+        """All to this database."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database,))
+
     def empty_database(self) -> str:
         """The DSN of a new one without tables."""
         name = f"test_{next(self._numbers)}"
