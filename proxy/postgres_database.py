@@ -30,8 +30,8 @@ RETRY_AFTER = 5  # seconds
 _TRIES = 6  # of a transaction that others were in the way of
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
-# In milliseconds. Whoever waits for a lock gives way before the holder of it is ended.
-_LIMITS = {"lock_timeout": 4_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 6_000}
+# In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
+_LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
 
 # SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
 _CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
