@@ -407,7 +407,7 @@ SELECT key FROM theirs UNION SELECT a.key FROM aliases a JOIN theirs ON theirs.i
 
 -- name: seen_afters
 -- Whoever has come back since the erasure is not touched.
-SELECT id, after FROM seen WHERE after_key = ANY (%(keys)s::text[]) AND at <= %(until)s ORDER BY id FOR UPDATE;
+SELECT id, after FROM seen WHERE after_key = ANY (%(keys)s::text[]) AND at <= %(until)s;
 
 -- name: forget_afters
 UPDATE seen SET shown = '', after = NULL, after_key = NULL WHERE id = ANY (%(ids)s::text[]);
@@ -511,7 +511,8 @@ DELETE FROM aliases a WHERE NOT EXISTS (SELECT FROM lanes l WHERE l.id = a.lane)
 -- name: bring_near
 -- Back-offs take minutes, sign-ups are put off for days; neither for a month: a time that is further ahead was set under a wrong clock.
 UPDATE lanes SET ready_at = {now} WHERE id IN (
-  SELECT id FROM lanes WHERE ready_at > {now} + CASE WHEN put_off THEN 2592000 ELSE 7200 END ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+  SELECT id FROM lanes WHERE ready_at > {now} + 7200 AND (NOT put_off OR ready_at > {now} + 2592000)
+  ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 );
 
 -- name: site_key

@@ -114,9 +114,9 @@ class Appends:
         results = await transaction.run(*queries)
         if not first and results[0].rows[0][0] is False:
             raise Overtaken
-        ((known_now, known.held_bytes),) = results[1].rows
-        known.now = known.now or known_now
-        known.ahead = known.now - time.time()
+        ((now, known.held_bytes),) = results[1].rows
+        if first:
+            known.now, known.ahead = now, now - time.time()
         known.asked.add(wants)
         for (name, _), result in zip(queries[2:], results[2:], strict=True):
             _KEEP[name](known, result.rows)

@@ -27,7 +27,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from proxy.errors import StoreUnavailable
 
 RETRY_AFTER = 5  # seconds
-_TRIES = 6  # of a transaction that others were in the way of
+_TRIES = 8  # of a transaction: more than there are connections, each of which may turn out to be gone
+_ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by another one
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
@@ -35,6 +36,7 @@ _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transact
 
 # SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
 _CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
+_READ_ONLY, _NO_ROOM_FOR_LOCKS = "25006", "53200"
 # Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
 _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
 
@@ -173,6 +175,7 @@ class Database:
 
         Raises `StoreUnavailable`; when that happens in the middle of a commit, nobody knows whether it took place.
         """
+        begun, reason = time.monotonic(), "others were in the way, again and again"
         for attempt in range(_TRIES):
             if self._closed:
                 break
@@ -180,9 +183,13 @@ class Database:
                 return await self._once(work, reads_only)
             except Overtaken:
                 continue
-            except _Again:
+            except _Contended:
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
-        raise self._refusal("it is closed" if self._closed else "others were in the way, again and again")
+            except _Lost as lost:
+                reason = lost.cause
+                if time.monotonic() - begun > _ANEW_SECONDS:
+                    break
+        raise self._refusal("it is closed" if self._closed else reason)
 
     async def read(self, *queries: Query) -> list[Result]:
         """All in one round trip, each for itself."""
@@ -196,32 +203,32 @@ class Database:
                 transaction = Transaction(connection, reads_only=reads_only)
                 try:
                     result = await work(transaction)
+                except psycopg.Error as error:
+                    if sqlstate(error) == _READ_ONLY:
+                        await (
+                            connection.close()
+                        )  # it leads to what is a standby by now; a new one may lead to the primary
+                    raise
                 finally:
                     await transaction.end()
         except (psycopg.Error, TimeoutError, OSError) as error:
-            committing = transaction is not None and transaction.committing
-            raise await self._judged(error, committing=committing, connected=transaction is not None) from None
+            raise self._judged(error, transaction) from None
         if transaction.committing:
             self._note_commit(time.monotonic() - started)
         return result
 
-    async def _judged(self, error: Exception, *, committing: bool, connected: bool) -> Exception:
+    def _judged(self, error: Exception, transaction: Transaction | None) -> Exception:
         state = sqlstate(error)
         if state in _CONTENDED:
-            return _Again()
+            return _Contended()
         self.failed_commits += 1
-        if state is not None and not state.startswith(_TROUBLE):
+        if state is not None and (state == _NO_ROOM_FOR_LOCKS or not state.startswith(_TROUBLE)):
             log.error("A statement failed: %s", cause(error))
             return StatementFailed(_SENTENCE, retry_after=RETRY_AFTER)
-        if connected and state != "53200":
-            self.reopened += 1
-            with contextlib.suppress(psycopg.Error, TimeoutError):
-                await self._pool.check()  # where one connection is gone, others mostly are as well
-            if not committing and self.trouble is None:
-                self.trouble = cause(error)
-                log.warning("A connection to the database was lost: %s", self.trouble)
-                return _Again()
-        return self._refusal(cause(error))
+        if transaction is None:
+            return self._refusal(cause(error))
+        self.reopened += 1
+        return self._refusal(cause(error)) if transaction.committing else _Lost(cause(error))
 
     def _refusal(self, reason: str) -> StoreUnavailable:
         if self.trouble is None or self.trouble != reason:
@@ -241,8 +248,15 @@ class Database:
 _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 
-class _Again(Exception):
-    """Nothing was changed, and the same may succeed at once."""
+class _Contended(Exception):
+    """Others were in the way. Nothing was changed, and the same may succeed at once."""
+
+
+class _Lost(Exception):
+    """The connection was, before anything was changed. Another one may do: after a restart, all that lay idle are gone."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
 
 
 def connect_options(dsn: str) -> dict[str, Any]:

@@ -60,29 +60,22 @@ async def _erase(transaction: Transaction, keys: set[str], site_key: bytes) -> E
     if not found <= keys:
         keys |= found
         raise Overtaken
-    identities, visitors = await _identities(transaction, asked["keys"], clock.rows[0][0])
-    all_lanes = {"lanes": [row[0] for row in lanes.rows]}
-    waiting, dead, held, *_ = await transaction.run(
-        ("remove_pushes", all_lanes),
-        ("remove_dead", {**all_lanes, **asked}),
-        ("unhold_visitors", {"visitors": list(visitors)}),
-        ("remove_aliases", {**all_lanes, **asked}),
+    (known,) = await transaction.run(("seen_afters", {**asked, "until": clock.rows[0][0]}))
+    visitors = {msgspec.json.decode(after, type=Visitor).id for _, after in known.rows}
+    theirs = {"lanes": [row[0] for row in lanes.rows]}
+    _, held, _, identities, waiting, dead, *_ = await transaction.run(
         ("remove_left", asked),
+        ("unhold_visitors", {"visitors": list(visitors)}),
+        ("remove_aliases", {**theirs, **asked}),
+        ("forget_afters", {"ids": [push_id for push_id, _ in known.rows]}),  # the ids themselves stay known
+        ("remove_pushes", theirs),
+        ("remove_dead", {**theirs, **asked}),
         ("bury_person", {"hashes": [tombstone(key, site_key) for key in keys]}),
-        ("empty_lanes", all_lanes),
-        ("remove_idle_lanes", all_lanes),
+        ("empty_lanes", theirs),
+        ("remove_idle_lanes", theirs),
     )
     held_bytes = sum(size for (size,) in held.rows) + HELD_OVERHEAD * held.count
     tallies = Counter({"erased": waiting.count + dead.count, WAITING: -waiting.count, DEAD: -dead.count})
     tallies.update({"hold_erased": held.count, HOLDING: -held.count, HELD_BYTES: -held_bytes})
     await transaction.commit(tally(tallies))
-    return Erased(waiting.count, held.count, dead.count, identities)
-
-
-async def _identities(transaction: Transaction, keys: list[str], now: float) -> tuple[int, set[str]]:
-    """Forgets who browsers were after log-ins as this person: how many it were, and their visitor ids. The push ids stay known."""
-    (found,) = await transaction.run(("seen_afters", {"keys": keys, "until": now}))
-    visitors = {msgspec.json.decode(after, type=Visitor).id for _, after in found.rows}
-    if found.rows:
-        await transaction.run(("forget_afters", {"ids": [push_id for push_id, _ in found.rows]}))
-    return len(found.rows), visitors
+    return Erased(waiting.count, held.count, dead.count, identities.count)
