@@ -30,6 +30,7 @@ RETRY_AFTER = 5  # seconds
 _TRIES = 8  # of a transaction: more than there are connections, each of which may turn out to be gone
 _ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by another one
 _CONNECT_SECONDS = 5
+_WAIT_SECONDS = 3  # for a connection: while there is none to be had, callers are told so
 _ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
 _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
@@ -156,7 +157,7 @@ class Database:
             open=False,
             min_size=1,
             max_size=pool_size,
-            timeout=_CONNECT_SECONDS,
+            timeout=_WAIT_SECONDS,
             reconnect_timeout=2,  # seconds; after that, whoever wants a connection makes the next attempt
             max_waiting=0,
             name="scq-proxy",
@@ -261,7 +262,7 @@ class _Lost(Exception):
 
 def connect_options(dsn: str) -> dict[str, Any]:
     """What every connection is opened with, but for what the DSN says itself."""
-    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "scq-proxy"}
+    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "scq-proxy", "client_encoding": "utf8"}
     said = conninfo_to_dict(dsn)
     chosen = {name: value for name, value in usual.items() if name not in said}
     return {"autocommit": True, "prepare_threshold": None, **chosen}

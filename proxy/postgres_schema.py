@@ -64,7 +64,7 @@ class Assessment(msgspec.Struct, frozen=True):
 async def migrate(dsn: str) -> tuple[int, int]:
     """Creates the schema or brings it up to date: its version before (0: none) and after. Raises `StoreRefused`."""
     async with _connected(dsn) as connection:
-        obstacles = _server_obstacles(await _server(connection))
+        obstacles = server_obstacles(await _server(connection))
         if obstacles:
             raise StoreRefused(" ".join(obstacles))
         async with connection.transaction():
@@ -104,7 +104,7 @@ async def assess(dsn: str) -> Assessment:
         "synchronous_commit": server[5],
         "synchronous standbys": standbys or "none",
     }
-    obstacles = [*_server_obstacles(server), *_schema_obstacles(version, tables)]
+    obstacles = [*server_obstacles(server), *_schema_obstacles(version, tables)]
     return Assessment(version, facts, tuple(obstacles), tuple(_losses(server, tables)), bool(standbys))
 
 
@@ -156,7 +156,8 @@ async def _version(connection: Connection) -> tuple[int, dict[str, bool]]:
     return (row[0] if row else 0), tables
 
 
-def _server_obstacles(server: Sequence[Any]) -> list[str]:
+def server_obstacles(server: Sequence[Any]) -> list[str]:
+    """Why it cannot be used at all; `server`: the row of the query of that name."""
     version, number, encoding, *_, standby = server
     obstacles = []
     if number < _OLDEST_SERVER:
