@@ -55,6 +55,7 @@ def _read_queries() -> dict[str, LiteralString]:
     text = Path(__file__).with_name("outbox_postgres.sql").read_text(encoding="utf-8")
     text = text.replace("{now}", "extract(epoch FROM statement_timestamp())::double precision")
     text = text.replace("{shard}", "mod(pg_backend_pid(), 64)")
+    text = text.replace(")s::", ")b::")  # in binary, which the driver writes faster
     parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
     return {name.strip(): _without_comments(sql) for name, _, sql in parts}
 
@@ -184,13 +185,24 @@ class Database:
                 return await self._once(work, reads_only)
             except Overtaken:
                 continue
-            except _Contended:
+            except _Contended as contended:
+                if contended.waited:
+                    await self._end_stopped()
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
             except _Lost as lost:
                 reason = lost.cause
                 if time.monotonic() - begun > _ANEW_SECONDS:
                     break
         raise self._refusal("it is closed" if self._closed else reason)
+
+    async def _end_stopped(self) -> None:
+        """Ends transactions of a node that was stopped while it was sending: the limits do not, as the server takes it for busy."""
+        with contextlib.suppress(psycopg.Error, TimeoutError, OSError):
+            async with asyncio.timeout(_CONNECT_SECONDS), self._pool.connection() as connection:
+                cursor = await connection.execute(SQL["end_stopped"], {"limit": _STOPPED_SECONDS})
+                row = await cursor.fetchone()
+                if row is not None and row[0]:
+                    log.warning("A node that does not go on held up others: %d of its transactions were ended", row[0])
 
     async def read(self, *queries: Query) -> list[Result]:
         """All in one round trip, each for itself."""
@@ -221,7 +233,7 @@ class Database:
     def _judged(self, error: Exception, transaction: Transaction | None) -> Exception:
         state = sqlstate(error)
         if state in _CONTENDED:
-            return _Contended()
+            return _Contended(waited=state == _WAITED)
         self.failed_commits += 1
         if state is not None and (state == _NO_ROOM_FOR_LOCKS or not state.startswith(_TROUBLE)):
             log.error("A statement failed: %s", cause(error))
