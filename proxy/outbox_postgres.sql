@@ -135,6 +135,16 @@ WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_thr
 -- Until the transaction ends, in the order of the arrays.
 SELECT count(pg_advisory_xact_lock(class, key)) FROM unnest(%(classes)s::int[], %(keys)s::int[]) AS l (class, key);
 
+-- name: end_stopped
+-- Transactions that hold locks here, and whose node has sent a part of a batch of statements and then nothing: no time-out of the server ends
+-- them, because it takes them for at work.
+SELECT count(pg_terminate_backend(a.pid)) FROM pg_stat_activity a
+WHERE a.datname = current_database() AND a.usename = current_user AND a.state = 'active' AND a.wait_event = 'ClientRead'
+AND a.xact_start IS NOT NULL AND a.query NOT LIKE 'COPY %%'
+AND a.state_change < statement_timestamp() - make_interval(secs => %(limit)s)
+AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted
+            AND (l.locktype = 'advisory' OR l.relation = 'lanes'::regclass OR l.relation = 'counters'::regclass));
+
 -- name: try_lock
 -- Out of order, so without waiting: two that waited for each other would be found out only after a second.
 SELECT bool_and(pg_try_advisory_xact_lock(class, key)) FROM unnest(%(classes)s::int[], %(keys)s::int[]) AS l (class, key);

@@ -32,12 +32,13 @@ _ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by anoth
 _CONNECT_SECONDS = 5
 _WAIT_SECONDS = 3  # for a connection: while there is none to be had, callers are told so
 _ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
+_STOPPED_SECONDS = 3.0  # without a word in the middle of a batch of statements
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
 _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
 
 # SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
 _CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
-_READ_ONLY, _NO_ROOM_FOR_LOCKS = "25006", "53200"
+_READ_ONLY, _NO_ROOM_FOR_LOCKS, _WAITED = "25006", "53200", "55P03"
 # Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
 _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
 
@@ -262,7 +263,11 @@ _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 
 class _Contended(Exception):
-    """Others were in the way. Nothing was changed, and the same may succeed at once."""
+    """Others were in the way. Nothing was changed, and the same may succeed at once. `waited`: in vain, for a lock."""
+
+    def __init__(self, *, waited: bool) -> None:
+        super().__init__()
+        self.waited = waited
 
 
 class _Lost(Exception):
