@@ -90,7 +90,11 @@ class PostgresOutbox:
         return await self._lanes.move_gate(before, after)
 
     async def holds(self, lease: Lease) -> bool:
-        held: bool = await self._holds.submit(lease)
+        """What cannot be confirmed does not hold: settling it will say that the store is not available."""
+        try:
+            held: bool = await self._holds.submit(lease)
+        except StoreUnavailable:
+            return False
         return held
 
     async def settle(self, settlement: Settlement) -> bool:

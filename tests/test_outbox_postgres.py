@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -201,6 +201,20 @@ async def test_a_node_that_stops_in_the_middle_of_a_transaction_does_not_hold_up
     assert len(await claim(nodes[1])) == 1
 
 
+async def test_a_node_that_stops_while_it_is_sending_does_not_hold_up_the_others_either(
+    nodes: tuple[PostgresOutbox, PostgresOutbox],
+) -> None:
+    query, locks = lock(((PERSON, "a@example.com"),))
+    async with await psycopg.AsyncConnection.connect(nodes[0]._dsn, autocommit=True) as connection:
+        with suppress(psycopg.OperationalError):  # the connection is ended
+            async with connection.pipeline():
+                await connection.execute("BEGIN")
+                await connection.execute(SQL[query], locks)
+                # No time-out of the server ends this, because it takes the connection for at work.
+                await carry_out(nodes[1], queued("a@example.com"))
+    assert len(await claim(nodes[1])) == 1
+
+
 async def test_another_nodes_push_is_found_without_being_told(nodes: tuple[PostgresOutbox, PostgresOutbox]) -> None:
     here, there = nodes
     assert not await claim(there)
@@ -286,8 +300,11 @@ async def test_the_store_is_unavailable_while_the_database_is_and_comes_back_wit
 ) -> None:
     outbox = await opened(server.database())
     acknowledged = queued("a@example.com")
-    await carry_out(outbox, acknowledged)
+    await carry_out(outbox, acknowledged, queued("b@example.com"))
+    (lease,) = await claim(outbox, lanes=1, seconds=0)
+    assert await outbox.holds(lease)
     server.kill()
+    assert not await outbox.holds(lease), "nobody can tell"
     with pytest.raises(StoreUnavailable):
         await carry_out(outbox, queued("a@example.com"))
     with pytest.raises(StoreUnavailable):
@@ -297,7 +314,7 @@ async def test_the_store_is_unavailable_while_the_database_is_and_comes_back_wit
     await outbox.ready()
     health = (await outbox.stats()).health
     assert (health.reopened > 0, health.problems) == (True, ())
-    assert ids((await claim(outbox))[0])[0] == acknowledged.id
+    assert acknowledged.id in {push for lease in await claim(outbox) for push in ids(lease)}
     await outbox.close()
     told = [record.getMessage() for record in caplog.records if record.name == "proxy.store"]
     assert "could not do what it was asked" in told[0]
