@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -245,8 +245,10 @@ class Crowd:
             number += 1
 
 
-def history_of(crowd: Crowd, watcher: Watcher, sandbox: Sandbox, dead: dict[str, str], report: Report) -> History:
-    """What the two have seen, beside what the store says."""
+def history_of(
+    crowd: Crowd, watcher: Watcher, sandbox: Sandbox, dead: dict[str, str], report: Report, **more: Any
+) -> History:
+    """What the two have seen, beside what the store says. `more`: what else the history tells."""
     return History(
         lanes={person.email: person.lane for person in crowd.people},
         held=[promise for person in crowd.people for promise in person.held],
@@ -256,4 +258,5 @@ def history_of(crowd: Crowd, watcher: Watcher, sandbox: Sandbox, dead: dict[str,
         dead=dead,
         counted={each.email: int(each.custom_fields.get(COUNTER_FIELD, "0")) for each in sandbox.contacts},
         report=report,
+        **more,
     )
