@@ -37,6 +37,14 @@ class _Lane(NamedTuple):
     digest_at: float | None
 
 
+class _Terms(NamedTuple):
+    """`until`: when the leases end, on this node's clock."""
+
+    per_lane: int
+    seconds: float
+    until: float
+
+
 class Burial(NamedTuple):
     """A push that becomes a dead letter. `address`: as it was pushed."""
 
@@ -56,12 +64,12 @@ class Lanes:
         self._probe_until: float | None = None  # of the probe that this process has out, on the database's clock
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None) -> Claim:
-        until = time.time() + lease_seconds
+        terms = _Terms(per_lane, lease_seconds, time.time() + lease_seconds)
 
         async def claim_all(transaction: Transaction) -> Claim:
             _, gate, found = await transaction.run(share_lock(_GATE), ("gate", {}), ("claimable", {"lanes": lanes}))
             closure = decode_closure(gate.rows[0][0])
-            leases = await self._lease(transaction, found.rows, per_lane, lease_seconds, until, probe=False)
+            leases = await self._lease(transaction, found.rows, terms, probe=False)
             return Claim(leases, closure)
 
         async def claim_probe(transaction: Transaction) -> Claim:
@@ -70,7 +78,7 @@ class Lanes:
             )
             closure = decode_closure(gate.rows[0][0])
             rows = found.rows if closure == probe else []
-            return Claim(await self._lease(transaction, rows, per_lane, lease_seconds, until, probe=True), closure)
+            return Claim(await self._lease(transaction, rows, terms, probe=True), closure)
 
         claim = await self._database.run(claim_all)
         if claim.closure is not None and claim.closure == probe:
@@ -79,14 +87,7 @@ class Lanes:
         return claim
 
     async def _lease(
-        self,
-        transaction: Transaction,
-        rows: Sequence[tuple[Any, ...]],
-        per_lane: int,
-        lease_seconds: float,
-        until: float,
-        *,
-        probe: bool,
+        self, transaction: Transaction, rows: Sequence[tuple[Any, ...]], terms: _Terms, *, probe: bool
     ) -> tuple[Lease, ...]:
         """Leases the heads of lanes whose rows this transaction has locked, and commits."""
         lanes = {row[0]: _Lane(*row) for row in rows}
@@ -94,31 +95,23 @@ class Lanes:
             return ()
         expired = [lane.id for lane in lanes.values() if lane.leased]
         tallies = await end_leases(transaction, expired) if expired else Counter[str]()
-        (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": per_lane}))
+        (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": terms.per_lane}))
         heads, started = _heads(lanes, found.rows)
         asserted = [lane for lane, pushes in heads.items() if pushes[0].trust is Trust.ASSERTED]
         queries: list[Query] = [
-            ("lease", {"lanes": sorted(heads), "seconds": lease_seconds}),
+            ("lease", {"lanes": sorted(heads), "seconds": terms.seconds}),
             ("vouched", {"lanes": asserted}),
             ("start", {"seqs": started}),
         ]
         if probe and heads:
-            queries.append(("probe", {"seconds": lease_seconds}))
+            queries.append(("probe", {"seconds": terms.seconds}))
         queries.append(tally(tallies))
         results = await transaction.commit(*queries)
         if probe and heads:
             self._probe_until = results[3].rows[0][0]
         epochs, vouched = dict(results[0].rows), {lane for (lane,) in results[1].rows}
         return tuple(
-            Lease(
-                lane,
-                epochs[lane],
-                until,
-                lanes[lane].failures,
-                pushes,
-                _last(lanes[lane]),
-                pressed=lane in vouched,
-            )
+            Lease(lane, epochs[lane], terms.until, lanes[lane].failures, pushes, _last(lanes[lane]), lane in vouched)
             for lane, pushes in heads.items()
         )
 
