@@ -23,12 +23,12 @@ from proxy.gate import Closure
 from proxy.identity import Trust
 from proxy.outbox import Fate, Settlement
 from proxy.outbox_postgres import PostgresOutbox, open_outbox
-from proxy.plans import Enqueue, Facts, Hold, NotOffered, Plan, Remember
+from proxy.plans import Enqueue, Facts, Hold, NotOffered, Plan, Remember, Schedule, Scheduled
 from proxy.postgres_database import SQL, Database, Transaction
 from proxy.postgres_locks import PERSON, lock
 from proxy.postgres_schema import assess, migrate, server_obstacles
 from proxy.postgres_sweep import BATCH_ROWS
-from proxy.pushes import Track
+from proxy.pushes import Attributes, Track
 from tests.contract.test_outbox import carry_out, claim, ids, push_id, queued, settled
 from tests.live import eventually, free_port
 from tests.postgres import Server, database, postgres
@@ -181,6 +181,37 @@ async def test_many_appends_of_two_nodes_to_the_same_people_all_come_through(
     await asyncio.gather(*(carry_out(nodes[number % 2], push) for number, push in enumerate(pushes)))
     stats = await nodes[0].stats()
     assert stats.waiting == stats.counters["accepted"] == 400
+
+
+async def test_what_happens_only_so_often_is_counted_over_all_nodes(
+    nodes: tuple[PostgresOutbox, PostgresOutbox],
+) -> None:
+    def take(facts: Facts) -> Plan:
+        return Plan((Scheduled(Schedule.SIGN_UPS, facts.schedule(Schedule.SIGN_UPS) + 1),), None)
+
+    await asyncio.gather(*(node.append(take) for node in nodes for _ in range(200)))
+    assert (await nodes[0].stats()).sign_ups_until == 400
+
+
+async def test_a_push_that_comes_while_another_node_moves_its_person_follows(
+    nodes: tuple[PostgresOutbox, PostgresOutbox],
+) -> None:
+    here, there = nodes
+
+    def follow(facts: Facts, old: str) -> Plan:
+        alias = facts.alias(old)
+        return Plan((queued(alias.address if alias else old),), None)
+
+    for number in range(30):
+        old, new = f"old{number}@example.com", f"new{number}@example.com"
+        await carry_out(here, queued(old, Attributes(new_email=new)))
+        (lease,) = await claim(here)
+        late = [there.append(lambda facts, old=old: follow(facts, old)) for _ in range(3)]  # type: ignore[misc]
+        settled_in_time, *_ = await asyncio.gather(here.settle(settled(lease, Fate.DELIVERED)), *late)
+        assert settled_in_time
+        (lease,) = await claim(there)
+        assert [push.address for push in lease.pushes] == [new] * 3
+        await there.settle(settled(lease, Fate.DELIVERED))
 
 
 async def test_a_node_that_stops_in_the_middle_of_a_transaction_does_not_hold_up_the_others(
