@@ -1,6 +1,6 @@
 """What SendX's answers say about the account as a whole, and what that allows: the memory of `delivery` between two requests.
 
-It holds the one gate, the limits on concurrency and pace and the counts, puts every answer through the pure rules of `gate` and `retry`,
+It holds the one gate, the limit on concurrency and the counts, puts every answer through the pure rules of `gate` and `retry`,
 and says in the log when sending stops or goes on. It sends, claims, settles and stores nothing.
 """
 
@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
-from proxy.gate import Admission, Closure, Concurrency, Gate, Halt, Pace
+from proxy.gate import Admission, Closure, Concurrency, Gate, Halt
 from proxy.identity import Trust
 from proxy.outbox import Fate, Lease, Settled, Waiting
 from proxy.pushes import Attributes, Track
 from proxy.retry import Limits, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.sendx import Answer
 
-_ADVICE: Mapping[Halt, str] = {
+ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
     Halt.FORBIDDEN: "SendX refuses what this account sends (403): check SCQ_API_KEY, and the account's state at SendX",
     Halt.WRONG_URL: "what answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT",
@@ -56,7 +55,7 @@ class DeliveryState(msgspec.Struct, frozen=True):
 
 
 class Account:
-    """`concurrency`: requests at the same time, at most; `rate`: in a second, 0 for no limit. `clock` gives Unix seconds.
+    """`concurrency`: requests at the same time, at most. `clock` gives Unix seconds.
 
     `shared`: what shuts the gate as far as the outbox is known to say so.
     """
@@ -65,7 +64,6 @@ class Account:
         self,
         *,
         concurrency: int,
-        rate: float,
         limits: Limits,
         clock: Callable[[], float],
         rng: random.Random | None,
@@ -75,7 +73,6 @@ class Account:
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self.gate = Gate()
         self.shared: Closure | None = None
-        self._pace = Pace(rate)
         self._concurrency = Concurrency.up_to(concurrency)
         self._requests: Counter[Verdict] = Counter()
         self._settled: Counter[Fate] = Counter()
@@ -88,7 +85,7 @@ class Account:
         """How many lanes may be claimed now, `busy` being out already. `probing`: one of them is a probe."""
         admission = self.gate.admits(self._clock())
         if admission is Admission.ALL:
-            return self._pace.turns(time.monotonic(), max(0, self._concurrency.limit - busy))
+            return max(0, self._concurrency.limit - busy)
         return min(1, self._concurrency.maximum - busy) if admission is Admission.PROBE and not probing else 0
 
     def admits_all(self) -> bool:
@@ -107,17 +104,9 @@ class Account:
         if closure is not None and closure.halted is not None:
             self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self._clock()))
 
-    def turn(self) -> float:
-        """Takes the next turn to send: when it comes, on the clock that never goes back."""
-        self._pace, at = self._pace.taken(time.monotonic())
-        return at
-
-    def seconds_to_room(self, most: float, *, probing: bool) -> float:
-        """How long to wait, when there is no room, for something that no answer brings: the next turn, or the next probe."""
-        if self.gate.until is None:
-            wait = self._pace.free_at - time.monotonic()
-            return min(wait, most) if wait > 0 else most
-        return most if probing else min(max(self.gate.until - self._clock(), 0.0), most)
+    def seconds_to_probe(self, most: float) -> float:
+        """How long to wait while the gate is shut and no probe is out."""
+        return most if self.gate.until is None else min(max(self.gate.until - self._clock(), 0.0), most)
 
     def observe(self, answer: Answer, *, lane: int, probe: bool) -> None:
         """Take in one answer. `probe`: its request was let through a shut gate."""
@@ -194,7 +183,7 @@ def _log_change(before: Gate, after: Gate, now: float) -> None:
         if after.halted is None:
             log.warning("Sending goes on")
         else:
-            log.error("Sending is halted (%s): %s. One probe a minute", after.halted, _ADVICE[after.halted])
+            log.error("Sending is halted (%s): %s. One probe a minute", after.halted, ADVICE[after.halted])
     elif after.closure is None:
         if before.closure is not None:
             log.warning("SendX answers again" if before.closure.down else "SendX accepts requests again")

@@ -28,7 +28,6 @@ from proxy.identity import (
     Vouched,
     derived_visitor,
     next_session,
-    random_visitor,
 )
 from proxy.outbox import Status
 from proxy.plans import (
@@ -89,7 +88,7 @@ class _Judgement:
         self.stale_session = self.derived is not None and facts.visitor(self.derived).retired
         cookie = request.cookie
         self.cookie = self._present(cookie) if cookie and not facts.visitor(cookie.id).retired else None
-        self.who = self.cookie or Visitor(self.derived or random_visitor())
+        self.who = self.cookie or Visitor(self.derived or request.stranger)
         self.shown = cookie.id if cookie else self.who.id
         self.left = facts.visitor(self.who.id).left  # who logged out where this visitor began
 

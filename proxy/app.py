@@ -1,7 +1,7 @@
 """The root: puts the parts together, opens them in order, watches over the forwarder, and closes them in reverse.
 
-The only module that names an adapter. Everything is opened in the application's lifespan, so a `Starlette` app made here can be served by any
-ASGI server with one worker; `serving` is how the command line does it.
+Everything is opened in the application's lifespan, so a `Starlette` app made here can be served by any ASGI server, with one worker on SQLite;
+`serving` is how the command line does it. A process has one of three roles: it takes pushes and sends them, or does one of the two.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import timedelta
-from pathlib import Path
 from types import MappingProxyType
 
 from starlette.applications import Starlette
@@ -28,17 +26,18 @@ from proxy.collector import Collector
 from proxy.control import Control
 from proxy.delivery import Delivery
 from proxy.edge import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
-from proxy.errors import ConfigError, RequestError, StoreError, StoreRefused, describe
+from proxy.errors import ConfigError, RequestError, StoreError, describe
 from proxy.exchange import Limits
 from proxy.identity import CookieCodec, ProbeCodec, TokenCodec
 from proxy.letters import Letters
 from proxy.ops import Ops
-from proxy.outbox_sqlite import SqliteOutbox, open_outbox
+from proxy.outbox import Outbox
 from proxy.policy import Policy
 from proxy.sendx import Upstream
 from proxy.server_api import OPERATIONS, ServerApi, ServerKeys
 from proxy.settings import Gpc, Identify, Settings, rotated
 from proxy.shim import load_debug_shim, load_shim
+from proxy.stores import open_store
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0
@@ -49,9 +48,14 @@ log = logging.getLogger("proxy.app")
 
 
 class Service:
-    """What runs behind the endpoints: the outbox, the forwarder under its supervisor, the sweeper, the control socket."""
+    """What runs behind the endpoints: the outbox, the forwarder under its supervisor, the sweeper, the control socket.
 
-    def __init__(self, settings: Settings, outbox: SqliteOutbox, reread: Callable[[], Settings] | None) -> None:
+    `delivers`: without it nothing is sent from here, because other processes do that.
+    """
+
+    def __init__(
+        self, settings: Settings, outbox: Outbox, reread: Callable[[], Settings] | None, *, delivers: bool
+    ) -> None:
         self.settings = settings
         self.outbox = outbox
         self.collector = make_collector(settings, outbox)
@@ -60,10 +64,10 @@ class Service:
         self.restarts = 0
         self.failure: asyncio.Task[str] | None = None
         self._stopping = False
-        self._delivery = self._new_delivery()
+        self._delivery = self._new_delivery() if delivers else None
         self.ops = Ops(
             outbox,
-            lambda: self._delivery.state(),
+            lambda: self._delivery.state() if self._delivery is not None else None,
             lambda: self.restarts,
             ClientAddresses(settings.trusted_proxies),
         )
@@ -80,7 +84,8 @@ class Service:
             return
         self.settings = settings
         self._use_secrets(settings)
-        self._delivery.use(_upstream(settings))
+        if self._delivery is not None:
+            self._delivery.use(_upstream(settings))
         log.warning("The secrets were read again")
         if waiting:
             log.warning("These settings have changed too, and count after a restart: %s", ", ".join(waiting))
@@ -93,29 +98,39 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        commands = {"status": self.ops.status, "durability": self.ops.durability, **Letters(self.outbox).commands}
-        control = Control(self.outbox.path, commands)
-        await control.start()
-        supervisor = asyncio.create_task(self._supervise(), name="delivery-supervisor")
-        sweeper = asyncio.create_task(self._sweep(), name="sweeper")
-        self.failure = failure = asyncio.create_task(self.outbox.failure(), name="store-failure")
+        control = await self._start_control()
+        self.failure = asyncio.create_task(self.outbox.failure(), name="store-failure")
+        tasks = [self.failure, asyncio.create_task(self._sweep(), name="sweeper")]
+        if self._delivery is not None:
+            tasks.append(asyncio.create_task(self._supervise(self._delivery), name="delivery-supervisor"))
         try:
             yield
         finally:
             self._stopping = True
-            await control.close()
-            await self._delivery.stop(STOP_SECONDS)
-            for task in (supervisor, sweeper, failure):
+            if control is not None:
+                await control.close()
+            if self._delivery is not None:
+                await self._delivery.stop(STOP_SECONDS)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(supervisor, sweeper, failure, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _supervise(self) -> None:
+    async def _start_control(self) -> Control | None:
+        """An SQLite file belongs to this process, so commands ask it. A database answers them itself."""
+        if self.settings.store.path is None:
+            return None
+        commands = {"status": self.ops.status, "durability": self.ops.durability, **Letters(self.outbox).commands}
+        control = Control(self.settings.store.path, commands)
+        await control.start()
+        return control
+
+    async def _supervise(self, delivery: Delivery) -> None:
         """A forwarder that dies is restarted, with back-off; ingest goes on meanwhile."""
         failures = 0
         while not self._stopping:
             started = asyncio.get_running_loop().time()
             try:
-                await self._delivery.run()
+                await delivery.run()
             except Exception as error:
                 self.restarts += 1
                 log.error("The forwarder died and is restarted: %s", describe(error))
@@ -124,7 +139,7 @@ class Service:
             failures = failures + 1 if asyncio.get_running_loop().time() - started < MAX_RESTART_SECONDS else 0
             pause = random.uniform(0, min(MAX_RESTART_SECONDS, 2.0**failures))  # noqa: S311 - spreads load
             await asyncio.sleep(pause)
-            self._delivery = self._new_delivery()
+            self._delivery = delivery = self._new_delivery()
 
     async def _sweep(self) -> None:
         while True:
@@ -151,19 +166,24 @@ class Service:
 
 
 def create_app(
-    settings: Settings, *, fallback: ASGIApp | None = None, reread: Callable[[], Settings] | None = None
+    settings: Settings,
+    *,
+    fallback: ASGIApp | None = None,
+    reread: Callable[[], Settings] | None = None,
+    delivers: bool = True,
 ) -> Starlette:
     """The proxy as an ASGI application. `fallback`: answers every path that is not the proxy's (the demo's shop).
 
-    `reread`: reads the settings again, or raises `ConfigError`. `state.reload()` then takes over new secrets.
+    `delivers`: it also sends what waits; without that, other processes have to. `reread`: reads the settings again, or raises `ConfigError`;
+    `state.reload()` then takes over new secrets.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: _App) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            outbox = await _open_store(settings)
+            outbox = await open_store(settings)
             stack.push_async_callback(outbox.close)
-            service = Service(settings, outbox, reread)
+            service = Service(settings, outbox, reread, delivers=delivers)
             await stack.enter_async_context(service.running())
             app.state.failure = service.failure  # `serving` ends the process when it is done
             if reread is not None:
@@ -182,28 +202,6 @@ def create_app(
     app.router.redirect_slashes = False
     app.router.default = send_not_found
     return app
-
-
-async def _open_store(settings: Settings) -> SqliteOutbox:
-    if settings.store.path is None:
-        raise StoreRefused("PostgreSQL is not supported yet: set SCQ_STORE=sqlite:///scq.db.")
-    return await open_outbox(
-        settings.store.path.absolute(),
-        create=True,
-        hold_age=settings.hold_age,
-        dead_age=settings.dead_age,
-        min_free_bytes=settings.min_free_bytes,
-    )
-
-
-@contextlib.asynccontextmanager
-async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
-    """An existing store, for a command while no server runs; nothing is expired. Raises `StoreRefused`."""
-    outbox = await open_outbox(path, create=False, hold_age=timedelta.max, dead_age=timedelta.max, min_free_bytes=0)
-    try:
-        yield outbox
-    finally:
-        await outbox.close()
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
@@ -238,7 +236,7 @@ class _App(Starlette):
         await (app or super().__call__)(scope, receive, send)
 
 
-def make_collector(settings: Settings, outbox: SqliteOutbox) -> Collector:
+def make_collector(settings: Settings, outbox: Outbox) -> Collector:
     return Collector(
         outbox,
         origins=Origins(settings.origins),
@@ -278,7 +276,7 @@ def _upstream(settings: Settings) -> Upstream:
     return Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
 
 
-def make_server_api(settings: Settings, outbox: SqliteOutbox) -> ServerApi:
+def make_server_api(settings: Settings, outbox: Outbox) -> ServerApi:
     return ServerApi(
         outbox,
         keys=ServerKeys([key.reveal() for key in settings.server_keys]),

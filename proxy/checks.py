@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from proxy.app import open_store_file
 from proxy.control import ask
 from proxy.errors import StoreError
 from proxy.identity import ProbeCodec, TokenCodec, TokenProblem, cookie_name
@@ -22,7 +21,8 @@ from proxy.outbox import Durability
 from proxy.pushes import Attributes
 from proxy.retry import Verdict
 from proxy.sendx import Client, Upstream
-from proxy.settings import Identify, Settings
+from proxy.settings import Identify, Settings, StoreUrl
+from proxy.stores import assess_database, open_existing, open_store_file
 
 _SECONDS = 10.0
 
@@ -64,8 +64,9 @@ def check_settings(settings: Settings) -> list[Finding]:
 
 async def check_store(settings: Settings) -> list[Finding]:
     """Durability as read back from the store, from the running server if there is one."""
-    if settings.store.path is None:
-        return [Finding(False, "SCQ_STORE: PostgreSQL is not supported yet, set SCQ_STORE=sqlite:///scq.db.")]
+    if settings.store.dsn is not None:
+        return await _check_database(settings.store, unsafe=settings.store_unsafe)
+    assert settings.store.path is not None  # noqa: S101 - a store is one or the other
     path = settings.store.path.absolute()
     try:
         running, durability = True, await _durability_of_server(path)
@@ -79,9 +80,30 @@ async def check_store(settings: Settings) -> list[Finding]:
             return [Finding(False, f"store: {error.message}")]
     except StoreError as error:
         return [Finding(False, f"store: {error.message}")]
-    facts = ", ".join(f"{name} {value}" for name, value in durability.facts.items())
     server = "a server is running" if running else "no server is running"
-    return [Finding(True, f"store: {durability.promise} ({facts}); {server}")]
+    return [Finding(True, f"store: {durability.promise} ({_listed(durability.facts)}); {server}")]
+
+
+async def _check_database(store: StoreUrl, *, unsafe: bool) -> list[Finding]:
+    """What the server says of itself, and each problem by itself."""
+    found = []
+    if unsafe:
+        wrong = "SCQ_STORE_UNSAFE is 1: acknowledged pushes could be lost. Set it to 0 to serve for real."
+        found.append(Finding(False, wrong))
+    try:
+        assessment = await assess_database(store)
+        found += [Finding(False, f"store: {problem}") for problem in assessment.problems]
+        if assessment.problems:
+            return [*found, Finding(True, f"store: the server says of itself: {_listed(assessment.facts)}")]
+        async with open_existing(store) as outbox:
+            durability = await outbox.durability()
+    except StoreError as error:
+        return [*found, Finding(False, f"store: {error.message}")]
+    return [*found, Finding(True, f"store: {durability.promise} ({_listed(durability.facts)})")]
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 async def _durability_of_server(path: Path) -> Durability:

@@ -15,42 +15,39 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from proxy import __version__
-from proxy.app import create_app, open_store_file
+from proxy.app import create_app
 from proxy.checks import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli_dead import dead
 from proxy.cli_snippet import snippet
-from proxy.control import ask
+from proxy.cli_store import copy, erase, migrate, status
 from proxy.demo import run_demo
 from proxy.errors import ConfigError, ScqError, describe
 from proxy.identity import TokenCodec
-from proxy.ops import Report, make_report
-from proxy.outbox import Erased, RefusedName
 from proxy.pushes import parse_vouched
 from proxy.sandbox import create_sandbox
-from proxy.serving import Site, run, serve
+from proxy.serving import Site, listen_together, run, serve, work
 from proxy.settings import Settings, load_identity_settings, load_settings
 from proxy.terminal import (
-    AsJson,
     EnvFile,
     address,
-    answers,
     env_file_of,
     escaped,
     from_input,
     public_address,
-    store_path,
 )
+from proxy.workers import become_worker
+
+log = logging.getLogger("proxy")
 
 cli = typer.Typer(
     name="scq-proxy",
@@ -111,25 +108,67 @@ def _root(
 
 
 @cli.command("serve")
-def serve_command(env_file: EnvFile = None) -> None:
+def serve_command(
+    env_file: EnvFile = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Processes that serve; more than one with PostgreSQL only.")
+    ] = 1,
+    no_delivery: Annotated[
+        bool, typer.Option("--no-delivery", help="Take pushes and send none: scq-proxy deliver does, elsewhere.")
+    ] = False,
+) -> None:
     """Serve the proxy for real.
 
     It runs until Ctrl-C or SIGTERM, and finishes the requests under way before it stops. If settings are missing or wrong, it
-    does not start, and says for each of them what is wrong and what would do.
+    does not start, and says for each of them what is wrong and what would do. With several workers, one that dies is replaced.
     """
+    settings, read = _settings_to_serve(env_file)
+    if workers > 1:
+        _require_database(settings, "--workers", "SQLite serves one process")
+    if no_delivery:
+        _require_database(settings, "--no-delivery", "with SQLite the process that takes pushes has to send them")
+    _start_logging(settings.log_level, several=workers > 1)
+    app = create_app(settings, reread=read, delivers=not no_delivery)
+    if workers == 1:
+        site = Site(app, settings.host, settings.port)
+        run(serve([site], lambda ports: _say_serving(settings, ports[0], "")))
+        return
+    listeners = listen_together(settings.host, settings.port, workers)
+    port = listeners[0].getsockname()[1]
+    worker = become_worker(listeners, lambda: _say_serving(settings, port, f", {workers} workers"))
+    run(serve([Site(app, settings.host, port, worker.listener)], lambda ports: worker.ready()))
+
+
+@cli.command()
+def deliver(env_file: EnvFile = None) -> None:
+    """Send what waits, and serve nothing.
+
+    It is the other half of serve --no-delivery, to be run as often as SendX can take it, with the same settings. It runs until Ctrl-C or
+    SIGTERM, and waits for requests under way before it stops. PostgreSQL only.
+    """
+    settings, read = _settings_to_serve(env_file)
+    _require_database(settings, "SCQ_STORE", "with SQLite the process that takes pushes sends them")
+    _start_logging(settings.log_level)
+    run(work(create_app(settings, reread=read), lambda: log.info("Delivering, store %s", settings.store.place)))
+
+
+def _settings_to_serve(env_file: Path | None) -> tuple[Settings, Callable[[], Settings]]:
+    """And how to read them again."""
 
     def read() -> Settings:
         return load_settings(os.environ, env_file_of(env_file))
 
-    settings = read()
-    _start_logging(settings.log_level)
-    log = logging.getLogger("proxy")
+    return read(), read
 
-    def listening(ports: Sequence[int]) -> None:
-        store = settings.store.path.absolute() if settings.store.path else "PostgreSQL"
-        log.info("Serving %s on %s, store %s", settings.prefix, _base(settings.host, ports[0]), store)
 
-    run(serve([Site(create_app(settings, reread=read), settings.host, settings.port)], listening))
+def _require_database(settings: Settings, option: str, why: str) -> None:
+    if settings.store.dsn is None:
+        raise typer.BadParameter(f"{why}. For more, set SCQ_STORE=postgresql://...", param_hint=option)
+
+
+def _say_serving(settings: Settings, port: int, how: str) -> None:
+    store = settings.store.path.absolute() if settings.store.path else settings.store.place
+    log.info("Serving %s on %s, store %s%s", settings.prefix, _base(settings.host, port), store, how)
 
 
 @cli.command()
@@ -291,102 +330,8 @@ def check(
     raise typer.Exit(0 if all(finding.ok for finding in found) else 1)
 
 
-@cli.command()
-def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show backlog, failures and what was refused.
-
-    It asks the running server, or reads the store if none is running, and needs no setting but SCQ_STORE. Tags and fields that pages
-    asked for in vain are listed with the setting that would offer them. Exits with 1 if something needs attention.
-    """
-    report = asyncio.run(_report(env_file))
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-    else:
-        _print_report(report)
-    raise typer.Exit(1 if report.problems else 0)
-
-
-async def _report(env_file: Path | None) -> Report:
-    """From the running server, or with none running from the store itself."""
-    path = store_path(env_file)
-    try:
-        async with contextlib.aclosing(ask(path, "status")) as answers:
-            return msgspec.convert(await anext(answers), Report)
-    except ConnectionError:
-        async with open_store_file(path) as outbox:
-            return make_report(await outbox.stats(), None, 0, time.time())
-
-
-def _print_report(report: Report) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    for problem in report.problems:
-        console.print(Text.assemble(("! ", "red"), escaped(problem)))
-    if not report.problems:
-        console.print(Text("All is well.", "green"))
-    if report.delivery is None:
-        console.print("No server is running: this is what the store says.")
-    width = max(len(name) for name, _ in _facts(report))
-    for name, value in _facts(report):
-        console.print(f"  {name:{width}}  {value}", markup=False)
-    if report.refused_names:
-        _print_refused(console, report.refused_names)
-
-
-def _facts(report: Report) -> list[tuple[str, object]]:
-    facts: list[tuple[str, object]] = [
-        ("waiting", report.waiting),
-        ("oldest waiting for", timedelta(seconds=int(report.lag_seconds))),
-        ("held for visitors not identified", report.holding),
-        ("dead letters", report.dead),
-        ("delivered so far", report.counters.get("delivered", 0)),
-    ]
-    if report.delivery:
-        facts += [("gate to SendX", report.delivery.gate), ("forwarder restarts", report.restarts)]
-    refused = (
-        (name.removeprefix("refused:"), count) for name, count in report.counters.items() if name.startswith("refused:")
-    )
-    return facts + [(f"refused, {reason}", count) for reason, count in refused if count]
-
-
-def _print_refused(console: Console, names: Sequence[RefusedName]) -> None:
-    console.print("\nPages asked for these, and they are not offered:")
-    width = max(len(refused.setting) for refused in names)
-    for refused in names:
-        name = escaped(json.dumps(refused.name, ensure_ascii=False))
-        console.print(Text.assemble(f"  {refused.count:6} x  {refused.setting:{width}}  ", name))
-
-
-@cli.command()
-def erase(
-    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=address, help="Who is to be forgotten.")],
-    env_file: EnvFile = None,
-    as_json: AsJson = False,
-) -> None:
-    """Forget a person.
-
-    It removes what waits, what is held and what is dead of theirs, and who their browsers were; a hash stays, so that late retries and
-    old cookies do not bring them back. A new log-in does. SendX is not told: delete the contact there too. Needs no setting but SCQ_STORE,
-    and asks nothing.
-    """
-    erased = asyncio.run(_erase(env_file, email))
-    if as_json:
-        sys.stdout.write(msgspec.json.encode(erased).decode() + "\n")
-    elif erased == Erased(waiting=0, held=0, dead=0, identities=0):
-        sys.stdout.write("Nothing was known of this person. Late retries will not bring them back.\n")
-    else:
-        sys.stdout.write(
-            "Erased. Late retries and old cookies will not bring this person back.\n"
-            f"  waiting pushes                    {erased.waiting}\n"
-            f"  held pushes                       {erased.held}\n"
-            f"  dead letters                      {erased.dead}\n"
-            f"  remembered log-ins and log-outs   {erased.identities}\n"
-            "SendX still has what was delivered: delete the contact there too.\n"
-        )
-
-
-async def _erase(env_file: Path | None, email: str) -> Erased:
-    async with contextlib.aclosing(answers(store_path(env_file), "erase", contact=email)) as told:
-        return msgspec.convert(await anext(told), Erased)
+for command in (status, erase, migrate, copy):
+    cli.command()(command)
 
 
 def _contact(text: str) -> dict[str, Any] | None:
@@ -417,9 +362,11 @@ def _base(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _start_logging(level: str) -> None:
+def _start_logging(level: str, *, several: bool = False) -> None:
+    """`several`: processes write to this log, so that each says who it is."""
+    who = " [%(process)d]" if several else ""
     logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=level.upper(), format=f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s", stream=sys.stderr
     )
     # uvicorn's own start and stop lines say nothing that ours do not; httpx would log URLs, which can hold addresses.
     for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore"):

@@ -26,7 +26,8 @@ from rich.text import Text
 from proxy.errors import StoreRefused
 from proxy.letters import STEP, Advance, Letter, Selection
 from proxy.outbox import DeadReason
-from proxy.terminal import EnvFile, address, answers, escaped, store_path
+from proxy.settings import StoreUrl
+from proxy.terminal import EnvFile, address, answers, escaped, store_of
 
 SHOWN = 50  # letters in a list for a person, unless told
 _DAY_SECONDS = 86_400
@@ -36,8 +37,8 @@ dead = typer.Typer(
     name="dead",
     help="List, replay and discard dead letters.\n\n"
     "A dead letter is a push that SendX refused, that was tried in vain for days, or whose outcome is unknown. It is kept for "
-    "SCQ_DEAD_DAYS. ID is the id of the push, as the list shows it. These commands ask the running server, or open the store if none "
-    "is running, and need no setting but SCQ_STORE.",
+    "SCQ_DEAD_DAYS. ID is the id of the push, as the list shows it. These commands need no setting but SCQ_STORE. With SQLite they ask the "
+    "running server, or open the store if none is running; with PostgreSQL they work from any machine that reaches it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -78,7 +79,7 @@ def list_command(
     The order is that of the pushes, the newest last. Times are UTC.
     """
     selection = _filtered(reason, older_than, contact)
-    store = store_path(env_file)
+    store = store_of(env_file)
     if as_json and limit is None:
         asyncio.run(_write_letters(store, selection, sys.stdout))
         return
@@ -100,7 +101,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one dead letter in full."""
-    store = store_path(env_file)
+    store = store_of(env_file)
     _, letters = asyncio.run(_last_letters(store, Selection(ids=(push_id,)), 1))
     if not letters:
         raise StoreRefused(f"No dead letter has the id {push_id[:64]!a}: scq-proxy dead list shows the ids.")
@@ -128,7 +129,7 @@ def export(
     addresses: it is made readable for its owner only.
     """
     selection = _filtered(reason, older_than, contact)
-    store = store_path(env_file)
+    store = store_of(env_file)
     if output is None:
         written = asyncio.run(_write_letters(store, selection, sys.stdout))
         sys.stderr.write(f"Exported {_letters(written)}.\n")
@@ -157,7 +158,7 @@ def replay(
     already have counted at SendX: sending it again may count it twice. With --json it prints what was replayed.
     """
     selection = _chosen(ids, reason, older_than, contact, everything, "replay")
-    replayed = _act("replay", store_path(env_file), selection, as_json)
+    replayed = _act("replay", store_of(env_file), selection, as_json)
     _say(f"Replayed {_letters(replayed)}; sent while the server runs.\n" if replayed else _none_of(selection), as_json)
 
 
@@ -180,7 +181,7 @@ def discard(
     selection = _chosen(ids, reason, older_than, contact, everything, "discard")
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: add --yes to discard without being asked.")
-    store = store_path(env_file)
+    store = store_of(env_file)
     if not yes:
         selection = _confirmed(store, selection)
     discarded = _act("discard", store, selection, as_json)
@@ -212,7 +213,7 @@ def _chosen(
     return msgspec.structs.replace(filtered, ids=tuple(dict.fromkeys(ids or ())))
 
 
-def _confirmed(store: Path, selection: Selection) -> Selection:
+def _confirmed(store: StoreUrl, selection: Selection) -> Selection:
     """Asks. What dies while the question stands is not meant by the answer. Raises `typer.Exit`."""
     now = time.time()
     selection = msgspec.structs.replace(selection, before=min(selection.before or now, now))
@@ -229,13 +230,15 @@ def _confirmed(store: Path, selection: Selection) -> Selection:
     return selection
 
 
-def _act(command: str, store: Path, selection: Selection, as_json: bool) -> int:
+def _act(command: str, store: StoreUrl, selection: Selection, as_json: bool) -> int:
     """Replays or discards; how many it were."""
     written = _write_although_nobody_reads if as_json else None
     return asyncio.run(_run(store, f"dead_{command}", selection, written))
 
 
-async def _run(store: Path, command: str, selection: Selection, written: Callable[[Letter], None] | None = None) -> int:
+async def _run(
+    store: StoreUrl, command: str, selection: Selection, written: Callable[[Letter], None] | None = None
+) -> int:
     """One of the commands that say how far they have come; the last count of it. `written`: gets each letter that is done."""
     last = Advance(0, 0)
     with _bar(hidden=written is not None and sys.stdout.isatty()) as show_progress:
@@ -249,13 +252,13 @@ async def _run(store: Path, command: str, selection: Selection, written: Callabl
     return last.total if command == "dead_count" else last.done
 
 
-async def _read(store: Path, selection: Selection) -> AsyncGenerator[Letter, None]:
+async def _read(store: StoreUrl, selection: Selection) -> AsyncGenerator[Letter, None]:
     async with contextlib.aclosing(answers(store, "dead_list", selection=selection)) as told:
         async for answer in told:
             yield msgspec.convert(answer, Letter)
 
 
-async def _last_letters(store: Path, selection: Selection, limit: int) -> tuple[int, list[Letter]]:
+async def _last_letters(store: StoreUrl, selection: Selection, limit: int) -> tuple[int, list[Letter]]:
     """How many there are, and the last of them."""
     letters: deque[Letter] = deque(maxlen=limit)
     total = 0
@@ -266,7 +269,7 @@ async def _last_letters(store: Path, selection: Selection, limit: int) -> tuple[
     return total, list(letters)
 
 
-async def _write_letters(store: Path, selection: Selection, file: TextIO) -> int:
+async def _write_letters(store: StoreUrl, selection: Selection, file: TextIO) -> int:
     """One line each; how many it were."""
     written = 0
     with _bar(hidden=file.isatty()) as show_progress:

@@ -16,11 +16,10 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,17 +28,16 @@ from proxy.coalesce import Group, plan, singly
 from proxy.errors import StoreUnavailable
 from proxy.identity import Trust
 from proxy.outbox import DeadReason, Fate, LastIdentify, Lease, Outbox, Settled, Settlement, Waiting
+from proxy.pacing import Turns
 from proxy.pushes import Attributes, Track
 from proxy.retry import Dead, Delivered, Keep, Limits, Retry, Step, Verdict
 from proxy.sendx import Answer, Client, Upstream
-
-T = TypeVar("T")
+from proxy.tasks import unbroken, wait
 
 PER_LANE = 25  # pushes in one lease: bounds what is sent again after a crash
 MIN_LEASE_SECONDS = 60.0
 LEASE_MARGIN_SECONDS = 2.0  # for the settlement
 _IDLE_SECONDS = 1.0
-_CLEANUP_SECONDS = 5.0
 
 log = logging.getLogger("proxy.delivery")
 
@@ -79,8 +77,8 @@ class _Turn:
 
 
 class Delivery:
-    """Sends what waits in the outbox to SendX. `concurrency`: senders; `timeout_seconds`: of one request in total; `rate`: requests a second, at
-    most (0: no limit).
+    """Sends what waits in the outbox to SendX. `concurrency`: senders; `timeout_seconds`: of one request in total; `rate`: requests a second, of
+    all senders of the store, at most (0: no limit).
 
     `clock` gives Unix seconds as the outbox's does; `rng` spreads the back-offs.
     """
@@ -107,13 +105,15 @@ class Delivery:
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._clock = clock
         limits = Limits(max_attempts, max_age.total_seconds())
-        self._account = Account(concurrency=concurrency, rate=rate, limits=limits, clock=clock, rng=rng)
+        self._account = Account(concurrency=concurrency, limits=limits, clock=clock, rng=rng)
+        self._turns = Turns(outbox, rate)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._sharing = asyncio.Lock()
+        self._found = 0  # lanes, by the last claim
         self._ended = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
-        self._leases: asyncio.Queue[tuple[Lease, bool, float] | None] = asyncio.Queue()
+        self._leases: asyncio.Queue[tuple[Lease, bool, float | None] | None] = asyncio.Queue()
         self._busy = 0
         self._probing = False
         self._unreleased = False  # a probe has ended, and the outbox does not know
@@ -135,7 +135,7 @@ class Delivery:
             log.warning("Stopped at the deadline with requests still under way")
         finally:
             self._deadline = None
-            await _unbroken(self._give_back(), "delivery-give-back")
+            await unbroken(self._give_back(), "delivery-give-back")
             self._ended.set()
 
     async def stop(self, deadline_seconds: float) -> None:
@@ -167,19 +167,37 @@ class Delivery:
     async def _keep_claiming(self) -> None:
         while not self._stopping.is_set():
             self._changed.clear()  # here alone: what changes while a claim is on its way is worth another one
-            room = self._account.room(self._busy, probing=self._probing)
-            if room == 0:
-                await _wait(self._changed, self._account.seconds_to_room(_IDLE_SECONDS, probing=self._probing))
-                if self._account.gate.closure is None or self._stopping.is_set():
-                    continue  # otherwise somebody else may have moved the gate
             try:
-                found: int = await _unbroken(self._claim(room), "delivery-claim")
-                if found < room:
+                room = await self._room()
+                if room == 0:
+                    await wait(self._changed, self._seconds_to_room())
+                    if self._account.gate.closure is None or self._stopping.is_set():
+                        continue  # otherwise somebody else may have moved the gate
+                self._found = await unbroken(self._claim(room), "delivery-claim")
+                if self._found < room:
                     await self._until_worth_a_claim()
             except StoreUnavailable as problem:
                 await self._store_failed(problem)
         for _ in range(self._senders):
             self._leases.put_nowait(None)
+
+    async def _room(self) -> int:
+        """How many lanes to claim now: with a rate, those with a turn in hand, because what is claimed and waits may count as started.
+
+        Who finds nothing to send reserves no turns, or it would take them away from others: it claims a lane first, then its turn.
+        """
+        room = self._account.room(self._busy, probing=self._probing)
+        if room == 0 or not self._account.admits_all():
+            return room
+        if self._turns.are_spent() and self._found == 0:
+            return 1
+        await self._turns.reserve()
+        return self._turns.soon(room)
+
+    def _seconds_to_room(self) -> float:
+        if self._account.gate.closure is None:
+            return self._turns.seconds_to_next(_IDLE_SECONDS)
+        return _IDLE_SECONDS if self._probing else self._account.seconds_to_probe(_IDLE_SECONDS)
 
     async def _claim(self, room: int) -> int:
         """Claims and hands out in one step, so that a cancellation between the two loses no lease."""
@@ -192,7 +210,7 @@ class Delivery:
         for lease in claim.leases:
             self._busy += 1
             self._probing = self._probing or probe
-            self._leases.put_nowait((lease, probe, self._account.turn()))
+            self._leases.put_nowait((lease, probe, self._turns.take()))
         return len(claim.leases)
 
     async def _share_gate(self, *, probe_is_over: bool = False) -> None:
@@ -214,8 +232,8 @@ class Delivery:
         """Less was found than there is room for. Through a shut gate nothing is found while somebody's probe is out, ready or not."""
         if self._account.gate.closure is None:
             await self._until_ready()
-            return
-        await _wait(self._changed, _IDLE_SECONDS)
+        else:
+            await wait(self._changed, _IDLE_SECONDS)
 
     async def _until_ready(self) -> None:
         ready = asyncio.create_task(self._outbox.wait_ready(_IDLE_SECONDS), name="delivery-ready")
@@ -264,7 +282,7 @@ class Delivery:
                 self._back_off(turn, self._account.retry_at(turn.failures))
             raise
         finally:
-            await _unbroken(self._end_turn(turn, probe), f"delivery-settle-{turn.lease.lane}")
+            await unbroken(self._end_turn(turn, probe), f"delivery-settle-{turn.lease.lane}")
 
     async def _send_group(self, client: Client, turn: _Turn, group: Group[Waiting]) -> bool:
         """One request and what follows from it. False: the lane stops here for now."""
@@ -326,9 +344,13 @@ class Delivery:
         """None: nothing was sent, because of the gate, the lease or the stop."""
         if not self._may_send(turn):
             return None
-        at, turn.at = self._account.turn() if turn.at is None else turn.at, None
+        try:
+            at, turn.at = await self._turns.next() if turn.at is None else turn.at, None
+        except StoreUnavailable as problem:
+            await self._store_failed(problem)
+            return None
         if (seconds := at - time.monotonic()) > 0:
-            await _wait(self._stopping, seconds)
+            await wait(self._stopping, seconds)
         if not await self._outbox.holds(turn.lease) or not self._may_send(turn):
             return None
         upstream = self._upstream
@@ -406,7 +428,7 @@ class Delivery:
     async def _store_failed(self, problem: StoreUnavailable) -> None:
         self._account.store_failures += 1
         log.warning("The store is not available, next try in %d s: %s", problem.retry_after, problem.message)
-        await _wait(self._stopping, problem.retry_after)
+        await wait(self._stopping, problem.retry_after)
 
 
 def identify_digest(address: str, body: Attributes) -> bytes:
@@ -426,24 +448,3 @@ def last_identify(before: LastIdentify | None, group: Group[Waiting], step: Step
 
 def _moves(body: Attributes | Track) -> bool:
     return isinstance(body, Attributes) and body.new_email is not None
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, but not longer."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-
-
-async def _unbroken(work: Coroutine[Any, Any, T], name: str) -> T:
-    """Run to the end even if the caller is cancelled meanwhile."""
-    task = asyncio.create_task(work, name=name)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=_CLEANUP_SECONDS)
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s failed while being cancelled: %s", name, type(error).__name__)
-        raise

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import msgspec
 
-from proxy.identity import TokenProblem, Visitor, Vouched
+from proxy.identity import TokenProblem, Visitor, Vouched, random_visitor
 from proxy.outbox import Status
 from proxy.pushes import BadPush, Push, Reason
 
@@ -36,13 +36,17 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """`cookie`: the visitor of a cookie that verified; `session`: the `s` of the batch; `now`: Unix seconds."""
+    """`cookie`: the visitor of a cookie that verified; `session`: the `s` of the batch; `now`: Unix seconds.
+
+    `stranger`: the visitor id of a browser that shows neither, drawn before the request is judged, which may happen more than once.
+    """
 
     now: float
     cookie: Visitor | None
     session: str | None
     gpc: bool
     candidates: Sequence[Candidate]
+    stranger: str = msgspec.field(default_factory=random_visitor)
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -21,9 +21,10 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from proxy.account import DeliveryState
+from proxy.account import ADVICE, DeliveryState
 from proxy.edge import ClientAddresses
 from proxy.errors import StoreUnavailable
+from proxy.gate import Closure
 from proxy.identity import ProbeCodec
 from proxy.outbox import Durability, Health, Outbox, RefusedName, Stats
 
@@ -35,7 +36,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Report(msgspec.Struct, frozen=True):
     """The state of the whole proxy. `problems`: sentences for a person, each with what to do; none: all is well.
 
-    `delivery` is None when no server runs. Ages are in seconds.
+    `delivery` is None where nobody sends who could be asked: no server runs, or only others send. Ages are in seconds.
     """
 
     problems: tuple[str, ...]
@@ -50,10 +51,13 @@ class Report(msgspec.Struct, frozen=True):
     store: Health = Health()
 
 
-def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now: float) -> Report:
+def make_report(
+    stats: Stats, delivery: DeliveryState | None, restarts: int, now: float, closure: Closure | None = None
+) -> Report:
+    """`closure`: what the store says of the gate, where nobody who sends can be asked."""
     lag = max(0.0, now - stats.oldest) if stats.oldest is not None else 0.0
     return Report(
-        tuple(_problems(stats, delivery, lag, now)),
+        (*_of_gate(delivery, closure), *_problems(stats, delivery, lag, now)),
         stats.waiting,
         stats.holding,
         stats.dead,
@@ -66,9 +70,14 @@ def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now
     )
 
 
+def _of_gate(delivery: DeliveryState | None, closure: Closure | None) -> Iterable[str]:
+    halted = delivery.halted if delivery is not None else closure.halted if closure is not None else None
+    if halted is not None:
+        why = (delivery.last_error if delivery is not None else None) or ADVICE[halted]
+        yield f"Sending is halted: {why}. Nothing is lost; one probe a minute is sent."
+
+
 def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: float) -> Iterable[str]:
-    if delivery is not None and delivery.halted is not None:
-        yield f"Sending is halted: {delivery.last_error or delivery.halted}. Nothing is lost; one probe a minute is sent."
     if delivery is not None and not delivery.running:
         yield "The forwarder is down and is being restarted: the log of the server says why."
     put_off = stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - now
@@ -85,13 +94,19 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: flo
         yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome. scq-proxy dead list shows which and why."
 
 
+async def read_report(outbox: Outbox) -> Report:
+    """What the store alone tells."""
+    closure = (await outbox.claim(0, 1, 0.0)).closure
+    return make_report(await outbox.stats(), None, 0, time.time(), closure)
+
+
 class Ops:
-    """The endpoints. `delivery`: the forwarder's state now; `restarts`: how often it had to be restarted."""
+    """The endpoints. `delivery`: the forwarder's state now, None if this process has none; `restarts`: how often it had to be restarted."""
 
     def __init__(
         self,
         outbox: Outbox,
-        delivery: Callable[[], DeliveryState],
+        delivery: Callable[[], DeliveryState | None],
         restarts: Callable[[], int],
         addresses: ClientAddresses,
     ) -> None:
@@ -105,7 +120,10 @@ class Ops:
         self._admin_token, self._probes = admin_token, probes
 
     async def report(self) -> Report:
-        return make_report(await self._outbox.stats(), self._delivery(), self._restarts(), time.time())
+        delivery = self._delivery()
+        if delivery is None:
+            return await read_report(self._outbox)
+        return make_report(await self._outbox.stats(), delivery, self._restarts(), time.time())
 
     async def status(self, arguments: Mapping[str, Any]) -> AsyncIterator[Report]:
         """The control command behind `scq-proxy status`."""
@@ -186,7 +204,7 @@ def not_found() -> Response:
 class _Exposition(Collector):
     """A report as Prometheus metrics; without one, what this process knows by itself."""
 
-    def __init__(self, report: Report | None, delivery: DeliveryState, restarts: int) -> None:
+    def __init__(self, report: Report | None, delivery: DeliveryState | None, restarts: int) -> None:
         self._report, self._delivery, self._restarts = report, delivery, restarts
 
     def collect(self) -> Iterable[Metric]:
@@ -195,8 +213,10 @@ class _Exposition(Collector):
             yield from _transitions(self._report.counters)
             yield from _backlog(self._report)
             yield from _store(self._report.store)
-        yield CounterMetricFamily("scq_forwarder_restarts", "Times the forwarder had to be restarted", self._restarts)
-        yield from _upstream(self._delivery)
+        if self._delivery is not None:
+            restarts = "Times the forwarder had to be restarted"
+            yield CounterMetricFamily("scq_forwarder_restarts", restarts, self._restarts)
+            yield from _upstream(self._delivery)
 
 
 def _backlog(report: Report) -> Iterable[Metric]:

@@ -255,6 +255,9 @@ class Outbox(Protocol):
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Returns when a claim may find something, or after the time-out."""
 
+    async def reserve(self, sends: int, per_second: float) -> float:
+        """Seconds from now until the first of so many sends, evenly spaced, may be made; every sender of the store takes its turn from here."""
+
     async def erase(self, key: str) -> Erased:
         """Forget the person with this lane key; leaves a keyed hash, so that late retries do not bring them back."""
 

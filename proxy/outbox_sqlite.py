@@ -67,6 +67,7 @@ class SqliteOutbox:
         self._lanes = Lanes(self._tallies)
         self._appends = Appends(self._tallies)
         self._ready = asyncio.Event()
+        self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
         self._loop = asyncio.get_running_loop()
         self._thread = SqliteThread(
             file,
@@ -112,6 +113,13 @@ class SqliteOutbox:
                 async with asyncio.timeout(timeout_seconds):
                     await self._ready.wait()
         self._ready.clear()
+
+    async def reserve(self, sends: int, per_second: float) -> float:
+        """One process sends, so that the schedule is kept in memory."""
+        now = time.monotonic()
+        first = max(now, self._sends_from)
+        self._sends_from = first + sends / per_second
+        return first - now
 
     async def erase(self, key: str) -> Erased:
         erased = await self._submit(lambda connection: self._erase(connection, key), about_people=True)

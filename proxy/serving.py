@@ -1,4 +1,4 @@
-"""Serves ASGI applications over HTTP until a signal: sockets, uvicorn, signals, and nothing of what is served.
+"""Serves ASGI applications over HTTP until a signal, or does only what they do besides: sockets, uvicorn, signals, nothing of what is served.
 
 SIGINT or SIGTERM: no new connections, requests under way are finished, lifespans are left in reverse. A second one ends the process at once.
 SIGHUP: each application that can reads its secrets again.
@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -29,11 +30,12 @@ BACKLOG = 2_048
 
 @dataclass(frozen=True)
 class Site:
-    """An application and where it listens. `port` 0: any free one."""
+    """An application and where it listens. `port` 0: any free one. `listener`: that already listens there."""
 
     app: Starlette
     host: str
     port: int
+    listener: socket.socket | None = None
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -51,14 +53,16 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
     """
     async with contextlib.AsyncExitStack() as stack:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-        sockets = [stack.enter_context(_listen(site)) for site in sites]
+        sockets = [stack.enter_context(site.listener or listen(site.host, site.port)) for site in sites]
         for site in sites:
             await stack.enter_async_context(site.app.router.lifespan_context(site.app))
         _relax_collector()
         servers = [_Server(_config(site)) for site in sites]
-        _stop_on_signals(servers)
-        _reload_on_signal(sites)
-        failures = _stop_on_failures(sites, servers)
+        apps = [site.app for site in sites]
+        stop = partial(_stop_all, servers)
+        _stop_on_signals(stop)
+        _reload_on_signal(apps)
+        failures = _stop_on_failures(apps, stop)
         async with asyncio.TaskGroup() as group:
             for server, listener in zip(servers, sockets, strict=True):
                 group.create_task(server.serve(sockets=[listener]), name="http-server")
@@ -66,6 +70,21 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
                 await server.listening.wait()
             if on_listening is not None:
                 on_listening([listener.getsockname()[1] for listener in sockets])
+        failed = any(failure.done() for failure in failures)
+    if failed:
+        raise SystemExit(1)
+
+
+async def work(app: Starlette, on_started: Callable[[], None]) -> None:
+    """Does all that an application does besides answering requests, until a signal, as `serve` would."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
+    stopped = asyncio.Event()
+    async with app.router.lifespan_context(app):
+        _stop_on_signals(stopped.set)
+        _reload_on_signal([app])
+        failures = _stop_on_failures([app], stopped.set)
+        on_started()
+        await stopped.wait()
         failed = any(failure.done() for failure in failures)
     if failed:
         raise SystemExit(1)
@@ -109,30 +128,37 @@ def _config(site: Site) -> uvicorn.Config:
     )
 
 
-def _listen(site: Site) -> socket.socket:
-    family = socket.AF_INET6 if ":" in site.host else socket.AF_INET
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """`shared`: other sockets of this user may listen there too, each of which gets its part of the connections. Raises `ConfigError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((site.host, site.port), family=family, backlog=BACKLOG)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared)
     except OSError as error:
-        wrong = (
-            f"{site.host} port {site.port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
-        )
+        wrong = f"{host} port {port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
         raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
 
 
-def _stop_on_failures(sites: Sequence[Site], servers: Sequence[uvicorn.Server]) -> Sequence[asyncio.Future[Any]]:
-    def stop(failure: asyncio.Future[Any]) -> None:
-        for server in servers:
-            server.should_exit = True
+def listen_together(host: str, port: int, count: int) -> Sequence[socket.socket]:
+    """Sockets on one port, one for each worker: the kernel spreads connections over them. Raises `ConfigError`."""
+    with listen(host, port) as alone:  # nobody else is there, which sockets that may be shared would not tell
+        port = alone.getsockname()[1]
+    return [listen(host, port, shared=True) for _ in range(count)]
 
-    failures = [site.app.state.failure for site in sites if hasattr(site.app.state, "failure")]
+
+def _stop_all(servers: Sequence[uvicorn.Server]) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+def _stop_on_failures(apps: Sequence[Starlette], stop: Callable[[], None]) -> Sequence[asyncio.Future[Any]]:
+    failures = [app.state.failure for app in apps if hasattr(app.state, "failure")]
     for failure in failures:
-        failure.add_done_callback(stop)
+        failure.add_done_callback(lambda failure: stop())
     return failures
 
 
-def _reload_on_signal(sites: Sequence[Site]) -> None:
-    reloads = [site.app.state.reload for site in sites if hasattr(site.app.state, "reload")]
+def _reload_on_signal(apps: Sequence[Starlette]) -> None:
+    reloads = [app.state.reload for app in apps if hasattr(app.state, "reload")]
 
     def reload() -> None:
         for each in reloads:
@@ -144,16 +170,15 @@ def _reload_on_signal(sites: Sequence[Site]) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a terminal that closes takes the demo along
 
 
-def _stop_on_signals(servers: Sequence[uvicorn.Server]) -> None:
+def _stop_on_signals(stop: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
 
-    def stop() -> None:
-        for server in servers:
-            server.should_exit = True
+    def first() -> None:
+        stop()
         for number in signals:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
 
     for number in signals:
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, first)

@@ -141,11 +141,14 @@ class Settings:
         "without one that API does not exist", example=_KEYGEN, secret=True)
     rate_per_key: float = _setting(
         "SCQ_RATE_PER_KEY", values.number(0, 1_000_000), "200",
-        "pushes per second and server key before 429; 0: no limit")
+        "pushes per second and server key before 429, in each process; 0: no limit")
     store: StoreUrl = _setting(
         "SCQ_STORE", values.store, "sqlite:///scq.db",
         "where pushes are kept: `sqlite:///relative.db`, `sqlite:////absolute/path.db` or `postgresql://...`",
         secret=True)
+    store_unsafe: bool = _setting(
+        "SCQ_STORE_UNSAFE", values.switch, "0",
+        "`1` serves on a PostgreSQL server that would lose acknowledged pushes, such as one with fsync off: for trials", example="1")
     prefix: str = _setting("SCQ_PREFIX", values.prefix, "/scq", "path under which everything public lives")
     host: str = _setting("SCQ_HOST", values.listen_host, "127.0.0.1", "address to listen on")
     port: int = _setting("SCQ_PORT", values.whole(0, 65535), "8000", "port to listen on; 0 takes any free one")
@@ -158,10 +161,11 @@ class Settings:
         "addresses and networks whose `X-Forwarded-*` is believed, comma separated; empty: nobody's",
         may_be_empty=True)
     rate_per_ip: float = _setting(
-        "SCQ_RATE_PER_IP", values.number(0, 1_000_000), "50", "pushes per second and client address before 429; 0: no limit")
+        "SCQ_RATE_PER_IP", values.number(0, 1_000_000), "50",
+        "pushes per second and client address before 429, in each process; 0: no limit")
     sign_ups_per_ip: int = _setting(
         "SCQ_SIGNUPS_PER_IP", values.whole(0, 1_000_000), "20",
-        "addresses that one client address may assert in an hour; 0: no limit")
+        "addresses that one client address may assert in an hour, in each process; 0: no limit")
     sign_ups_per_hour: int = _setting(
         "SCQ_SIGNUPS_PER_HOUR", values.whole(0, 1_000_000), "1000",
         "asserted addresses not known here that are forwarded in an hour; more wait their turn; 0: no limit")
@@ -190,12 +194,12 @@ class Settings:
     upstream_timeout_seconds: float = _setting(
         "SCQ_UPSTREAM_TIMEOUT", values.number(1, 50), "20", "seconds for one request to SendX in total, 1 to 50")
     upstream_rate: float = _setting(
-        "SCQ_UPSTREAM_RATE", values.rate, "0", "requests to SendX in a second, at most, 0.1 to 10000; 0: no limit")
+        "SCQ_UPSTREAM_RATE", values.rate, "0", "requests to SendX in a second, of all nodes together, at most, 0.1 to 10000; 0: no limit")
     gpc: Gpc = _setting(
         "SCQ_GPC", values.choice(Gpc), "honour", "the browser's Global Privacy Control signal: `honour` or `ignore` it")
     min_free_bytes: int = _setting(
         "SCQ_MIN_FREE_MB", values.whole(1, 1_000_000, _MB), "256",
-        "free disk space, in MB, below which nothing more is accepted (503)")
+        "free disk space, in MB, below which nothing more is accepted (503); SQLite only")
     log_level: LogLevel = _setting(
         "SCQ_LOG_LEVEL", values.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
     # fmt: on

@@ -42,13 +42,14 @@ _NETWORK = frozenset(
 )
 
 
-def _read_queries() -> dict[str, str]:
-    text = Path(__file__).with_name("outbox_sqlite.sql").read_text(encoding="utf-8")
+def read_queries(file: str) -> dict[str, str]:
+    """The queries of a file beside this one, by name."""
+    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
     parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
     return {name.strip(): sql.strip() for name, _, sql in parts}
 
 
-SQL = _read_queries()
+SQL = read_queries("outbox_sqlite.sql")
 
 log = logging.getLogger("proxy.store")
 

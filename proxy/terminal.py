@@ -14,13 +14,13 @@ import msgspec
 import typer
 from rich.text import Text
 
-from proxy.app import open_store_file
 from proxy.checks import public_url
 from proxy.control import ask
-from proxy.errors import ConfigError, Problem, StoreRefused
+from proxy.errors import StoreRefused
 from proxy.letters import Letters
 from proxy.pushes import clean_address
-from proxy.settings import load_store_settings
+from proxy.settings import StoreUrl, load_store_settings
+from proxy.stores import open_existing
 
 EnvFile = Annotated[
     Path | None,
@@ -56,33 +56,33 @@ def escaped(text: str) -> Text:
     return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
 
 
-def store_path(env_file: Path | None) -> Path:
-    """The absolute path of the store, which is also said on standard error. Raises `ConfigError`."""
+def store_of(env_file: Path | None) -> StoreUrl:
+    """The store, which is also said on standard error, as its absolute path or its host. Raises `ConfigError`."""
     store = load_store_settings(os.environ, env_file_of(env_file))
-    if store.path is None:
-        wrong = "is PostgreSQL, which is not supported yet"
-        raise ConfigError([Problem("SCQ_STORE", wrong, "SCQ_STORE=sqlite:///scq.db")])
-    path = store.path.absolute()
-    sys.stderr.write(f"Store: {path}\n")
-    return path
+    if store.path is not None:
+        store = StoreUrl("sqlite", path=store.path.absolute())
+    sys.stderr.write(f"Store: {store.place}\n")
+    return store
 
 
-async def answers(store: Path, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
-    """A command of `letters`: what the running server answers, or with none running the store itself, as plain values.
+async def answers(store: StoreUrl, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
+    """A command of `letters`: what the running server answers, or the store itself, as plain values: an SQLite file if no server runs, a
+    database always.
 
-    Raises `StoreRefused`.
+    Raises `StoreRefused`, and `StoreUnavailable` if a database is in trouble.
     """
     answered = False
     try:
-        async with contextlib.aclosing(ask(store, command, **arguments)) as told:
-            async for answer in told:
-                answered = True
-                yield answer
-            return
+        if store.path is not None:
+            async with contextlib.aclosing(ask(store.path, command, **arguments)) as told:
+                async for answer in told:
+                    answered = True
+                    yield answer
+                return
     except ConnectionError:
         if answered:  # half of it is done: whoever asks again should know that they do
             raise StoreRefused("The running server broke off before all was done: ask again.") from None
-    async with open_store_file(store) as outbox:
+    async with open_existing(store) as outbox:
         async for answer in Letters(outbox).commands[command](msgspec.to_builtins(arguments)):
             yield msgspec.to_builtins(answer)
 

@@ -59,6 +59,19 @@ class StoreUrl:
     path: Path | None = None
     dsn: Secret | None = None
 
+    @property
+    def place(self) -> str:
+        """Where it is, for a person: the path as given, or host and database. Never a user's name, a password or an option."""
+        if self.dsn is None:
+            return str(self.path)
+        match = _PLACE.fullmatch(self.dsn.reveal())
+        return "PostgreSQL" + (f" at {match[1]}" if match and match[1] else "")
+
+
+# What is between the last @ and the options, if it is no more than hosts, ports and a name: a mistyped URL could have a password there.
+_HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_PLACE = re.compile(rf"postgresql://(?:[^@/?#]*@)?((?:{_HOST}(?:,{_HOST})*)?(?:/[A-Za-z0-9._-]*)?)(?:\?.*)?")
+
 
 class Dialect(StrEnum):
     """Which of SendX's two APIs the upstream speaks."""
@@ -127,6 +140,12 @@ def each(text: str, parse_one: Callable[[str], T]) -> list[T]:
     if reasons:
         raise Wrong(*reasons)
     return parsed
+
+
+def switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise Wrong(f"must be 1 or 0, not {shown(text)}")
+    return text == "1"
 
 
 def optional(parse: Callable[[str], T]) -> Callable[[str], T | None]:

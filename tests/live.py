@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -48,17 +48,25 @@ def serving(app: Any, *, port: int = 0) -> Iterator[str]:
     Port 0 takes a free one. Leaving the block stops the server as Ctrl-C would and waits for it; open
     requests get 5 seconds. Raises AssertionError if the app does not start or the server does not stop.
     """
-    listener = socket.create_server(("127.0.0.1", port))
+    with serving_at(app, [port]) as (url,):
+        yield url
+
+
+@contextmanager
+def serving_at(app: Any, ports: Sequence[int]) -> Iterator[list[str]]:
+    """The same at several ports, so that the app can tell by the Host header who asks; yields their URLs."""
+    listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
     config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serving")
+    thread = threading.Thread(target=server.run, kwargs={"sockets": listeners}, name="serving")
     thread.start()
     try:
         eventually(lambda: server.started or not thread.is_alive())
         assert server.started, "the app did not start: see the log above"
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield [f"http://127.0.0.1:{listener.getsockname()[1]}" for listener in listeners]
     finally:
         server.should_exit = True
         thread.join(STOP_SECONDS)
-        listener.close()
+        for listener in listeners:
+            listener.close()
         assert not thread.is_alive(), f"the server did not stop within {STOP_SECONDS:g} s"

@@ -46,6 +46,7 @@ from proxy.outbox_sqlite import open_outbox
 from proxy.plans import Enqueue, Identified, Op, Plan, Remember, Verify
 from proxy.pushes import Attributes, Track
 from proxy.sandbox import Fault, Sandbox, create_sandbox
+from tests.crowd import SETTINGS
 from tests.live import eventually, serving
 from tests.oracle import Report, report_of
 from tests.server import (
@@ -62,7 +63,7 @@ from tests.server import (
     requests_about,
     track,
 )
-from tests.soak import SETTINGS, Mortal, quiet_port
+from tests.soak import Mortal, quiet_port
 
 T = TypeVar("T")
 Say = Callable[[str], Any]

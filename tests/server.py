@@ -80,7 +80,9 @@ def clean_environ(settings: dict[str, str]) -> dict[str, str]:
 
 
 class Server:
-    """One `scq-proxy serve`; its log (standard error) grows over restarts."""
+    """One `scq-proxy serve`; its log (standard error) grows over restarts. `arguments`: of the command."""
+
+    arguments: Sequence[str] = ()
 
     def __init__(self, directory: Path, upstream: str, **more: str) -> None:
         self.directory = directory
@@ -105,7 +107,11 @@ class Server:
         self.settings |= more or {}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command("serve"), cwd=self.directory, env=clean_environ(self.settings), stdout=log, stderr=log
+                command("serve", *self.arguments),
+                cwd=self.directory,
+                env=clean_environ(self.settings),
+                stdout=log,
+                stderr=log,
             )
         eventually(lambda: self._answers("/readyz" if ready else "/healthz") or self.died(), START_SECONDS)
         assert not self.died(), f"the server ended at once:\n{self.log}"

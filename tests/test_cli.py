@@ -49,7 +49,21 @@ from tests.server import (
 )
 
 SECONDS = 60.0
-COMMANDS = ("serve", "demo", "sandbox", "snippet", "keygen", "token", "check", "status", "erase", "dead")
+COMMANDS = (
+    "serve",
+    "deliver",
+    "demo",
+    "sandbox",
+    "snippet",
+    "keygen",
+    "token",
+    "check",
+    "status",
+    "erase",
+    "migrate",
+    "copy",
+    "dead",
+)
 ROOT = os.geteuid() == 0
 
 
@@ -628,13 +642,12 @@ def test_check_reads_back_what_durable_means_with_and_without_a_server(server: S
         ({"SCQ_TAGS": " "}, "SCQ_TAGS is empty: every track is refused."),
         ({"SCQ_IDENTIFY": "asserted", "SCQ_ASSERTED_TAGS": "*"}, "SCQ_ASSERTED_TAGS offers every tag"),
         ({"SCQ_ASSERTED_TAGS": "x"}, "SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified"),
-        ({"SCQ_STORE": "postgresql://scq@db/scq"}, "PostgreSQL is not supported yet"),
     ],
 )
 def test_check_finds_settings_that_are_likely_a_mistake(tmp_path: Path, more: dict[str, str], wrong: str) -> None:
     said = scq("check", cwd=tmp_path, **settings(tmp_path, **more))
     assert said.code == 1
-    assert re.search(rf"^mend +{re.escape(wrong)}", said.out, re.MULTILINE) or f"mend SCQ_STORE: {wrong}" in said.out
+    assert re.search(rf"^mend +{re.escape(wrong)}", said.out, re.MULTILINE)
 
 
 def test_check_exits_2_when_the_settings_cannot_be_used(tmp_path: Path) -> None:
@@ -962,3 +975,40 @@ def test_commands_say_so_when_the_server_hangs_up_on_them(tmp_path: Path) -> Non
         out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out) == (2, "")
     assert "The running server broke off: ask again." in err
+
+
+# Several processes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["serve", "--workers", "2"], "SQLite serves one process"),
+        (["serve", "--no-delivery"], "the process that takes pushes has to send them"),
+        (["deliver"], "the process that takes pushes sends them"),
+    ],
+)
+def test_sqlite_is_for_one_process_that_does_it_all(tmp_path: Path, arguments: list[str], why: str) -> None:
+    said = scq(*arguments, cwd=tmp_path, **settings(tmp_path))
+    assert (said.code, said.out) == (2, "")
+    assert why in " ".join(said.err.split())
+    assert "set SCQ_STORE=postgresql://" in " ".join(said.err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_sqlite_store_needs_no_migration(tmp_path: Path) -> None:
+    said = scq("migrate", cwd=tmp_path, SCQ_STORE="sqlite:///scq.db")
+    assert (said.code, list(tmp_path.iterdir())) == (0, [])
+    assert "scq-proxy serve brings it up to date" in said.out
+
+
+@pytest.mark.parametrize("arguments", [["migrate"], ["status"], ["dead", "list"], ["erase", "ann@example.com"]])
+def test_a_client_that_is_not_installed_is_named(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available')")
+    given = {"SCQ_STORE": "postgresql://scq:~hush~@127.0.0.1:1/scq", "PYTHONPATH": str(tmp_path)}
+    said = scq(*arguments, cwd=tmp_path, **given)
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "Store: PostgreSQL at 127.0.0.1:1/scq\n"
+        "PostgreSQL needs a client that is not installed: pip install 'scq-proxy[postgres]'.\n"
+    )

@@ -22,7 +22,6 @@ from typing import Any
 
 import pytest
 
-from proxy.app import open_store_file
 from proxy.control import socket_path
 from proxy.identity import Trust
 from proxy.letters import STEP, Letters
@@ -31,6 +30,7 @@ from proxy.outbox_sqlite import open_outbox
 from proxy.plans import Enqueue, Plan
 from proxy.pushes import Attributes, Track
 from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.stores import open_store_file
 from tests.live import eventually, serving
 from tests.server import (
     ADMIN_TOKEN,

@@ -449,6 +449,30 @@ def test_a_postgresql_store_is_a_secret() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (f"postgresql://scq:{HUSH}@db/scq", "PostgreSQL at db/scq"),
+        (f"postgresql://{HUSH}@db:5432/scq?password={HUSH}", "PostgreSQL at db:5432/scq"),
+        ("postgresql://a:5432,b:5433/scq", "PostgreSQL at a:5432,b:5433/scq"),
+        ("postgresql://[::1]/scq", "PostgreSQL at [::1]/scq"),
+        (f"postgresql:///scq?host=/run&password={HUSH}", "PostgreSQL at /scq"),
+        (f"postgresql://u:{HUSH}", "PostgreSQL"),
+        (f"postgresql://u:{HUSH}/x@db/scq", "PostgreSQL"),
+        (f"postgresql://u:p@{HUSH}@db/scq", "PostgreSQL"),
+        (f"postgresql://u:p#{HUSH}@db/scq", "PostgreSQL"),
+    ],
+)
+def test_the_place_of_a_postgresql_store_tells_no_secret(text: str, place: str) -> None:
+    assert loaded(SCQ_STORE=text).store.place == place
+
+
+def test_a_server_that_would_lose_pushes_is_served_only_when_that_is_asked_for() -> None:
+    assert loaded().store_unsafe is False
+    assert loaded(SCQ_STORE_UNSAFE="1").store_unsafe is True
+    assert "must be 1 or 0" in only_problem(enough(SCQ_STORE_UNSAFE="yes")).wrong
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "scq.db",

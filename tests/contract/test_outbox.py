@@ -28,6 +28,7 @@ from proxy.outbox import (
     Settlement,
     Stats,
 )
+from proxy.outbox_postgres import open_outbox as open_postgres_outbox
 from proxy.outbox_sqlite import open_outbox
 from proxy.plans import (
     Alias,
@@ -54,6 +55,7 @@ from proxy.plans import (
     VisitorFacts,
 )
 from proxy.pushes import Attributes, Reason, Track
+from tests.postgres import database
 
 INCREMENT = Attributes(custom_fields={"Visits": "++1"})
 
@@ -64,12 +66,30 @@ async def open_sqlite(tmp_path: Path) -> Outbox:
     )
 
 
-ADAPTERS = {"sqlite": open_sqlite}
+async def open_postgres(tmp_path: Path) -> Outbox:
+    """Opened again at the same path, it is the same database."""
+    place = tmp_path / "database"
+    if not place.exists():
+        place.write_text(database(), encoding="utf-8")
+    dsn = place.read_text(encoding="utf-8")
+    return await open_postgres_outbox(dsn, hold_age=timedelta(days=30), dead_age=timedelta(days=90))
+
+
+ADAPTERS = {"sqlite": open_sqlite, "postgres": open_postgres}
+DURABLE = {
+    "sqlite": {"synchronous": "FULL", "journal_mode": "wal"},
+    "postgres": {"synchronous_commit": "on", "fsync": "on", "full_page_writes": "on"},
+}
 
 
 @pytest.fixture(params=list(ADAPTERS))
-async def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Outbox]:
-    opened = await ADAPTERS[request.param](tmp_path)
+def adapter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def outbox(adapter: str, tmp_path: Path) -> AsyncIterator[Outbox]:
+    opened = await ADAPTERS[adapter](tmp_path)
     yield opened
     await opened.close()
 
@@ -329,14 +349,14 @@ async def test_a_plan_that_cannot_be_written_harms_no_other_that_shares_its_tran
 
 
 async def test_everything_is_there_after_a_restart_and_leases_of_the_old_process_are_void(
-    outbox: Outbox, tmp_path: Path
+    outbox: Outbox, adapter: str, tmp_path: Path
 ) -> None:
     known, track, increment = push_id(), queued("a@example.com"), queued("b@example.com", INCREMENT)
     await carry_out(outbox, track, increment, Remember(known, "v"), Retire("old"), Hold(push_id(), "v", Track(("a",))))
     leases = await claim(outbox)
     site_key = outbox.site_key
     await outbox.close()
-    reopened = await open_sqlite(tmp_path)
+    reopened = await ADAPTERS[adapter](tmp_path)
     try:
         assert reopened.site_key == site_key
         assert not await reopened.settle(settled(leases[0], Fate.DELIVERED))
@@ -384,10 +404,9 @@ async def test_nothing_is_taken_once_the_outbox_is_closed(outbox: Outbox) -> Non
         await carry_out(outbox, queued("a@example.com"))
 
 
-async def test_durability_is_told_as_read_back(outbox: Outbox) -> None:
+async def test_durability_is_told_as_read_back(outbox: Outbox, adapter: str) -> None:
     durability = await outbox.durability()
-    assert durability.facts["synchronous"] == "FULL"
-    assert durability.facts["journal_mode"] == "wal"
+    assert durability.facts.items() >= DURABLE[adapter].items()
 
 
 async def buried(outbox: Outbox, *addresses: str) -> list[str]:
@@ -712,7 +731,6 @@ async def test_senders_who_move_the_gate_at_the_same_time_agree(outbox: Outbox) 
     assert await outbox.move_gate(SHUT, None) == Closure(2_000.0, 2, Halt.KEY), "it knew of another closure"
 
 
-@pytest.mark.parametrize("adapter", list(ADAPTERS))
 async def test_a_shut_gate_stays_shut_over_a_restart_and_its_probe_is_free(adapter: str, tmp_path: Path) -> None:
     outbox = await ADAPTERS[adapter](tmp_path)
     await carry_out(outbox, queued("a@example.com"))
@@ -723,3 +741,19 @@ async def test_a_shut_gate_stays_shut_over_a_restart_and_its_probe_is_free(adapt
     assert await outbox.claim(9, 9, 60) == Claim((), SHUT)
     assert (await outbox.claim(9, 9, 60, probe=SHUT)).leases
     await outbox.close()
+
+
+async def test_sends_are_evenly_spaced_over_all_who_reserve_them(outbox: Outbox) -> None:
+    waits = [await outbox.reserve(10, 2.0) for _ in range(4)]
+    assert waits[0] == pytest.approx(0.0, abs=0.001)
+    for number, seconds in enumerate(waits):
+        assert 5.0 * number - 1.0 < seconds <= 5.0 * number + 0.001, "two have the same turn, or a turn is nobody's"
+    at_another_rate = await outbox.reserve(1, 100.0)
+    assert at_another_rate == pytest.approx(20.0, abs=1.0)
+
+
+async def test_time_in_which_nobody_sends_is_not_saved_up(outbox: Outbox) -> None:
+    assert await outbox.reserve(1, 1_000.0) == pytest.approx(0.0, abs=0.001)
+    await asyncio.sleep(0.01)
+    assert await outbox.reserve(10, 2.0) == pytest.approx(0.0, abs=0.001)
+    assert await outbox.reserve(10, 2.0) > 4.0
