@@ -32,17 +32,17 @@ from psycopg.conninfo import conninfo_to_dict
 
 from proxy.delivery import MIN_LEASE_SECONDS
 from proxy.sandbox import Fault, Sandbox, create_sandbox
-from tests.crowd import SETTINGS, Crowd, Load, Watcher, history_of, node_of, script
+from tests.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of, node_of, script
 from tests.live import eventually, serving_at
 from tests.oracle import Finding, Hush, Pace, applied_again, busiest, judge, unequal, wrong_sums
 from tests.postgres import Server as Postgres
-from tests.server import API_KEY, COOKIE_KEY, START_SECONDS, Server
+from tests.server import API_KEY, COOKIE_KEY, Server
 from tests.soak import Mortal, Outcome, drain, reported, summary
 
 NODES = 3
 SENDERS = 8  # of each node
-LEASE_SECONDS = 2.5  # as the database's clock has it
-PAUSE_SECONDS = 4.0  # of a stopped node: long enough for others to take over
+LEASE_SECONDS = 2.0  # as the database's clock has it
+PAUSE_SECONDS = 3.5  # of a stopped node: long enough for others to take over
 LONG_PAUSE_SECONDS = MIN_LEASE_SECONDS + 5.0
 CLIENT_SECONDS = 2.0  # until a load balancer gives a node up
 RATE = 50.0  # SCQ_UPSTREAM_RATE
@@ -114,7 +114,7 @@ class Node(Mortal):
         """SIGHUP, and it has."""
         before = self.log.count("The secrets were read again")
         self.signal(signal.SIGHUP)
-        eventually(lambda: self.log.count("The secrets were read again") > before, START_SECONDS)
+        eventually(lambda: self.log.count("The secrets were read again") > before, PATIENCE_SECONDS)
 
 
 class Cluster:
@@ -384,13 +384,13 @@ class Attack:
         self._hush(told, time.time(), "the key was refused")
         healed = self._sandbox.total
         self._victim().rereads()
-        eventually(lambda: any(r.number > healed and r.status == 200 for r in self._sandbox.requests), START_SECONDS)
+        eventually(lambda: any(r.number > healed and r.status == 200 for r in self._sandbox.requests), PATIENCE_SECONDS)
 
     def _refused(self, status: int) -> float:
         """When SendX answers so for the first time from now on."""
         before = self._sandbox.total
         records = eventually(
-            lambda: [r for r in self._sandbox.requests if r.number > before and r.status == status], START_SECONDS
+            lambda: [r for r in self._sandbox.requests if r.number > before and r.status == status], PATIENCE_SECONDS
         )
         return records[0].time.timestamp()
 
