@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test soak soak-browser page-cost scale bench bench-quick sizes lint pins clean
+.PHONY: help run test soak soak-nodes soak-browser page-cost scale bench bench-quick sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -13,6 +13,7 @@ help:
 	@echo '             make test ARGS="tests/test_settings.py -k secret" for some of the tests'
 	@echo '             make test PYTHON=python3.13 on another Python'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
+	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
@@ -36,6 +37,10 @@ test:
 soak:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.soak --kills 200 $(ARGS)
+
+soak-nodes:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.soak_nodes --faults 100 $(ARGS)
 
 soak-browser:
 	@bash .ci/setup test

@@ -19,7 +19,10 @@ from proxy.postgres_database import cause, connect_options
 
 _NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
 _USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."
-_SERVED = "A node is connected to the target: stop it, then copy again. Nothing was copied."
+_SERVED = (
+    "A node is connected to the target: stop it, then copy again. If it is a pooler that keeps connections, let --to name the server "
+    "itself. Nothing was copied."
+)
 
 
 def _read_queries() -> dict[str, LiteralString]:

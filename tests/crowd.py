@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from proxy.sandbox import Fault, Recorded, Sandbox
+from proxy.sandbox import NO_FAULT, Fault, Recorded, Sandbox
 from tests.live import eventually
 from tests.oracle import History, Promise, Report, Sight
 from tests.server import Browser, Json, Server, events, identify, login, new_ids, track
@@ -51,16 +51,16 @@ FAULTS: tuple[tuple[int, Fault], ...] = (
 SCRIPT_LENGTH = 400
 
 
-def script(rng: random.Random, *, well: int = 4) -> list[Fault]:
+def script(rng: random.Random, *, well: int = 4, usual: Fault = NO_FAULT) -> list[Fault]:
     """Never more than two faults in a row, so that back-offs stay short and the run is about many lives, not about waiting.
 
-    `well`: answers in a row that are as usual, at most.
+    `well`: answers in a row that are as `usual`, at most.
     """
     weights, faults = [weight for weight, _ in FAULTS], [fault for _, fault in FAULTS]
     found: list[Fault] = []
     while len(found) < SCRIPT_LENGTH:
         found += rng.choices(faults, weights, k=rng.randint(1, 2))
-        found += [Fault("ok")] * rng.randint(1, well)
+        found += [usual] * rng.randint(1, well)
     return found
 
 
@@ -84,8 +84,13 @@ class Watcher:
 
 def _sight(record: Recorded) -> Sight:
     tags = tuple(event[1:] for event in events(record) if event != "identify")
-    node = record.headers.get("host", "")
-    return Sight(record.contact or "", tags, record.applied, record.status, node, record.time.timestamp())
+    at = record.time.timestamp()
+    return Sight(record.contact or "", tags, record.applied, record.status, node_of(record), at)
+
+
+def node_of(record: Recorded) -> str:
+    """By the name that it has for SendX."""
+    return record.headers.get("host", "")
 
 
 # --- People push -------------------------------------------------------------------------------------------------------

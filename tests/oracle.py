@@ -262,6 +262,12 @@ def _hasty(history: History) -> Iterator[Finding]:
         yield Finding(Violation.PACE, what)
 
 
+def applied_again(sights: Sequence[Sight]) -> int:
+    """How often something took effect that had before: what at least once costs."""
+    times = Counter((sight.contact, tag) for sight in sights if sight.applied for tag in sight.tags)
+    return times.total() - len(times)
+
+
 def busiest(sights: Sequence[Sight], seconds: float) -> int:
     """The most requests in any so many seconds."""
     times = sorted(sight.at for sight in sights)

@@ -20,7 +20,6 @@ from functools import cache
 from pathlib import Path
 
 import psycopg
-import pytest
 
 from proxy.postgres_schema import migrate
 from tests.live import eventually, free_port
@@ -30,7 +29,7 @@ _TEMPLATE = "scq_template"
 _SECONDS = 60.0
 
 
-def _programs() -> Path | None:
+def programs() -> Path | None:
     """The newest server that is installed: Debian keeps them out of PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     on_path = shutil.which("initdb")
@@ -46,13 +45,15 @@ class Server:
     """Started at once. `settings`: lines of postgresql.conf, by name."""
 
     def __init__(self, **settings: str) -> None:
-        programs = _programs()
-        if programs is None:
+        found = programs()
+        if found is None:
+            import pytest  # here, because the benchmark uses servers as well, and is installed without it
+
             missing = "no PostgreSQL: install Debian's package postgresql"
             if os.environ.get("CI"):
                 pytest.fail(missing)
             pytest.skip(missing)
-        self._programs = programs
+        self._programs = found
         self._directory = Path(tempfile.mkdtemp(prefix="scq-postgres-"))
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None

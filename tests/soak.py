@@ -35,7 +35,7 @@ from proxy.stores import open_existing
 from tests.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of
 from tests.live import eventually, serving
 from tests.oracle import Finding, History, Report, Violation, judge, report_of, wrong_sums
-from tests.server import API_KEY, START_SECONDS, Server, clean_environ, command
+from tests.server import API_KEY, Server, clean_environ, command
 
 
 class Plan(NamedTuple):
@@ -81,7 +81,7 @@ class Mortal(Server):
             )
 
     def await_ready(self) -> None:
-        eventually(lambda: self.died() or self._answers("/readyz"), START_SECONDS)
+        eventually(lambda: self.died() or self._answers("/readyz"), PATIENCE_SECONDS)
         assert not self.died(), f"the server ended by itself:\n{self.log[-4000:]}"
 
     def live(self, seconds: float) -> None:

@@ -32,17 +32,17 @@ from psycopg.conninfo import conninfo_to_dict
 
 from proxy.delivery import MIN_LEASE_SECONDS
 from proxy.sandbox import Fault, Sandbox, create_sandbox
-from tests.crowd import SETTINGS, Crowd, Load, Watcher, history_of, script
+from tests.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of, node_of, script
 from tests.live import eventually, serving_at
-from tests.oracle import Finding, Hush, Pace, busiest, judge, unequal, wrong_sums
+from tests.oracle import Finding, Hush, Pace, applied_again, busiest, judge, unequal, wrong_sums
 from tests.postgres import Server as Postgres
-from tests.server import API_KEY, COOKIE_KEY, START_SECONDS, Server
+from tests.server import API_KEY, COOKIE_KEY, Server
 from tests.soak import Mortal, Outcome, drain, reported, summary
 
 NODES = 3
 SENDERS = 8  # of each node
-LEASE_SECONDS = 2.5  # as the database's clock has it
-PAUSE_SECONDS = 4.0  # of a stopped node: long enough for others to take over
+LEASE_SECONDS = 2.0  # as the database's clock has it
+PAUSE_SECONDS = 3.5  # of a stopped node: long enough for others to take over
 LONG_PAUSE_SECONDS = MIN_LEASE_SECONDS + 5.0
 CLIENT_SECONDS = 2.0  # until a load balancer gives a node up
 RATE = 50.0  # SCQ_UPSTREAM_RATE
@@ -52,6 +52,7 @@ PACE = Pace(int(RATE * PACE_SECONDS + NODES * (RATE / 4 + SENDERS)), PACE_SECOND
 RETRY_AFTER = 4  # seconds
 HEARD_SECONDS = 2.0  # in which what one node was told is known to all
 HALT_SECONDS = 4.0
+USUAL = Fault("ok", delay=0.1)
 DRAIN_SECONDS = 180.0
 
 
@@ -113,7 +114,7 @@ class Node(Mortal):
         """SIGHUP, and it has."""
         before = self.log.count("The secrets were read again")
         self.signal(signal.SIGHUP)
-        eventually(lambda: self.log.count("The secrets were read again") > before, START_SECONDS)
+        eventually(lambda: self.log.count("The secrets were read again") > before, PATIENCE_SECONDS)
 
 
 class Cluster:
@@ -143,6 +144,13 @@ class Cluster:
         """Raises AssertionError if a node has ended by itself."""
         for node in self.nodes:
             assert not node.died(), f"{node.name} has ended by itself:\n{node.log[-4000:]}"
+
+    def check_logs(self) -> None:
+        """Raises AssertionError if one shows a defect, or what no log may show."""
+        password = str(conninfo_to_dict(self.dsn)["password"])
+        for node in self.nodes:
+            for text in ("Traceback", "The forwarder died", "@example.com", password, *self._keys):
+                assert text not in node.log, f"{node.name} says {text} in its log"
 
     def roll_keys(self) -> None:
         """As DESIGN has it: the new key first everywhere, then last, where it signs."""
@@ -272,15 +280,27 @@ class Attack:
 
     def misbehave(self) -> None:
         """As SendX does in bad times, in which most is well all the same."""
-        self._sandbox.script("*", *script(self._dice, well=12))
+        self._sandbox.script("*", *script(self._dice, well=12, usual=USUAL))
+        self._sandbox.stand("*", USUAL)
 
     def _victim(self) -> Node:
-        return self._dice.choice([node for node in self._cluster.nodes if not node.paused])
+        """Any, or whoever asks SendX next, and then in the middle of it."""
+        awake = {node.name: node for node in self._cluster.nodes if not node.paused}
+        chosen = self._dice.choice([*awake.values()])
+        return awake.get(self._next_to_ask(), chosen) if self._dice.random() < 0.7 else chosen
+
+    def _next_to_ask(self) -> str:
+        before, found = self._sandbox.total, list[str]()
+        with suppress(AssertionError):  # while the gate is shut nobody asks
+            found = eventually(lambda: [node_of(r) for r in self._sandbox.requests if r.number > before], 1.0)
+        return found[0] if found else ""
 
     def _kill(self) -> None:
-        node = self._victim()
-        if self._dice.random() < 0.8:  # else it may die while it starts
-            node.await_ready()
+        if self._dice.random() < 0.2:  # one that starts, perhaps
+            node = self._dice.choice([node for node in self._cluster.nodes if not node.paused])
+        else:
+            self._cluster.await_ready()
+            node = self._victim()
         node.kill()
         node.spawn()
 
@@ -297,8 +317,8 @@ class Attack:
             self.wait(self._dice.uniform(0, 0.3))
 
     def _pause(self, seconds: float) -> None:
+        self._cluster.await_ready()
         node = self._victim()
-        node.await_ready()
         node.pause()
         self.wait(seconds)
         self._wake(node)
@@ -321,8 +341,8 @@ class Attack:
         node.wake()
 
     def _stop(self) -> None:
+        self._cluster.await_ready()
         node = self._victim()
-        node.await_ready()
         code = node.stop()
         assert code == 0, f"{node.name} ended with {code}:\n{node.log[-4000:]}"
         self._patience.wait(self._dice.uniform(0, 0.5))
@@ -344,7 +364,6 @@ class Attack:
         self._sandbox.script("*")
         self._sandbox.stand("*", self._dice.choice(ways))
         self.wait(self._dice.uniform(0.5, 2.5))
-        self._sandbox.stand("*", None)
 
     def _throttle(self) -> None:
         """One node is told to wait, and all of them do."""
@@ -361,17 +380,17 @@ class Attack:
         self._sandbox.stand("*", Fault(status=401))
         told = self._refused(401)
         self.wait(HALT_SECONDS)
-        self._sandbox.stand("*", None)
+        self._sandbox.stand("*", USUAL)
         self._hush(told, time.time(), "the key was refused")
         healed = self._sandbox.total
         self._victim().rereads()
-        eventually(lambda: any(r.number > healed and r.status == 200 for r in self._sandbox.requests), START_SECONDS)
+        eventually(lambda: any(r.number > healed and r.status == 200 for r in self._sandbox.requests), PATIENCE_SECONDS)
 
     def _refused(self, status: int) -> float:
         """When SendX answers so for the first time from now on."""
         before = self._sandbox.total
         records = eventually(
-            lambda: [r for r in self._sandbox.requests if r.number > before and r.status == status], START_SECONDS
+            lambda: [r for r in self._sandbox.requests if r.number > before and r.status == status], PATIENCE_SECONDS
         )
         return records[0].time.timestamp()
 
@@ -407,6 +426,7 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
         dead = cluster.nodes[0].dead_letters()
         for node in cluster.nodes:
             assert node.stop() == 0, node.log[-4000:]
+        cluster.check_logs()
         watcher.look()
         history = history_of(
             crowd, watcher, sandbox, dead, report, wakes=cluster.wakes, hushes=attack.hushes, pace=PACE
@@ -433,8 +453,12 @@ def _ill_treat(plan: Plan, cluster: Cluster, crowd: Crowd, attack: Attack, say: 
 
 
 def summarised(outcome: Outcome) -> str:
-    busy = busiest(outcome.history.sights, PACE.seconds)
-    return summary(outcome, {f"most in {PACE.seconds:g} s, of {PACE.most}": busy}, leave_out=())
+    sights = outcome.history.sights
+    more = {
+        "pushes applied again": applied_again(sights),
+        f"most in {PACE.seconds:g} s, of {PACE.most}": busiest(sights, PACE.seconds),
+    }
+    return summary(outcome, more, leave_out=())
 
 
 def main() -> int:

@@ -108,7 +108,7 @@ class Load:
 
     def __init__(self, nodes: Sequence[Server], people: int) -> None:
         self._nodes = itertools.cycle(nodes)
-        self._stop = threading.Event()
+        self._stop, self._given_up = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self.acknowledged: dict[str, list[str]] = {new_email(): [] for _ in range(people)}
         self.retries: list[str] = []
@@ -128,10 +128,12 @@ class Load:
             try:
                 done = [pool.submit(self._push, email) for email in self.acknowledged]
                 yield self
+                self._stop.set()
+                for each in done:
+                    each.result(SECONDS)
             finally:
                 self._stop.set()
-            for each in done:
-                each.result(SECONDS)
+                self._given_up.set()
 
     def _push(self, email: str) -> None:
         with self._lock:
@@ -145,7 +147,7 @@ class Load:
 
     def _until_accepted(self, browser: Browser, call: object) -> None:
         ids = [new_id()]
-        while True:
+        while not self._given_up.is_set():
             with self._lock:
                 browser.server = next(self._nodes)
             why = "connection lost"
@@ -158,6 +160,7 @@ class Load:
                     return
                 why = str(answer.status_code)
             self.retries.append(why)
+            self._given_up.wait(0.5)
 
 
 def judge(load: Load, sandbox: Sandbox) -> None:

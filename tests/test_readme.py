@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from http.cookies import SimpleCookie
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from typer.main import get_command
 
 from proxy.cli import cli
 from proxy.identity import TokenCodec, Vouched
+from proxy.outbox_postgres import open_outbox
 from proxy.pushes import Attributes, Reason
 from proxy.settings import SPECS
 from tests.live import serving
@@ -106,6 +108,11 @@ def test_every_setting_that_is_mentioned_exists() -> None:
         {spec.name for spec in SPECS} | {f"{spec.name}_FILE" for spec in SPECS if spec.secret} | {"SCQ_IDENTITY_KEY"}
     )
     assert set(re.findall(r"\bSCQ_[A-Z_]*[A-Z]\b", README)) <= names
+
+
+def test_a_process_opens_so_many_connections() -> None:
+    (said,) = re.findall(r"Each process opens up to (\d+)\.", README)
+    assert int(said) == signature(open_outbox).parameters["pool_size"].default
 
 
 def test_the_embed_tag_is_the_one_that_the_command_prints(tmp_path: Path) -> None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from tests.bench import claims, delivery, ingest, losses, report
 from tests.bench.contestants.table import ASGI, HTTPX, NGINX, NODE, OUR_HTTP, PROXY, STARLETTE, missing
 from tests.bench.ingest import Cell, Entry, Pace, Say
 from tests.bench.losses import Trial
-from tests.bench.machine import ROOT, cores, facts
+from tests.bench.machine import ROOT, cores, facts, on_cores
 
 BUILD = ROOT / "build"
 TABLES = ("ingest", "delivery", "losses")
@@ -103,22 +101,11 @@ async def _filled(cells: Sequence[Cell], directory: Path, say: Say) -> dict[str,
     return stores
 
 
-@contextmanager
-def on_load_core() -> Iterator[None]:
-    """Moves this process to the core that is not measured."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cores().load})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def conduct(plan: Plan, parent: Path, say: Say) -> dict[str, Any]:
     """One run in a directory of its own under `parent`, on whose disk the stores are. Leaves nothing behind, on Ctrl-C neither."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=parent, ignore_cleanup_errors=True) as directory,
-        on_load_core(),
+        on_cores(cores().load),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         return runner.run(run(plan, Path(directory), say))

@@ -19,10 +19,11 @@ from typing import Any
 import msgspec
 
 from proxy.identity import Trust
+from proxy.outbox import Outbox
 from proxy.outbox_sqlite import open_outbox
 from proxy.plans import Enqueue, Op, Plan, Remember, Verify
 from proxy.pushes import Track
-from tests.bench.contestants.table import PROXY
+from tests.bench.contestants.table import PROXY, Contestant
 from tests.bench.ingest import counted
 from tests.bench.machine import ROOT, cores, pinned
 from tests.bench.programs import Program, until
@@ -33,6 +34,7 @@ from tests.server import clean_environ
 Say = Callable[[str], Any]
 SENDERS = 8  # the proxy's SCQ_UPSTREAM_CONCURRENCY, unless it is set
 BATCH = 20_000
+AGES = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}
 BARE_LOOP = "bare-loop"
 _PATIENCE_SECONDS = 300.0
 
@@ -106,7 +108,7 @@ async def _bare_loop(requests: int) -> Rate:
     async with Upstream() as upstream:
         command = [sys.executable, "-m", "tests.bench.contestants.bare_loop", "--upstream", upstream.url, *arguments]
         process = await asyncio.create_subprocess_exec(
-            *pinned(cores().measured, command), cwd=ROOT, env=clean_environ({}), stdout=asyncio.subprocess.PIPE
+            *pinned(command, cores().measured), cwd=ROOT, env=clean_environ({}), stdout=asyncio.subprocess.PIPE
         )
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -122,9 +124,14 @@ async def _bare_loop(requests: int) -> Rate:
 
 async def _deliver(case: Backlog, directory: Path) -> Rate:
     directory.mkdir()
-    await fill(case, directory / "scq.db")
+    await fill(case, await open_outbox(directory / "scq.db", create=True, min_free_bytes=0, **AGES))
+    return await send(case, directory, PROXY)
+
+
+async def send(case: Backlog, directory: Path, contestant: Contestant) -> Rate:
+    """How fast it sends what waits in its store, which is nothing but the case."""
     async with Upstream() as upstream:
-        program = Program(f"delivery of {case.name}", PROXY.launch(upstream.port, directory), directory)
+        program = Program(f"delivery of {case.name}", contestant.launch(upstream.port, directory), directory)
         try:
             await program.start()
             rate = await _measured(case, upstream, program)
@@ -160,12 +167,10 @@ async def _assert_delivered(case: Backlog, upstream: Upstream, program: Program)
     assert (delivered, upstream.requests) == (case.pushes, case.requests), (delivered, upstream.requests, case)
 
 
-async def fill(case: Backlog, store: Path) -> None:
-    """A store in which all of it waits, contact by contact in turns, as if it had come in over a while."""
-    ages = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}
-    outbox = await open_outbox(store, create=True, min_free_bytes=0, **ages)
+async def fill(case: Backlog, outbox: Outbox, batch: int = BATCH) -> None:
+    """All of it waits in the outbox then, contact by contact in turns, as if it had come in over a while; and the outbox is closed."""
     try:
-        for ops in _batches(_ops(case), BATCH):
+        for ops in _batches(_ops(case), batch):
             plan = Plan(tuple(ops), None)
             await outbox.append(lambda facts, plan=plan: plan)  # type: ignore[misc]
     finally:

@@ -169,8 +169,7 @@ class Seat:
 
     async def _renew(self) -> None:
         self.program.close()
-        for file in self.program.directory.glob("scq.db*"):
-            file.unlink()
+        self.program.launch.clear()
         await self.start()
 
     async def _measure(self, cell: Cell) -> Sample:

@@ -10,7 +10,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,22 +25,34 @@ _SYNCS = 50
 
 
 class Cores(NamedTuple):
-    """By number: what is measured has one to itself, whoever loads it and answers it has the other."""
+    """By number: what is measured has one to itself, whoever loads it and answers it has the other. `all`: for what needs several."""
 
     measured: int
     load: int
+    all: tuple[int, ...]
 
 
 @lru_cache(maxsize=1)
 def cores() -> Cores:
-    """The first and the last that this process might use when it was asked first."""
+    """The first, the last and all that this process might use when it was asked first."""
     allowed = sorted(os.sched_getaffinity(0))
-    return Cores(allowed[0], allowed[-1])
+    return Cores(allowed[0], allowed[-1], tuple(allowed))
 
 
-def pinned(core: int, command: Sequence[str]) -> list[str]:
-    """The command, on one core with all that it starts."""
-    return ["taskset", "--cpu-list", str(core), *command]
+def pinned(command: Sequence[str], *numbers: int) -> list[str]:
+    """The command, on these cores with all that it starts."""
+    return ["taskset", "--cpu-list", ",".join(map(str, numbers)), *command]
+
+
+@contextmanager
+def on_cores(*numbers: int) -> Iterator[None]:
+    """Moves this thread, and what it starts meanwhile, to these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, numbers)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 # --- Processes ---------------------------------------------------------------------------------------------------------
@@ -102,7 +115,7 @@ def facts(directory: Path) -> dict[str, str]:
         "cores": f"{os.cpu_count()}, measured on {used.measured}, loaded from {used.load}",
         "processor": _processor(),
         "kernel": platform.release(),
-        "file system": _file_system(directory),
+        "file system": file_system(directory),
         "fsync": f"{sync_seconds(directory) * 1e3:.2f} ms (median of {_SYNCS}, 4 KB appended)",
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
@@ -128,7 +141,7 @@ def _processor() -> str:
     return found[1] if found else platform.machine()
 
 
-def _file_system(directory: Path) -> str:
+def file_system(directory: Path) -> str:
     """The kind of the one that the directory is on: that with the longest mount point above it."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     above = [(len(point), kind) for point, kind in mounts if directory.resolve().is_relative_to(point)]

@@ -34,13 +34,22 @@ async def until(holds: Callable[[], Awaitable[bool]], seconds: float) -> bool:
     return True
 
 
+def _nothing_is_stored() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Launch:
-    """How a program is started. `environ`: its SCQ_* settings and whatever else it needs."""
+    """How a program is started. `environ`: its SCQ_* settings and whatever else it needs.
+
+    `on_all_cores`: it has none to itself. `clear`: empties its store, while it does not run.
+    """
 
     command: Sequence[str]
     port: int
     environ: Mapping[str, str]
+    on_all_cores: bool = False
+    clear: Callable[[], None] = _nothing_is_stored
 
 
 class Program:
@@ -77,7 +86,7 @@ class Program:
     def _spawn(self) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
             return subprocess.Popen(
-                pinned(cores().measured, self.launch.command),
+                pinned(self.launch.command, *(cores().all if self.launch.on_all_cores else (cores().measured,))),
                 cwd=self.directory,
                 env=clean_environ(dict(self.launch.environ)),
                 stdin=subprocess.DEVNULL,

@@ -40,7 +40,7 @@ async def run(port: int, templates: Path, *, connections: int, seconds: float) -
     command += ["--timeout", f"{TIMEOUT_SECONDS}s", "--latency", "--script", str(SCRIPT)]
     command += [f"http://127.0.0.1:{port}/scq/push", "--", str(templates)]
     process = await asyncio.create_subprocess_exec(
-        *pinned(cores().load, command), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *pinned(command, cores().load), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     try:
         async with asyncio.timeout(seconds + TIMEOUT_SECONDS + _MARGIN_SECONDS):

@@ -51,7 +51,12 @@ def _proxy(upstream_port: int, directory: Path) -> Launch:
         SCQ_LOG_LEVEL="info",
         SCQ_UPSTREAM_TIMEOUT="20",
     )
-    return Launch(command("serve"), port, settings)
+
+    def clear() -> None:
+        for file in directory.glob("scq.db*"):
+            file.unlink()
+
+    return Launch(command("serve"), port, settings, clear=clear)
 
 
 def _starlette_httpx(*options: str) -> Callable[[int, Path], Launch]:
