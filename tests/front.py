@@ -102,6 +102,8 @@ class Front:
         started.set()
         await stop.wait()
         server.close()  # whoever still waits for an answer is cancelled with the loop
+        for _ in range(10):
+            await asyncio.sleep(0)  # a turn of the loop: who was accepted just now takes some to get into `writers`
         for writer in writers:
             writer.close()
 
