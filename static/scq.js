@@ -64,11 +64,11 @@ try {
     let push = { t: Date.now(), p: missing };
     try {
       // An array as text: "track,[object Object]", say.
-      if (/^((identify|track|reset),\[|reset$|consent,[gd])/.test(entry)) {
+      if (/^((identify|reset|track),\[|reset$|consent,[dg])/.test(entry)) {
         ({ success: push.success, failure: push.failure } = entry[1] || 0);
         setTimeout(settle, 1e4, push, "timeout"); // delivery goes on
         // It begins with the time: stored pushes are sorted by it, and the proxy finds its newest ids side by side.
-        push.id = "scq-" + push.t + randomId();
+        push.id = "scq" + push.t + randomId();
         push.call = JSON.parse(JSON.stringify(entry)); // leaves functions out
         // Of our methods only consent is before "i". It goes out though the page is left: what `kept` counts is gone.
         if (entry[0] < "i" && (missing = entry[1] != "granted"))
@@ -87,7 +87,8 @@ try {
 
   /** Stores what waits and sends its front. One request at a time keeps the order; but a leaving page cannot wait. */
   let flush = async (now, batch = [], size = 0, s) => {
-    if (!now) await 0; // what is pushed in one go is sent in one go. Else all of this is synchronous up to fetch
+    // What is pushed in one go is stored and sent in one go, by the last call. Else all of this is synchronous up to fetch.
+    if (!now && (await count) != count) return;
     if (document.prerendering) return later(1e3); // the page is only prepared, and may never be shown
     waiting = waiting.filter((push, about) => {
       about = push.call[1] || 0;
@@ -101,7 +102,7 @@ try {
         store[push.id] = JSON.stringify(push, about.token && ["id", "call"]);
       } catch (error) {} // full
       // Some 20 kB and one session value: two requests fit into the 64 KiB that browsers allow for keepalive.
-      size += push.scq == (s = s || push.scq) ? 400 + JSON.stringify(push).length : 2e4;
+      size += push.scq == (s = s || push.scq) ? 500 + JSON.stringify(push).length : 2e4;
       return (size > 2e4 && batch[0]) || batch.push(push);
     });
     if ((now || !busy) && batch.length > kept) {
@@ -117,7 +118,7 @@ try {
           body: JSON.stringify({ v: 1, s, pushes: batch }), // a string goes as text/plain: no CORS preflight
           keepalive: kept,
         });
-        pause += response.headers.get("Retry-After") * 1e3 || 0;
+        pause += 1e3 * response.headers.get("Retry-After") || 0;
         // Reading the body to its end also gives back this request's share of the quota. What is no answer of the
         // proxy (a captive portal's, say) throws here or below, and we try again; as with 404, which is nobody's, 408, 429 and 5xx.
         let { results = 0, error, s: next } = await response.json();
@@ -126,7 +127,7 @@ try {
             result = results[index] || { reason: error.trim() };
             settle(push, result.reason, result, (push.t = 0)); // only what is refused has a reason
             // A log-in or log-out of which no page saw the answer: what is pushed from now on comes after it.
-            if (result.reason == "identity-changed" && store.scq == s) delete store.scq;
+            if (/^id/.test(result.reason) && store.scq == s) delete store.scq; // identity-changed
           });
           // Someone else logged in, or out: what was pushed here under the old value comes after that.
           [store, ...waiting].forEach((one) => next && one.scq == s && (one.scq = next));
@@ -138,13 +139,13 @@ try {
   };
 
   // Not without fetch; not twice; and an element named "currentScript" must not choose where addresses go.
-  if (fetch && !queue.Push && "async" in script) {
+  if ("async" in script && fetch && !queue.Push) {
     try {
       store = localStorage;
       // By time. And a new session value: somebody's log-out may be among what a page has left behind.
       Object.keys(store)
         .sort()
-        .forEach((key) => key.indexOf("scq-1") || (waiting.push(JSON.parse(store[key])) && delete store.scq));
+        .forEach((key) => key.indexOf("scq1") || (waiting.push(JSON.parse(store[key])) && delete store.scq));
     } catch (error) {
       store = {};
     }

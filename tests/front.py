@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -167,9 +167,9 @@ class Front:
         reader, writer = await asyncio.open_connection(self.upstream.hostname, self.upstream.port)
         headers = {**request.headers, "connection": "close"}
         lines = [f"{request.method} {request.path} HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items())]
-        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
-        answer = await reader.read()
-        writer.close()
+        with closing(writer):
+            writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
+            answer = await reader.read()
         return answer.replace(b"connection: close\r\n", b"", 1)
 
 

@@ -124,7 +124,7 @@ def succeeded(*names: str, status: str = "accepted") -> list[list[Any]]:
 
 def stored(tab: Tab) -> str:
     """What the shim has in the browser's storage."""
-    return str(tab.run("JSON.stringify(Object.entries(localStorage).filter(([key]) => key.startsWith('scq-')))"))
+    return str(tab.run(r"JSON.stringify(Object.entries(localStorage).filter(([key]) => /^scq\d/.test(key)))"))
 
 
 def await_empty_storage(tab: Tab) -> None:
