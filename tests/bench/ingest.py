@@ -22,7 +22,7 @@ from tests.bench import wrk
 from tests.bench.contestants.table import Contestant
 from tests.bench.machine import busy, cores
 from tests.bench.programs import Program
-from tests.bench.traffic import Crowd, Template, new_id, write_lua
+from tests.bench.traffic import VISITORS, Crowd, Template, new_id, write_lua
 from tests.bench.upstream import Upstream
 from tests.server import ADMIN_TOKEN
 
@@ -127,8 +127,8 @@ class Refused(Exception):
 class Load:
     """What is sent: templates and the same as files for wrk, by pushes in a request."""
 
-    def __init__(self, directory: Path, pushes: Sequence[int]) -> None:
-        crowd = Crowd()
+    def __init__(self, directory: Path, pushes: Sequence[int], visitors: int = VISITORS) -> None:
+        crowd = Crowd(visitors)
         self.templates: dict[int, list[Template]] = {number: crowd.templates(number) for number in pushes}
         self.files = {number: directory / f"{number}.lua" for number in pushes}
         for number, file in self.files.items():
