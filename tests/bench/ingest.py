@@ -253,11 +253,17 @@ async def counted(port: int, name: str) -> int:
 
 
 async def measure(
-    cells: Sequence[Cell], directory: Path, pace: Pace, say: Say, stores: Mapping[str, Path] | None = None
+    cells: Sequence[Cell],
+    directory: Path,
+    pace: Pace,
+    say: Say,
+    stores: Mapping[str, Path] | None = None,
+    *,
+    visitors: int = VISITORS,
 ) -> Results:
     """Every cell once in each round. `stores`: filled beforehand, by name of the entry; they are moved away."""
     entries = list(dict.fromkeys(cell.entry for cell in cells))
-    load = Load(directory, sorted({1, *(cell.pushes for cell in cells)}))
+    load = Load(directory, sorted({1, *(cell.pushes for cell in cells)}), visitors)
     samples: dict[Cell, list[Sample]] = {cell: [] for cell in cells}
     upstream_alone: list[float] = []
     refused: dict[str, str] = {}

@@ -27,6 +27,8 @@ from tests.postgres import Server, postgres, programs
 from tests.server import command
 
 _COMMITS = 50
+# More than for one process: two workers that have the same visitor at once wait for one another, which is rare where many come.
+_VISITORS = 10_000
 
 
 class Extent(msgspec.Struct, frozen=True):
@@ -65,7 +67,7 @@ async def measure(directory: Path, extent: Extent, pace: Pace, say: Say) -> Foun
         contestants = [_sqlite(), *(_postgres(databases, databases.new(), number) for number in extent.workers)]
         entries = [Entry(contestant, 0, shut=True) for contestant in contestants]
         cells = [Cell(entry, pushes, extent.connections) for pushes in extent.pushes for entry in entries]
-        ingested = await ingest.measure(cells, directory, pace, say)
+        ingested = await ingest.measure(cells, directory, pace, say, visitors=_VISITORS)
         databases.remove()
         delivered = await _deliver(directory, databases, extent, pace.rounds, say)
         costs = [Cost(number, []) for number in extent.parked]
