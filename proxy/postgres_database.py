@@ -35,6 +35,8 @@ _ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
 _STOPPED_SECONDS = 3.0  # without a word in the middle of a batch of statements
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
 _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
+# All that is asked for is found by an index. The planner would read tables of some thousands of rows from end to end, for each group anew.
+_PLANNING = {"enable_seqscan": "off", "jit": "off"}
 
 # SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
 _CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
@@ -142,7 +144,8 @@ _COMMIT: tuple[Statement, ...] = (("SELECT set_config('statement_timeout', '0', 
 # What every transaction begins with. Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
 SETTINGS = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
-    "ELSE 'on' END, true), " + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in _LIMITS.items())
+    "ELSE 'on' END, true), "
+    + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in (_LIMITS | _PLANNING).items())
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -98,18 +98,20 @@ class Lanes:
         (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": terms.per_lane}))
         heads, started = _heads(lanes, found.rows)
         asserted = [lane for lane, pushes in heads.items() if pushes[0].trust is Trust.ASSERTED]
-        queries: list[Query] = [
-            ("lease", {"lanes": sorted(heads), "seconds": terms.seconds}),
-            ("vouched", {"lanes": asserted}),
-            ("start", {"seqs": started}),
-        ]
+        queries: dict[str, Mapping[str, object]] = {"lease": {"lanes": sorted(heads), "seconds": terms.seconds}}
+        if asserted:
+            queries["vouched"] = {"lanes": asserted}
+        if started:
+            queries["start"] = {"seqs": started}
         if probe and heads:
-            queries.append(("probe", {"seconds": terms.seconds}))
-        queries.append(tally(tallies))
-        results = await transaction.commit(*queries)
-        if probe and heads:
-            self._probe_until = results[3].rows[0][0]
-        epochs, vouched = dict(results[0].rows), {lane for (lane,) in results[1].rows}
+            queries["probe"] = {"seconds": terms.seconds}
+        if tallies:
+            queries.update((tally(tallies),))
+        results = dict(zip(queries, await transaction.commit(*queries.items()), strict=True))
+        if "probe" in results:
+            self._probe_until = results["probe"].rows[0][0]
+        epochs = dict(results["lease"].rows)
+        vouched = {lane for (lane,) in results["vouched"].rows} if asserted else set()
         return tuple(
             Lease(lane, epochs[lane], terms.until, lanes[lane].failures, pushes, _last(lanes[lane]), lane in vouched)
             for lane, pushes in heads.items()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from proxy.drafts import WAITING
 from proxy.errors import StoreUnavailable
 from proxy.outbox import DeadReason, Fate, Settled, Settlement
-from proxy.postgres_database import Database, Overtaken, Query, StatementFailed, Transaction
+from proxy.postgres_database import Database, Overtaken, Query, Result, StatementFailed, Transaction
 from proxy.postgres_groups import Job
 from proxy.postgres_lanes import Burial, bury, tally_of
 from proxy.postgres_locks import PERSON, lock
@@ -61,8 +61,8 @@ async def _settle_together(database: Database, jobs: Sequence[Job[Settlement]]) 
 
 async def _settle_all(transaction: Transaction, settlements: Sequence[Settlement]) -> set[int]:
     """Which of them held, by their places."""
-    leases, buried = await transaction.run(
-        ("lock_leases", {"lanes": [settlement.lease.lane for settlement in settlements]}), _addresses(settlements)
+    leases, *buried = await transaction.run(
+        ("lock_leases", {"lanes": [settlement.lease.lane for settlement in settlements]}), *_addresses(settlements)
     )
     held: dict[int, tuple[int, _Held]] = {}
     found = {lane: (epoch, leased, revoked) for lane, epoch, leased, revoked, _ in leases.rows}
@@ -72,7 +72,7 @@ async def _settle_all(transaction: Transaction, settlements: Sequence[Settlement
         if leased and epoch == lease.epoch and lease.lane not in held:
             held[lease.lane] = number, _Held(settlement, revoked)
     if held:
-        queries, tallies = _writes([each for _, each in held.values()], dict(buried.rows))
+        queries, tallies = _writes([each for _, each in held.values()], _by_seq(buried))
         await transaction.commit(*queries, tally(tallies))
     return {number for number, _ in held.values()}
 
@@ -86,10 +86,10 @@ async def _settle_moving(transaction: Transaction, settlement: Settlement) -> bo
         return False
     old = found.rows[0][1]
     keys = {old, *map(lane_key, addresses)}
-    _, leases, buried = await transaction.run(
+    _, leases, *buried = await transaction.run(
         lock((PERSON, key) for key in keys),
         ("lock_people", {"lanes": [lease.lane], "keys": list(keys)}),
-        _addresses([settlement]),
+        *_addresses([settlement]),
     )
     own = next((row for row in leases.rows if row[0] == lease.lane), None)
     if own is None or not own[2] or own[1] != lease.epoch:
@@ -97,7 +97,7 @@ async def _settle_moving(transaction: Transaction, settlement: Settlement) -> bo
     if own[4] != old:
         raise Overtaken
     held = _Held(settlement, revoked=own[3])
-    queries, tallies = _writes([held], dict(buried.rows))
+    queries, tallies = _writes([held], _by_seq(buried))
     await transaction.run(*queries)
     if not held.revoked:
         for address in addresses:
@@ -113,10 +113,15 @@ def new_addresses(settlement: Settlement) -> list[str]:
     return [body.new_email for body in bodies if isinstance(body, Attributes) and body.new_email is not None]
 
 
-def _addresses(settlements: Sequence[Settlement]) -> Query:
-    """As they were pushed, of what becomes a dead letter: under a lease, what has moved has its new address."""
+def _addresses(settlements: Sequence[Settlement]) -> list[Query]:
+    """As they were pushed, of what becomes a dead letter, if anything does: under a lease, what has moved has its new address."""
     results = [result for settlement in settlements for result in settlement.results]
-    return "addresses", {"seqs": [result.seq for result in results if result.fate is Fate.DEAD]}
+    dead = [result.seq for result in results if result.fate is Fate.DEAD]
+    return [("addresses", {"seqs": dead})] if dead else []
+
+
+def _by_seq(buried: Sequence[Result]) -> dict[int, str]:
+    return dict(row for result in buried for row in result.rows)
 
 
 def _writes(held: Sequence[_Held], addresses: dict[int, str]) -> tuple[list[Query], Counter[str]]:

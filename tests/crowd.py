@@ -22,6 +22,7 @@ from tests.oracle import History, Promise, Report, Sight
 from tests.server import Browser, Json, Server, events, identify, login, new_ids, track
 
 PATIENCE_SECONDS = 60.0
+RETRY_SECONDS = 0.05
 COUNTER_FIELD = "Visits"
 SETTINGS = {
     "SCQ_TAGS": "*",
@@ -158,6 +159,7 @@ class Person:
             if response.status_code == 202:
                 return self._browser.adopt(response)
             assert response.status_code == 503, response.text
+        self._over.wait(RETRY_SECONDS)
         return None
 
     def _ask(self, calls: list[Json], ids: list[str]) -> httpx.Response:

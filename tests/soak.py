@@ -142,7 +142,7 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
         with crowd.pushing():
             kills, found = _live_and_die(plan, server, crowd, watcher, say)
         sandbox.heal()
-        drain(server, watcher, PATIENCE_SECONDS)
+        drain(lambda: server.status().waiting, watcher, PATIENCE_SECONDS)
         report = server.status()
         assert server.stop() == 0, server.log[-4000:]
         watcher.look()
@@ -177,12 +177,12 @@ def _live_and_die(
     return kills, found
 
 
-def drain(server: Mortal, watcher: Watcher, seconds: float) -> None:
+def drain(waiting: Callable[[], int], watcher: Watcher, seconds: float) -> None:
     """Waits until nothing waits."""
 
     def drained() -> bool:
         watcher.look()
-        return server.status().waiting == 0
+        return waiting() == 0
 
     eventually(drained, seconds)
 

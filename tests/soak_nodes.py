@@ -32,7 +32,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from proxy.delivery import MIN_LEASE_SECONDS
 from proxy.sandbox import Fault, Sandbox, create_sandbox
-from tests.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of, node_of, script
+from tests.crowd import COUNTER_FIELD, PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of, node_of, script
 from tests.live import eventually, serving_at
 from tests.oracle import Finding, Hush, Pace, applied_again, busiest, judge, unequal, wrong_sums
 from tests.postgres import Server as Postgres
@@ -42,10 +42,10 @@ from tests.soak import Mortal, Outcome, drain, reported, summary
 NODES = 3
 SENDERS = 8  # of each node
 LEASE_SECONDS = 2.0  # as the database's clock has it
-PAUSE_SECONDS = 3.5  # of a stopped node: long enough for others to take over
+PAUSE_SECONDS = 4.0  # of a stopped node: long enough for others to take over
 LONG_PAUSE_SECONDS = MIN_LEASE_SECONDS + 5.0
 CLIENT_SECONDS = 2.0  # until a load balancer gives a node up
-RATE = 50.0  # SCQ_UPSTREAM_RATE
+RATE = 25.0  # SCQ_UPSTREAM_RATE: less than is pushed at times, so that nodes are also stopped while they wait for their turn
 PACE_SECONDS = 5.0
 # Turns are reserved a quarter of a second's worth at a time, and every sender may be late with one.
 PACE = Pace(int(RATE * PACE_SECONDS + NODES * (RATE / 4 + SENDERS)), PACE_SECONDS)
@@ -122,6 +122,7 @@ class Cluster:
 
     def __init__(self, directory: Path, upstreams: Sequence[str], postgres: Postgres) -> None:
         self.postgres, self.dsn = postgres, postgres.database()
+        self.database = str(conninfo_to_dict(self.dsn)["dbname"])
         self.keys = directory / "keys"
         self._keys = [COOKIE_KEY]
         self._write_keys()
@@ -165,7 +166,12 @@ class Cluster:
         self.keys.write_text(",".join(self._keys), encoding="ascii")
 
     def cut_connections(self) -> None:
-        self.postgres.cut_connections(str(conninfo_to_dict(self.dsn)["dbname"]))
+        self.postgres.cut_connections(self.database)
+
+    def waiting(self) -> int:
+        ((count,),) = self.postgres.execute("SELECT count(*) FROM pushes", database=self.database)
+        assert isinstance(count, int)
+        return count
 
     def wrong_sums(self) -> list[Finding]:
         """Of the tallies, and of what they count."""
@@ -284,15 +290,17 @@ class Attack:
         self._sandbox.stand("*", USUAL)
 
     def _victim(self) -> Node:
-        """Any, or whoever asks SendX next, and then in the middle of it."""
+        """Any; or whoever asks SendX next, in the middle of it; or who sends the next increment."""
         awake = {node.name: node for node in self._cluster.nodes if not node.paused}
-        chosen = self._dice.choice([*awake.values()])
-        return awake.get(self._next_to_ask(), chosen) if self._dice.random() < 0.7 else chosen
+        anybody, chance = self._dice.choice([*awake.values()]), self._dice.random()
+        return anybody if chance < 0.4 else awake.get(self._next_to_ask(COUNTER_FIELD if chance < 0.7 else ""), anybody)
 
-    def _next_to_ask(self) -> str:
+    def _next_to_ask(self, about: str) -> str:
         before, found = self._sandbox.total, list[str]()
         with suppress(AssertionError):  # while the gate is shut nobody asks
-            found = eventually(lambda: [node_of(r) for r in self._sandbox.requests if r.number > before], 1.0)
+            found = eventually(
+                lambda: [node_of(r) for r in self._sandbox.requests if r.number > before and about in r.raw], 1.0
+            )
         return found[0] if found else ""
 
     def _kill(self) -> None:
@@ -319,6 +327,7 @@ class Attack:
     def _pause(self, seconds: float) -> None:
         self._cluster.await_ready()
         node = self._victim()
+        self._patience.wait(self._dice.uniform(0, 0.2))
         node.pause()
         self.wait(seconds)
         self._wake(node)
@@ -420,7 +429,8 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
             found = _ill_treat(plan, cluster, crowd, attack, say)
         sandbox.heal()
         cluster.await_ready()
-        drain(cluster.nodes[0], watcher, DRAIN_SECONDS)
+        with suppress(AssertionError):  # then the sums show what waits for ever
+            drain(cluster.waiting, watcher, DRAIN_SECONDS)
         found += cluster.wrong_sums()
         report = cluster.nodes[0].status()
         dead = cluster.nodes[0].dead_letters()

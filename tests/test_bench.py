@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.bench import claims, ingest, report
+from tests.bench import claims, ingest, postgres, report
 from tests.bench.__main__ import DELIVERING, HELD, LIMITS, Plan, conduct, full_cells, quick_cells
 from tests.bench.contestants.table import HTTPX, NGINX, NODE, OUR_HTTP, Contestant, missing
 from tests.bench.ingest import Cell, Entry, Pace, Results, Row, Sample, Start
 from tests.bench.losses import Loss, Trial
+from tests.bench.postgres import Extent
 from tests.bench.programs import Launch, Program
 from tests.bench.traffic import TAG, Crowd, new_id
 from tests.bench.upstream import Upstream, content_length
@@ -33,6 +34,15 @@ SMALL = Plan(
     pace=Pace(rounds=1, seconds=1, warm_up=0),
     delivery_requests=100,
     delivery_rounds=1,
+    extent=Extent(
+        workers=(1, 2),
+        pushes=(1,),
+        connections=CONNECTIONS,
+        requests=100,
+        backlogs=("merged",),
+        parked=(0, 100_000),
+        claims=10,
+    ),
     trial=Trial(rate=50, before_seconds=0.5, down_seconds=0.5, after_seconds=0.5, kills=1, kill_seconds=0.5),
 )
 
@@ -40,7 +50,7 @@ SMALL = Plan(
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the smallest run has found."""
-    if lacking := missing():
+    if lacking := missing() + postgres.missing():
         reason = f"missing: {', '.join(lacking)}; .ci/setup bench installs it"
         if os.environ.get("CI"):
             pytest.fail(reason)
@@ -71,8 +81,27 @@ def test_what_the_proxy_acknowledges_is_not_lost(found: dict[str, Any]) -> None:
     assert others == {"httpx", "node", "nginx", "httpx-first"}
 
 
+def test_workers_on_postgresql_are_measured_beside_sqlite(found: dict[str, Any]) -> None:
+    told = found["postgres"]
+    assert told["refused"] == {}
+    assert [row["contestant"] for row in told["ingest"]] == ["sqlite-held", "postgres-1-held", "postgres-2-held"]
+    assert all(row["medians"]["pushes_per_second"] > 0 for row in told["ingest"])
+    assert [line["name"] for line in told["delivery"]["merged"]] == ["sqlite", "postgres-1", "postgres-2"]
+    assert all(line["medians"]["requests_per_second"] > 0 for line in told["delivery"]["merged"])
+    assert "fsync on" in found["machine"]["PostgreSQL"]
+
+
+def test_the_cost_of_a_claim_does_not_grow_with_the_lanes_that_wait_for_a_retry(found: dict[str, Any]) -> None:
+    none, many = found["postgres"]["claims"]
+    assert (none["parked"], many["parked"]) == (0, 100_000)
+    assert many["medians"]["blocks"] <= 2 * none["medians"]["blocks"]
+    assert all(cost["medians"]["claim_ms"] > 0 and cost["medians"]["settle_ms"] > 0 for cost in (none, many))
+
+
 def test_the_machine_is_told(found: dict[str, Any]) -> None:
-    assert {"cores", "Python", "SQLite", "fsync", "file system", "fastify", "wrk"} <= set(found["machine"])
+    assert {"cores", "Python", "SQLite", "PostgreSQL", "commit", "fsync", "file system", "fastify", "wrk"} <= set(
+        found["machine"]
+    )
     assert "missing" not in found["machine"].values()
     json.dumps(found)
 

@@ -24,7 +24,7 @@ from proxy.identity import Trust
 from proxy.outbox import Fate, Settlement
 from proxy.outbox_postgres import PostgresOutbox, open_outbox
 from proxy.plans import Enqueue, Facts, Hold, NotOffered, Plan, Remember, Schedule, Scheduled
-from proxy.postgres_database import SQL, Database, Transaction
+from proxy.postgres_database import SETTINGS, SQL, Database, Transaction
 from proxy.postgres_locks import PERSON, lock
 from proxy.postgres_schema import assess, migrate, server_obstacles
 from proxy.postgres_sweep import BATCH_ROWS
@@ -321,6 +321,36 @@ async def test_the_cost_of_a_claim_does_not_grow_with_the_lanes_that_wait_for_a_
             assert row is not None
             plan = row[0][0]["Plan"]
             assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 30, json.dumps(plan)
+
+
+async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tables_are() -> None:
+    keys, flags = [f"{number}@example.com" for number in range(100)], [False] * 100
+    change = {
+        "keys": keys,
+        "gained": [1] * 100,
+        "delays": [0.0] * 100,
+        "put_off": flags,
+        "vouched": flags,
+        "verify": flags,
+    }
+    asked: dict[str, dict[str, object]] = {
+        "seen": {"ids": keys},
+        "people": {"keys": keys, "hashes": [key.encode() for key in keys]},
+        "visitors": {"visitors": keys},
+        "lock_lanes": {"keys": keys},
+        "change_lanes": change,
+        "heads": {"lanes": list(range(64)), "per_lane": 25},
+        "lock_leases": {"lanes": list(range(64))},
+        "remove": {"seqs": list(range(64))},
+    }
+    with psycopg.connect(database(), autocommit=True) as connection, connection.transaction():
+        connection.execute("INSERT INTO lanes (key) SELECT n || '@example.com' FROM generate_series(1, 2000) n")
+        connection.execute("INSERT INTO seen (id, at, shown) SELECT n, 0, '' FROM generate_series(1, 2000) n")
+        connection.execute(SETTINGS)
+        for query, values in asked.items():
+            row = connection.execute(f"EXPLAIN (FORMAT JSON) {SQL[query]}".encode(), values).fetchone()
+            assert row is not None
+            assert "Seq Scan" not in json.dumps(row[0]), query
 
 
 # --- connections that are lost

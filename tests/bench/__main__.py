@@ -1,7 +1,8 @@
 """How fast is the push path, beside what its web server can do at most and beside what people write instead? `make bench`.
 
 One run on the loopback interface: what is measured has one core to itself, wrk and a small SendX of our own have the other. The same
-requests and cookies for all; short runs in interleaved rounds, medians of them. Figures are for comparison within one run.
+requests and cookies for all; short runs in interleaved rounds, medians of them. Figures are for comparison within one run. The rows for
+PostgreSQL are apart: what they measure needs more than one core (`postgres`).
 
 Exit code 1 if something could not be measured, or if the proxy has lost what it acknowledged; claims about speed are only told.
 """
@@ -22,14 +23,14 @@ import msgspec
 import uvloop
 
 from tests import scale
-from tests.bench import claims, delivery, ingest, losses, report
+from tests.bench import claims, delivery, ingest, losses, postgres, report
 from tests.bench.contestants.table import ASGI, HTTPX, NGINX, NODE, OUR_HTTP, PROXY, STARLETTE, missing
 from tests.bench.ingest import Cell, Entry, Pace, Say
 from tests.bench.losses import Trial
 from tests.bench.machine import ROOT, cores, facts, on_cores
 
 BUILD = ROOT / "build"
-TABLES = ("ingest", "delivery", "losses")
+TABLES = ("ingest", "delivery", "losses", "postgres")
 HELD, DELIVERING = Entry(PROXY, 0, shut=True), Entry(PROXY, 0)
 LIMITS = (Entry(ASGI), Entry(STARLETTE))
 
@@ -59,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True):
     delivery_requests: int = 6_000
     delivery_rounds: int = 3
     trial: Trial = Trial()
+    extent: postgres.Extent = postgres.Extent()
 
 
 async def run(plan: Plan, directory: Path, say: Say) -> dict[str, Any]:
@@ -86,6 +88,11 @@ async def run(plan: Plan, directory: Path, say: Say) -> dict[str, Any]:
         lost = await losses.measure(directory, plan.trial, say)
         tell(report.losses_text(lost), report.losses_object(lost))
         claimed += claims.of_losses(lost)
+    if "postgres" in plan.tables:
+        there = await postgres.measure(directory, plan.extent, plan.pace, say)
+        found["machine"] |= there.facts
+        tell(report.facts_text(there.facts) + "\n\n" + report.postgres_text(there), report.postgres_object(there))
+        claimed += claims.of_postgres(there.costs)
     if claimed:
         tell(report.claims_text(claimed), report.claims_object(claimed))
     return found
@@ -113,7 +120,7 @@ def conduct(plan: Plan, parent: Path, say: Say) -> dict[str, Any]:
 
 def main() -> int:
     asked = _arguments()
-    if lacking := missing():
+    if lacking := missing() + (postgres.missing() if "postgres" in _tables(asked) else []):
         print(f"Missing: {', '.join(lacking)}. `make bench` installs it.", file=sys.stderr)
         return 2
     started = time.monotonic()
@@ -126,8 +133,9 @@ def main() -> int:
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
     print(f"These figures and those of each round: {asked.json}")
+    refused = found.get("refused") or found.get("postgres", {}).get("refused")
     lost = any(loss["lost"] for loss in found.get("losses", []) if loss["contestant"] == PROXY.name)
-    return 1 if found.get("refused") or lost else 0
+    return 1 if refused or lost else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -139,11 +147,15 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--pushes", type=int, help="of the first table only with so many in a request")
     parser.add_argument("--connections", type=int, help="of the first table only with so many")
-    parser.add_argument("--rounds", type=int, help="of the first two tables")
-    parser.add_argument("--seconds", type=int, help="of a run of the first table")
+    parser.add_argument("--rounds", type=int, help="of all tables but the third")
+    parser.add_argument("--seconds", type=int, help="of a run of ingest")
     parser.add_argument("--waiting", type=int, default=claims.WAITING, help="pushes of the backlog; 0 leaves it out")
     parser.add_argument("--json", type=Path, default=BUILD / "bench.json", help="where to write the figures")
     return parser.parse_args()
+
+
+def _tables(asked: argparse.Namespace) -> Sequence[str]:
+    return asked.tables or (("ingest",) if asked.quick else TABLES)
 
 
 def _plan(asked: argparse.Namespace) -> Plan:
@@ -156,8 +168,7 @@ def _plan(asked: argparse.Namespace) -> Plan:
         and asked.pushes in (None, cell.pushes)
         and asked.connections in (None, cell.connections)
     ]
-    tables = asked.tables or (("ingest",) if asked.quick else TABLES)
-    return Plan(chosen, pace, tables, delivery_rounds=asked.rounds or 3)
+    return Plan(chosen, pace, _tables(asked), delivery_rounds=asked.rounds or 3)
 
 
 if __name__ == "__main__":

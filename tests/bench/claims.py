@@ -9,6 +9,7 @@ import msgspec
 from tests.bench.delivery import BARE_LOOP, Line
 from tests.bench.ingest import Results
 from tests.bench.losses import Loss
+from tests.bench.parked import Cost
 
 HELD = "scq-proxy-held"
 WAITING = 1_000_000
@@ -70,3 +71,10 @@ def of_losses(losses: Sequence[Loss]) -> Iterator[Claim]:
     for loss in losses:
         if loss.contestant == "scq-proxy":
             yield Claim(f"acknowledged and lost, {loss.fault}", loss.lost, at_most=0)
+
+
+def of_postgres(costs: Sequence[Cost]) -> Iterator[Claim]:
+    """Of the blocks that are read: the times are told beside them."""
+    for cost in costs[1:]:
+        ratio = cost.median("blocks") / costs[0].median("blocks")
+        yield Claim(f"blocks of a claim, {cost.parked:,} lanes parked beside none", ratio, at_most=2)

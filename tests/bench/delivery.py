@@ -34,7 +34,6 @@ from tests.server import clean_environ
 Say = Callable[[str], Any]
 SENDERS = 8  # the proxy's SCQ_UPSTREAM_CONCURRENCY, unless it is set
 BATCH = 20_000
-AGES = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}
 BARE_LOOP = "bare-loop"
 _PATIENCE_SECONDS = 300.0
 
@@ -124,7 +123,7 @@ async def _bare_loop(requests: int) -> Rate:
 
 async def _deliver(case: Backlog, directory: Path) -> Rate:
     directory.mkdir()
-    await fill(case, await open_outbox(directory / "scq.db", create=True, min_free_bytes=0, **AGES))
+    await fill(case, await opened(directory))
     return await send(case, directory, PROXY)
 
 
@@ -165,6 +164,12 @@ async def _assert_delivered(case: Backlog, upstream: Upstream, program: Program)
     assert await until(none_waits, _PATIENCE_SECONDS), f"{case.name}: pushes still wait\n{program.log}"
     delivered = await counted(program.port, 'scq_pushes_total{to="delivered"}')
     assert (delivered, upstream.requests) == (case.pushes, case.requests), (delivered, upstream.requests, case)
+
+
+async def opened(directory: Path) -> Outbox:
+    """A new store on SQLite, where the proxy looks for it."""
+    ages = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}
+    return await open_outbox(directory / "scq.db", create=True, min_free_bytes=0, **ages)
 
 
 async def fill(case: Backlog, outbox: Outbox, batch: int = BATCH) -> None:

@@ -22,7 +22,7 @@ from tests.bench import wrk
 from tests.bench.contestants.table import Contestant
 from tests.bench.machine import busy, cores
 from tests.bench.programs import Program
-from tests.bench.traffic import Crowd, Template, new_id, write_lua
+from tests.bench.traffic import VISITORS, Crowd, Template, new_id, write_lua
 from tests.bench.upstream import Upstream
 from tests.server import ADMIN_TOKEN
 
@@ -127,8 +127,8 @@ class Refused(Exception):
 class Load:
     """What is sent: templates and the same as files for wrk, by pushes in a request."""
 
-    def __init__(self, directory: Path, pushes: Sequence[int]) -> None:
-        crowd = Crowd()
+    def __init__(self, directory: Path, pushes: Sequence[int], visitors: int = VISITORS) -> None:
+        crowd = Crowd(visitors)
         self.templates: dict[int, list[Template]] = {number: crowd.templates(number) for number in pushes}
         self.files = {number: directory / f"{number}.lua" for number in pushes}
         for number, file in self.files.items():
@@ -253,11 +253,17 @@ async def counted(port: int, name: str) -> int:
 
 
 async def measure(
-    cells: Sequence[Cell], directory: Path, pace: Pace, say: Say, stores: Mapping[str, Path] | None = None
+    cells: Sequence[Cell],
+    directory: Path,
+    pace: Pace,
+    say: Say,
+    stores: Mapping[str, Path] | None = None,
+    *,
+    visitors: int = VISITORS,
 ) -> Results:
     """Every cell once in each round. `stores`: filled beforehand, by name of the entry; they are moved away."""
     entries = list(dict.fromkeys(cell.entry for cell in cells))
-    load = Load(directory, sorted({1, *(cell.pushes for cell in cells)}))
+    load = Load(directory, sorted({1, *(cell.pushes for cell in cells)}), visitors)
     samples: dict[Cell, list[Sample]] = {cell: [] for cell in cells}
     upstream_alone: list[float] = []
     refused: dict[str, str] = {}

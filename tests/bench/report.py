@@ -11,6 +11,8 @@ from tests.bench.claims import Claim
 from tests.bench.delivery import BARE_LOOP, Line
 from tests.bench.ingest import Entry, Results, Row
 from tests.bench.losses import Loss
+from tests.bench.parked import Cost
+from tests.bench.postgres import Found
 
 _FULL = 0.95  # of the load's core: what was measured then may be the load
 _SPARE = 0.95  # of its own core
@@ -178,6 +180,77 @@ def losses_text(losses: Sequence[Loss]) -> str:
 
 def losses_object(losses: Sequence[Loss]) -> dict[str, Any]:
     return {"losses": [{**msgspec.to_builtins(loss), "refused": loss.refused, "gone": loss.gone} for loss in losses]}
+
+
+# --- PostgreSQL --------------------------------------------------------------------------------------------------------
+
+
+def postgres_text(found: Found) -> str:
+    """A table for each load and each backlog, and one of what a claim costs."""
+    loads = dict.fromkeys((row.cell.pushes, row.cell.connections) for row in found.ingested.rows)
+    blocks = [
+        grid(
+            (f"{pushes} push{'es' * (pushes > 1)} a request, {connections} connections", *_BESIDE_SQLITE),
+            [_beside_sqlite(found.ingested, row) for row in found.ingested.rows if row.cell.pushes == pushes],
+        )
+        for pushes, connections in loads
+    ]
+    blocks += [f"NOT REPORTED: {name}: {why}" for name, why in found.ingested.refused.items()]
+    blocks += [_delivered(name, lines) for name, lines in found.delivered.items()]
+    blocks.append(_costs(found.costs))
+    return "\n\n".join(blocks)
+
+
+_BESIDE_SQLITE = ("pushes/s", "p50 ms", "p99 ms", "of SQLite", "cores its processes use")
+
+
+def _beside_sqlite(results: Results, row: Row) -> list[str]:
+    return [
+        row.cell.entry.contestant.title,
+        f"{row.median('pushes_per_second'):,.0f}",
+        f"{row.median('p50_ms'):.1f}",
+        f"{row.median('p99_ms'):.1f}",
+        _times(ratio(results, row, "sqlite-held")),
+        f"{row.median('cpu'):.2f}",
+    ]
+
+
+def _delivered(name: str, lines: Sequence[Line]) -> str:
+    sqlite = next(line for line in lines if line.name == "sqlite").median("requests_per_second")
+    rows = [
+        [
+            line.title,
+            f"{line.median('pushes_per_second'):,.0f}",
+            f"{line.median('requests_per_second'):,.0f}",
+            f"{line.median('requests_per_second') / sqlite:.2f}",
+        ]
+        for line in lines
+    ]
+    return grid((f"delivery, {name}, SendX in 0 ms", "pushes/s", "requests/s", "of SQLite"), rows)
+
+
+def _costs(costs: Sequence[Cost]) -> str:
+    times = ("claim_ms", "claim_p99_ms", "settle_ms", "settle_p99_ms")
+    rows = [
+        [f"{cost.parked:,}", *(f"{cost.median(name):.2f}" for name in times), f"{cost.median('blocks'):.0f}"]
+        for cost in costs
+    ]
+    heading = ("lanes parked, 1,000 ready", "claim of 8, ms", "p99 ms", "settling them, ms", "p99 ms", "blocks read")
+    return grid(heading, rows)
+
+
+def postgres_object(found: Found) -> dict[str, Any]:
+    costs = [
+        {
+            "parked": cost.parked,
+            "medians": {name: cost.median(name) for name in cost.rounds[0].__struct_fields__},
+            "rounds": msgspec.to_builtins(cost.rounds),
+        }
+        for cost in found.costs
+    ]
+    delivered = {name: delivery_object(lines)["delivery"] for name, lines in found.delivered.items()}
+    told = {**ingest_object(found.ingested), "delivery": delivered, "claims": costs}
+    return {"postgres": told}
 
 
 # --- Claims ------------------------------------------------------------------------------------------------------------

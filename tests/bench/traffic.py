@@ -17,6 +17,7 @@ from tests.server import COOKIE_KEY, SHOP
 
 VISITORS = 1_000
 TAG = "cart: Teapot"
+_ROWS = 1_000
 _ID = "@"  # stands where an id goes
 
 _HEAD = (
@@ -55,16 +56,16 @@ class Template(NamedTuple):
 
 
 class Crowd:
-    """VISITORS people who have logged in, with the cookies that the proxy has given them."""
+    """People who have logged in, with the cookies that the proxy has given them."""
 
-    def __init__(self) -> None:
+    def __init__(self, visitors: int = VISITORS) -> None:
         codec, now = CookieCodec([COOKIE_KEY]), int(time.time())
-        visitors = [
+        people = [
             Visitor(secrets.token_urlsafe(16), f"visitor{number}@example.com", Trust.VERIFIED, now, now)
-            for number in range(VISITORS)
+            for number in range(visitors)
         ]
-        self._cookies = [f"{SECURE_COOKIE}={codec.encode(visitor)}" for visitor in visitors]
-        self._sessions = [secrets.token_hex(16) for _ in visitors]
+        self._cookies = [f"{SECURE_COOKIE}={codec.encode(visitor)}" for visitor in people]
+        self._sessions = [secrets.token_hex(16) for _ in people]
 
     def templates(self, pushes: int, tag: str = TAG) -> list[Template]:
         """A request of each, with so many pushes in it. A tag may hold `@`, for the id of its push."""
@@ -89,6 +90,8 @@ def new_id() -> str:
 
 
 def write_lua(templates: Sequence[Template], file: Path) -> None:
-    """The templates as `load.lua` reads them. JSON's strings, as far as these go, are Lua's."""
-    rows = ",\n".join("{" + ",".join(json.dumps(piece) for piece in template.pieces) + "}" for template in templates)
-    file.write_text(f"return {{\n{rows}\n}}\n", encoding="ascii")
+    """The templates as `load.lua` reads them. JSON's strings, as far as these go, are Lua's, of which a function holds 65,536."""
+    rows = ["all[#all + 1] = {" + ",".join(map(json.dumps, template.pieces)) + "}\n" for template in templates]
+    parts = ["".join(rows[first : first + _ROWS]) for first in range(0, len(rows), _ROWS)]
+    functions = [f"do local function add()\n{part}end add() end\n" for part in parts]
+    file.write_text(f"local all = {{}}\n{''.join(functions)}return all\n", encoding="ascii")
