@@ -567,7 +567,7 @@ async def test_what_is_refused_is_told_without_the_password(
     assert SECRET not in caplog.text
 
 
-async def test_what_the_database_says_about_an_error_is_not_told_because_it_quotes_payload(
+async def test_what_the_database_says_about_an_error_is_not_told(
     nodes: tuple[PostgresOutbox, PostgresOutbox], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
