@@ -17,7 +17,7 @@ help:
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
-	@echo 'make bench   this proxy beside what people write instead, on one core: some fifteen minutes'
+	@echo 'make bench   this proxy beside what people write instead, on one core, and on PostgreSQL: some twenty-five minutes'
 	@echo '             make bench-quick for the first table in small: under a minute'
 	@echo 'make sizes   how large the script is, beside others from npm; needs the network'
 	@echo 'make lint    the checks without the tests: ruff, mypy'

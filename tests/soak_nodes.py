@@ -53,7 +53,7 @@ RETRY_AFTER = 4  # seconds
 HEARD_SECONDS = 2.0  # in which what one node was told is known to all
 HALT_SECONDS = 4.0
 USUAL = Fault("ok", delay=0.1)
-DRAIN_SECONDS = 180.0
+DRAIN_SECONDS = 600.0  # what piles up while much fails is sent at the same rate
 
 
 class Plan(NamedTuple):
@@ -481,7 +481,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of a former run, to repeat it as far as it can be")
     asked = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if asked.seed is None else asked.seed
-    plan = Plan(Load(seed, asked.people, pause_seconds=0.3), chosen(seed, asked.faults, asked.long_pauses))
+    plan = Plan(Load(seed, asked.people, pause_seconds=0.8), chosen(seed, asked.faults, asked.long_pauses))
     return reported(seed, lambda directory, say: run(plan, directory, say), summarised)
 
 

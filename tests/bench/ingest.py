@@ -204,7 +204,11 @@ class Seat:
 
     async def _try_one(self, cell: Cell) -> None:
         """The same bytes as wrk sends."""
-        answer = await post(self.program.port, self._load.request(cell.pushes))
+        try:
+            answer = await post(self.program.port, self._load.request(cell.pushes))
+        except TimeoutError:
+            waited = f"no answer to the first request within {wrk.TIMEOUT_SECONDS} s"
+            raise Refused(f"{waited}; its log ends:\n{self.program.log}") from None
         head, _, body = answer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 2"):
             raise Refused(f"the first answer is {head.splitlines()[0].decode()}")
