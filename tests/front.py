@@ -105,7 +105,8 @@ class Front:
         for _ in range(10):
             await asyncio.sleep(0)  # a turn of the loop: who was accepted just now takes some to get into `writers`
         for writer in writers:
-            writer.close()
+            writer.transport.abort()  # what nobody reads would keep it open
+        await asyncio.sleep(0)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
