@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from proxy.errors import RequestError
 
 MAX_BODY = 65_536  # bytes; what any request may have unless its path says otherwise
 BODY_SECONDS = 10.0  # in which the whole body has to arrive
+# Of ours among the extensions of ASGI: a function that gives the whole body if it is here already, else None.
+AT_HAND = "scq.body"
 
 
 class Gone(Exception):
     """The client hung up before its request was complete."""
 
 
-async def read_body(receive: Receive, content_length: int | None, max_bytes: int = MAX_BODY) -> bytes:
+async def read_body(scope: Scope, receive: Receive, content_length: int | None, max_bytes: int = MAX_BODY) -> bytes:
     """The whole body. Raises `RequestError` (413 over `max_bytes`, 408 when it is slow) and `Gone`."""
     if content_length is not None and content_length > max_bytes:
         raise _too_large(max_bytes)
+    at_hand: Callable[[], bytes | None] | None = scope.get("extensions", {}).get(AT_HAND)
+    body = at_hand() if at_hand is not None else None
+    if body is None:
+        return await _receive_body(receive, max_bytes)
+    if len(body) > max_bytes:
+        raise _too_large(max_bytes)
+    return body
+
+
+async def _receive_body(receive: Receive, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
     size, more = 0, True
     try:

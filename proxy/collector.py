@@ -21,7 +21,7 @@ from proxy.bodies import Gone, read_body
 from proxy.edge import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.exchange import Answer, Candidate, Limits, Request, Result
-from proxy.identity import CookieCodec, TokenCodec, Visitor, cookie_name, read_cookie, set_cookie
+from proxy.identity import CookieCodec, TokenCodec, Visitor, cookie_name, random_visitor, read_cookie, set_cookie
 from proxy.plans import Decide, Plan, Reads
 from proxy.policy import Policy
 from proxy.pushes import BadPush, Identify, Push, lane_key, parse_batch
@@ -109,13 +109,14 @@ class Collector:
         address = self._addresses.of(client[0] if client else None, headers.forwarded_for)
         self._rate.require(address, time.monotonic())
         self._rate.spend(address, 1, time.monotonic())  # before the body: many may be on their way at once
-        batch = parse_batch(await read_body(receive, headers.content_length))
+        batch = parse_batch(await read_body(scope, receive, headers.content_length))
         self._rate.spend(address, max(0, len(batch.items) - 1), time.monotonic())
         now, name = time.time(), cookie_name(origin)
         value = read_cookie(headers.cookie, name)
         visitor = self._cookies.decode(value, now) if value else None
         candidates = [self._candidate(item, visitor, address, now) for item in batch.items]
-        request = Request(now, visitor, batch.session, headers.gpc, candidates)
+        stranger = random_visitor() if batch.session is None else ""  # with a session value nobody asks
+        request = Request(now, visitor, batch.session, headers.gpc, candidates, stranger)
         answer = await self._store(request)
         cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
         return (

@@ -38,7 +38,8 @@ class Candidate(msgspec.Struct, frozen=True):
 class Request(msgspec.Struct, frozen=True):
     """`cookie`: the visitor of a cookie that verified; `session`: the `s` of the batch; `now`: Unix seconds.
 
-    `stranger`: the visitor id of a browser that shows neither, drawn before the request is judged, which may happen more than once.
+    `stranger`: the visitor id of a browser that shows neither, drawn before the request is judged, which may happen more than once; unused
+    with a session value.
     """
 
     now: float

@@ -33,6 +33,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from proxy.answers import SECURITY, Header
+from proxy.bodies import AT_HAND
 from proxy.errors import RequestError
 
 MAX_HEAD = 65_536  # bytes
@@ -118,7 +119,7 @@ class Http1(HttpToolsProtocol):
     def _begin(self, scope: Any) -> None:
         """Like uvicorn, but for what is never on here: upgrades, a root path, a limit of connections."""
         last: RequestResponseCycle | None = self.cycle
-        self.cycle = _Cycle(
+        self.cycle = cycle = _Cycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -131,6 +132,7 @@ class Http1(HttpToolsProtocol):
             keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        scope["extensions"] = {AT_HAND: cycle.body_at_hand}
         if last is None or last.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:  # all but the empty end of the last answer is sent
@@ -157,6 +159,13 @@ class _Cycle(RequestResponseCycle):
     """A request and its answer. One that is whole goes out in one piece, and its headers are put into bytes once for all that are alike."""
 
     _start: Any = None  # the head, which waits for the first part of the body
+
+    def body_at_hand(self) -> bytes | None:
+        """All of the body, if it has come: nobody has to wait, nor to watch for how long."""
+        if self.more_body or self.disconnected or self.response_started:
+            return None
+        body, self.body = bytes(self.body), bytearray()
+        return body
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and not self.response_started:

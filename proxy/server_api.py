@@ -225,7 +225,7 @@ class ServerApi:
         pushes: tuple[ServerPush, ...] = ()
         try:
             limit = MAX_BULK_BODY if operation.bulk else MAX_BODY
-            pushes = _parse(operation, await read_body(receive, headers.content_length, limit), query)
+            pushes = _parse(operation, await read_body(scope, receive, headers.content_length, limit), query)
         finally:
             self._rate.spend(name, max(1, len(pushes)), time.monotonic())
         ids = tuple(secrets.token_urlsafe(16) for _ in pushes)
