@@ -1,8 +1,8 @@
 """What the script costs the page's main thread in Chromium: `make page-cost`, or `python -m tests.page_cost --pages 200`.
 
 Each page is a fresh document. Timed are the script's evaluation, parsing included; the first push of the page and the second: the call
-itself, the write to localStorage and the call of fetch that follow it at once; and a hundred pushes in one go. Beside them stands what a call
-of fetch costs by itself. Printed are the median and the 95th percentile, in milliseconds.
+itself, the write to localStorage and the call of fetch that follow it at once; and a hundred pushes in one go. Beside them stands what an
+empty script and a call of fetch cost by themselves. Printed are the median and the 95th percentile, in milliseconds.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ addEventListener("load", async () => {
     return performance.now() - start;
   };
   run("{}"); // what the first script of a page costs in any case
+  const empty = run("{ }");
   const load = run(source);
   await 0; // what it does behind that, with nothing to send
   const push = async (count) => {
@@ -51,7 +52,7 @@ addEventListener("load", async () => {
   const request = fetch("/scq/push", {method: "POST", body: '{"v":1,"pushes":[]}', credentials: "include", keepalive: true});
   const bare = performance.now() - before;
   await (await request).text();
-  window.cost = [load, ...pushes, bare, _scq.push !== [].push];
+  window.cost = [load, ...pushes, empty, bare, _scq.push !== [].push];
 });
 </script>"""
 
@@ -66,6 +67,7 @@ class Cost(NamedTuple):
     first: float
     second: float
     hundred: float
+    empty: float
     fetch: float
 
 
@@ -103,6 +105,7 @@ def main() -> None:
     print(row("first push", [cost.first for cost in costs]))
     print(row("second push", [cost.second for cost in costs]))
     print(row("100 pushes", [cost.hundred for cost in costs]))
+    print(row("empty script", [cost.empty for cost in costs]))
     print(row("fetch alone", [cost.fetch for cost in costs]))
 
 
