@@ -119,7 +119,7 @@ class Http1(HttpToolsProtocol):
     def _begin(self, scope: Any) -> None:
         """Like uvicorn, but for what is never on here: upgrades, a root path, a limit of connections."""
         last: RequestResponseCycle | None = self.cycle
-        self.cycle = cycle = _Cycle(
+        self.cycle = _Cycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -132,14 +132,29 @@ class Http1(HttpToolsProtocol):
             keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        scope["extensions"] = {AT_HAND: cycle.body_at_hand}
+        scope["extensions"] = {
+            AT_HAND: self._body_at_hand
+        }  # of the connection: a request that knew itself would be left to the collector
         if last is None or last.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:  # all but the empty end of the last answer is sent
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
+    def _body_at_hand(self) -> bytes | None:
+        """All of the body, if it has come: nobody has to wait, nor to watch for how long."""
+        request = self.cycle
+        if request.more_body or request.disconnected or request.response_started:
+            return None
+        body, request.body = bytes(request.body), bytearray()
+        return body
+
     # How it ends
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._request is not None:
+            self._request.scope.pop("extensions", None)
 
     def _answer_and_close(self) -> None:
         self._deaf = True
@@ -159,13 +174,6 @@ class _Cycle(RequestResponseCycle):
     """A request and its answer. One that is whole goes out in one piece, and its headers are put into bytes once for all that are alike."""
 
     _start: Any = None  # the head, which waits for the first part of the body
-
-    def body_at_hand(self) -> bytes | None:
-        """All of the body, if it has come: nobody has to wait, nor to watch for how long."""
-        if self.more_body or self.disconnected or self.response_started:
-            return None
-        body, self.body = bytes(self.body), bytearray()
-        return body
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and not self.response_started:

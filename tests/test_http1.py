@@ -6,6 +6,7 @@ Every test also shows that the log stays as it was: whoever can write lines into
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import json
 import re
@@ -21,7 +22,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.answers import Header
+from proxy.answers import Header, send_json
+from proxy.bodies import read_body
 from proxy.http1 import MAX_HEAD, Http1
 from tests.live import eventually, free_port
 from tests.server import ADMIN_TOKEN, SHOP, Server, dumps, new_id, running, track
@@ -174,9 +176,8 @@ def test_an_upgrade_header_that_is_not_asked_for_by_connection_changes_nothing(w
 def test_uvicorn_still_has_what_this_builds_upon() -> None:
     """The tests of this file show what each part does; this one tells first, and by name, which is gone after an update."""
     own = {name for name, value in vars(Http1).items() if inspect.isfunction(value)}
-    hooks = {
-        name for name in own if name in ("connection_made", "data_received", "eof_received") or name.startswith("on_")
-    }
+    asyncio_s = ("connection_made", "data_received", "eof_received", "connection_lost")
+    hooks = {name for name in own if name in asyncio_s or name.startswith("on_")}
     assert hooks <= set(vars(HttpToolsProtocol)), "no longer called"
     assert not (own - hooks) & set(vars(HttpToolsProtocol)), "hidden by ours, by mistake"
     text = inspect.getsource(inspect.getmodule(HttpToolsProtocol) or HttpToolsProtocol)
@@ -354,6 +355,28 @@ def test_an_application_s_answer_is_what_uvicorn_makes_of_it(path: str, start: s
         expected = told[1]
         assert status(expected) == 500
     assert told[1] == expected
+
+
+async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    await read_body(scope, receive, None)
+    await send_json(send, 200, b"{}")
+
+
+def test_a_request_leaves_nothing_behind_for_the_collector_to_find() -> None:
+    """It would stop the process for milliseconds again and again, and memory would grow in between."""
+    request = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+    with answering(read_all, Http1) as port, closing(Wire(port)) as wire:
+        wire.send(request)
+        wire.answer()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(200):
+                wire.send(request)
+                assert status(wire.answer()) == 200
+            assert gc.collect() < 200
+        finally:
+            gc.enable()
 
 
 def test_answers_follow_one_another_on_a_connection() -> None:
