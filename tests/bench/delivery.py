@@ -66,6 +66,9 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 def _rate(requests: int, pushes: float, seconds: float, cpu_seconds: float) -> Rate:
+    """All 0 where everything was through between two looks, or in less than a tick of the processor's clock."""
+    if not requests or not cpu_seconds:
+        return Rate(0.0, 0.0, 0.0, 0.0)
     return Rate(requests / seconds, pushes / seconds, requests / cpu_seconds, cpu_seconds / pushes * 1e6)
 
 
