@@ -55,7 +55,8 @@ class _Parent:
             0: 0.0
         }  # when a worker is to be started, by number, on the clock that never goes back
         self._deaths: list[float] = []
-        self._ready = self._stopping = False
+        self._ready = False
+        self._stops = 0  # how often the workers were told to stop
         self._exit_code = 0
 
     def run(self) -> Worker:
@@ -100,14 +101,14 @@ class _Parent:
         elif received.si_signo == signal.SIGHUP:
             self._send(signal.SIGHUP)
         else:
-            self._stopping = True
+            self._stops += 1
             self._due.clear()
             for listener in self._listeners:  # or new connections would wait for nobody
                 listener.close()
             self._send(signal.SIGTERM)
 
     def _first_is_ready(self) -> None:
-        if not self._ready and not self._stopping:
+        if not self._ready and not self._stops:
             self._ready = True
             self._due |= dict.fromkeys(range(1, len(self._listeners)), 0.0)
             self._on_ready()
@@ -125,7 +126,9 @@ class _Parent:
             self._ended(pid, self._running.pop(pid), os.waitstatus_to_exitcode(status))
 
     def _ended(self, pid: int, number: int, code: int) -> None:
-        if self._stopping or not self._ready:
+        if code == -signal.SIGTERM and self._stops == 1:
+            code = 0  # it was still starting: who serves ends by itself, and only a second signal ends it like this
+        if self._stops or not self._ready:
             self._exit_code = max(self._exit_code, code if code >= 0 else 128 - code)
             return
         now = time.monotonic()

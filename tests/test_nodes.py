@@ -33,6 +33,7 @@ from tests.server import (
     login,
     new_email,
     new_id,
+    requests_about,
     track,
 )
 
@@ -253,17 +254,12 @@ def test_a_forwarder_that_is_stopped_waits_for_the_request_on_the_wire(
         sandbox.stand(email, Fault("ok", delay=1.0))
         Browser(front).logs_in(email, customFields={"Visits": "++1"})
         with delivering(front) as deliver:
-            eventually(lambda: "Delivering" in front.log and _leased(dsn))
+            eventually(lambda: "Delivering" in front.log and requests_about(sandbox, email))
             deliver.send_signal(number)
             assert deliver.wait(SECONDS) == 0
         said = scq(tmp_path, {"SCQ_STORE": dsn}, "status", "--json")
         report = json.loads(said.stdout)
         assert (report["waiting"], report["dead"], report["counters"]["delivered"]) == (0, 0, 1)
-
-
-def _leased(dsn: str) -> bool:
-    with psycopg.connect(dsn) as connection:
-        return connection.execute("SELECT count(*) FROM lanes WHERE leased").fetchone() == (1,)
 
 
 # Commands

@@ -43,6 +43,10 @@ async def lifespan(app):
         sys.exit(2)
     if mode == "failing" and os.path.exists("broken"):
         sys.exit(1)
+    if mode == "slow" and os.path.exists("one"):
+        print("starting", flush=True)
+        await asyncio.sleep(60)
+    open("one", "w").close()
     yield
     print("closed", os.getpid(), flush=True)
 
@@ -121,6 +125,14 @@ def test_a_stop_of_the_whole_process_group_finishes_what_is_under_way(tmp_path: 
                 os.kill(pid, number)
             assert answer.result().text == "done"
         assert workers.process.wait(10) == 0
+
+
+def test_a_stop_while_a_worker_is_starting_is_no_failure(tmp_path: Path) -> None:
+    with group(tmp_path, 2, "slow") as workers:
+        eventually(lambda: "starting" in workers.said)
+        workers.process.send_signal(signal.SIGTERM)
+        assert workers.process.wait(10) == 0
+        assert sum(line.startswith("closed") for line in workers.said) == 1
 
 
 def test_a_second_stop_ends_them_at_once(tmp_path: Path) -> None:
