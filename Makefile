@@ -32,7 +32,7 @@ test:
 	@bash .ci/setup test
 	@bash .ci/lint
 	@printf '\n== pytest\n'
-	@exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak:
 	@bash .ci/setup test
