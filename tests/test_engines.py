@@ -643,6 +643,19 @@ def test_denied_consent_drops_what_waits_and_says_so(site: Site) -> None:
     assert [call for attempt in site.tries for call in attempt.calls if call[0] == "track"] == []
 
 
+def test_a_denial_before_the_script_has_come_also_drops_what_an_earlier_page_left_behind(site: Site) -> None:
+    tab, email = site.logged_in()
+    site.set("503")
+    tab.run("track('t-1')")
+    eventually(lambda: "t-1" in str([attempt.calls for attempt in site.tries]))
+    tab.go(site.page("/denies", "_scq.push(['consent', 'denied'])"))
+    site.mend()
+    eventually(lambda: any(result["status"] == "accepted" for attempt in site.tries[-1:] for result in attempt.results))
+    assert site.tries[-1].calls == [["consent", "denied"]]
+    await_empty_storage(tab)
+    assert site.story(email) == ["identify"]
+
+
 def test_a_push_of_an_anonymous_visitor_who_signals_gpc_is_refused_and_told_so(behind: Behind) -> None:
     """In Firefox, whose users can switch the signal on."""
     with engine("firefox", privacy_globalprivacycontrol_enabled=True) as private:
