@@ -19,7 +19,7 @@
  */
 try {
   let script = document.currentScript;
-  let { src = script.src, queue: name = "_scq", consent: missing, debug } = script.dataset;
+  let { queue: name = "_scq", consent: missing, src = script.src, debug } = script.dataset;
   let queue = (self[name] = self[name] || []);
   let others = queue.push; // Array's, or another product's: gets what is not ours
   let waiting = []; // pushes without a final answer, oldest first: {id, call, scq: session value, t: when made, p: without consent}
@@ -36,7 +36,7 @@ try {
   let settle = (push, reason, result) => {
     if (DEBUG && debug != null && push.success !== 0) explain(push, reason, result);
     // By a promise: it ignores what is no function, and what page code throws reaches the page's error tracking, not us.
-    return (async () => reason || result)().then(reason ? push.failure : push.success, (push.success = push.failure = 0));
+    return (async () => reason || result)().then(reason ? push.failure : push.success, (push.failure = push.success = 0));
   };
 
   /** Plain words for whoever builds the site. In the debug build only. */
@@ -60,15 +60,15 @@ try {
    * of it is read here and now; the page may change its objects afterwards.
    */
   let take = (entry) => {
-    let push = { p: missing, t: Date.now() };
+    let push = { t: Date.now(), p: missing };
     try {
       // An array as text: "track,[object Object]", say.
-      if (/^((identify|track|reset),\[|consent,[dg]|reset$)/.test(entry)) {
+      if (/^((track|identify|reset),\[|consent,[dg]|reset$)/.test(entry)) {
         ({ success: push.success, failure: push.failure } = entry[1] || 0);
         setTimeout(settle, 1e4, push, "timeout"); // delivery goes on
         // 128 random bits: not of crypto.randomUUID, which older engines, and pages on plain http, do not have. It begins with
         // the time: stored pushes are sorted by it, and the proxy finds its newest ids side by side.
-        push.id = "scq" + push.t + count++ + crypto.getRandomValues(new Uint16Array(8)).join``;
+        push.id = "scq" + push.t + count++ + crypto.getRandomValues(new Uint32Array(4)).join``;
         push.call = JSON.parse(JSON.stringify(entry)); // leaves functions out
         // Of our methods only consent is before "i". It goes out though the page is left: what `kept` counts is gone.
         if (entry[0] < "i" && (missing = entry[1] != "granted"))
@@ -107,22 +107,22 @@ try {
     });
     if ((now || !busy) && batch.length > kept) {
       // Again without keepalive: a large push, or other scripts, may be over the quota, which looks like any network error.
-      kept = (now || !failures) && batch.length;
+      kept = (!failures || now) && batch.length;
       failures = failures > 3e4 ? failures : failures * 2 || 1e3;
-      later(30 * failures); // without an answer for so long it is repeated; not so often that these take all connections
-      let pause = Math.random() * failures;
+      later(failures * 30); // without an answer for so long it is repeated; not so often that these take all connections
+      let pause = failures * Math.random();
       try {
         let response = await fetch(new URL("push", new URL(src, location)), {
-          method: "POST",
           credentials: "include",
-          body: JSON.stringify({ v: 1, pushes: batch, s }), // a string goes as text/plain: no CORS preflight
+          method: "POST",
+          body: JSON.stringify({ v: 1, s, pushes: batch }), // a string goes as text/plain: no CORS preflight
           keepalive: kept,
         });
         pause += 1e3 * response.headers.get("retry-after") || 0;
         // Reading the body to its end also gives back this request's share of the quota. What is no answer of the
         // proxy (a captive portal's, say) throws here or below, and we try again; as with 404, which is nobody's, 408, 429 and 5xx.
         let { results = 0, error, s: next } = await response.json();
-        if (!/29|04|08|5/.test(response.status)) {
+        if (!/04|08|5|29/.test(response.status)) {
           batch.forEach((push, index, result) => {
             result = results[index] || { reason: error.trim() };
             settle(push, result.reason, result, (push.t = 0)); // only what is refused has a reason
@@ -130,7 +130,7 @@ try {
             if (/^id/.test(result.reason) && store.scq == s) delete store.scq; // identity-changed
           });
           // Someone else logged in, or out: what was pushed here under the old value comes after that.
-          [...waiting, store].forEach((one) => next && one.scq == s && (one.scq = next));
+          [store, ...waiting].forEach((one) => next && one.scq == s && (one.scq = next));
           failures = pause = 0;
         }
       } catch (error) {}
@@ -139,10 +139,10 @@ try {
   };
 
   // Not without fetch; not twice; and an element named "currentScript" must not choose where addresses go.
-  if (fetch && !queue.Push && "async" in script) {
+  if (!queue.Push && fetch && "async" in script) {
     addEventListener("pagehide", () => flush((leaving = 1)));
-    // Shown again, maybe out of the back/forward cache: the old request may be dead.
-    addEventListener("visibilitychange", () => flush(document.hidden || later((leaving = 0))));
+    // Shown again after pagehide, out of the back/forward cache: the old request may be dead.
+    addEventListener("visibilitychange", () => flush(document.hidden || (leaving && later((leaving = 0)))));
     addEventListener("online", later);
     // SendX's documentation writes Push once.
     queue.Push = queue.push = (...entries) => {
@@ -160,6 +160,6 @@ try {
       return others.apply(queue, entries.filter(take), flush(leaving)); // in this order; apply ignores the last
     };
     // What was pushed before we were here; if that is nothing, the page goes on first.
-    queue[0] ? queue.push(...queue.splice(0)) : setTimeout(queue.push);
+    queue.length ? queue.push(...queue.splice(0)) : setTimeout(queue.push);
   }
 } catch (error) {} // an old engine, no URL to go by, a frozen queue: the page goes on without us

@@ -365,6 +365,7 @@ def test_a_function_in_the_queue_runs_once_the_script_is_there(site: Site, visit
 
 POISON = {
     "null": "_scq.push(null, undefined);",
+    "nothing at first": "_scq.unshift(null, 0, '');",
     "numbers and text": "_scq.push(42, NaN, 'track', true, Symbol('track'), 10n);",
     "a circular object": "const round = {addTags: ['t-9']}; round.round = round; _scq.push(['track', round]);",
     "a number that JSON has not": "_scq.push(['identify', {customFields: {many: 10n}}]);",
