@@ -25,19 +25,20 @@ try {
   let others = queue.push; // Array's, or another product's: gets what is not ours
   let waiting = []; // pushes without a final answer, oldest first: {id, call, scq: session value, t: when made, p: without consent}
   let store; // localStorage, or this page's memory where that is blocked
-  let count = 1e3; // of pushes, in four digits
+  let count = 1e3; // of ids, in four digits
   let failures; // ms that the next pause takes at most; 0 or nothing since an answer
   let busy; // a timer while a request is on its way, or before the next one
   let kept = 0; // how many of `waiting` are in a request that goes on when the page closes
   let leaving; // pagehide was seen: what is pushed now goes at once, or never
 
   /** 128 random bits. Not crypto.randomUUID: older engines, and pages on plain http, do not have it. */
+  let randomId = () => count++ + crypto.getRandomValues(new Uint16Array(8)).join``;
 
   /** Runs failure if there is a reason, else success; once: a later outcome finds no callback any more. */
   let settle = (push, reason, result) => {
     if (true && debug != null && push.success !== 0) explain(push, reason, result);
     // By a promise: it ignores what is no function, and what page code throws reaches the page's error tracking, not us.
-    return (async () => reason || result)().then(reason ? push.failure : push.success, (push.failure = push.success = 0));
+    (async () => reason || result)().then(reason ? push.failure : push.success, (push.success = push.failure = 0));
   };
 
   /** Plain words for whoever builds the site. In the debug build only. */
@@ -64,18 +65,17 @@ try {
     let push = { t: Date.now(), p: missing };
     try {
       // An array as text: "track,[object Object]", say.
-      if (/^((track|identify|reset),\[|consent,[dg]|reset$)/.test(entry)) {
+      if (/^((identify|reset|track),\[|reset$|consent,[dg])/.test(entry)) {
         ({ success: push.success, failure: push.failure } = entry[1] || 0);
         setTimeout(settle, 1e4, push, "timeout"); // delivery goes on
-        // 128 random bits: not of crypto.randomUUID, which older engines, and pages on plain http, do not have. It begins with
-        // the time: stored pushes are sorted by it, and the proxy finds its newest ids side by side.
-        push.id = "scq" + push.t + count++ + crypto.getRandomValues(new Uint32Array(4)).join``;
+        // It begins with the time: stored pushes are sorted by it, and the proxy finds its newest ids side by side.
+        push.id = "scq" + push.t + randomId();
         push.call = JSON.parse(JSON.stringify(entry)); // leaves functions out
         // Of our methods only consent is before "i". It goes out though the page is left: what `kept` counts is gone.
         if (entry[0] < "i" && (missing = entry[1] != "granted"))
           waiting.forEach((old) => settle(old, "consent-denied", (old.t = kept = 0)));
         waiting.push(push);
-      } else return !entry.call || !settle({ success: entry }); // a function is called
+      } else return !entry.call || settle({ success: entry }); // a function
     } catch (error) {
       settle(push, "bad-shape"); // circular data, say
     }
@@ -98,9 +98,9 @@ try {
       if (!(push.t > Date.now() - (about.email ? 8e7 : 6e8))) return !delete store[push.id];
       if (push.p && missing) return 1;
       try {
-        push.scq = push.scq || (store.scq = store.scq || push.id); // one session value for all tabs: it is a random one
+        push.scq = push.scq || (store.scq = store.scq || randomId()); // one session value for all tabs
         // Of a log-in only that there was one: the next page takes a new session value.
-        store[push.id] = JSON.stringify(push, about.token && ["call", "id"]);
+        store[push.id] = JSON.stringify(push, about.token && ["id", "call"]);
       } catch (error) {} // full
       // Some 20 kB and one session value: two requests fit into the 64 KiB that browsers allow for keepalive.
       size += push.scq == (s = s || push.scq) ? 500 + JSON.stringify(push).length : 2e4;
@@ -108,10 +108,10 @@ try {
     });
     if ((now || !busy) && batch.length > kept) {
       // Again without keepalive: a large push, or other scripts, may be over the quota, which looks like any network error.
-      kept = (!failures || now) && batch.length;
-      failures = failures > 3e4 ? failures : failures * 2 || 1e3;
+      kept = (now || !failures) && batch.length;
+      failures = Math.min(6e4, failures * 2 || 1e3);
       later(failures * 30); // without an answer for so long it is repeated; not so often that these take all connections
-      let pause = failures * Math.random();
+      let pause = Math.random() * failures;
       try {
         let response = await fetch(new URL("push", new URL(src, location)), {
           credentials: "include",
@@ -119,11 +119,11 @@ try {
           body: JSON.stringify({ v: 1, s, pushes: batch }), // a string goes as text/plain: no CORS preflight
           keepalive: kept,
         });
-        pause += 1e3 * response.headers.get("retry-after") || 0;
+        pause += 1e3 * response.headers.get("Retry-After") || 0;
         // Reading the body to its end also gives back this request's share of the quota. What is no answer of the
         // proxy (a captive portal's, say) throws here or below, and we try again; as with 404, which is nobody's, 408, 429 and 5xx.
         let { results = 0, error, s: next } = await response.json();
-        if (!/04|08|5|29/.test(response.status)) {
+        if (!/04|08|29|5/.test(response.status)) {
           batch.forEach((push, index, result) => {
             result = results[index] || { reason: error.trim() };
             settle(push, result.reason, result, (push.t = 0)); // only what is refused has a reason
@@ -132,7 +132,7 @@ try {
           });
           // Someone else logged in, or out: what was pushed here under the old value comes after that.
           [store, ...waiting].forEach((one) => next && one.scq == s && (one.scq = next));
-          failures = pause = 0;
+          pause = failures = 0;
         }
       } catch (error) {}
       later(pause, (kept = 0));
@@ -140,27 +140,24 @@ try {
   };
 
   // Not without fetch; not twice; and an element named "currentScript" must not choose where addresses go.
-  if (!queue.Push && fetch && "async" in script) {
+  if ("async" in script && fetch && !queue.Push) {
+    try {
+      store = localStorage;
+      // By time. And a new session value: somebody's log-out may be among what a page has left behind.
+      Object.keys(store)
+        .sort()
+        .forEach((key) => key.indexOf("scq1") || (waiting.push(JSON.parse(store[key])) && delete store.scq));
+    } catch (error) {
+      store = {};
+    }
     addEventListener("pagehide", () => flush((leaving = 1)));
     // Shown again after pagehide, out of the back/forward cache: the old request may be dead.
     addEventListener("visibilitychange", () => flush(document.hidden || (leaving && later((leaving = 0)))));
     addEventListener("online", later);
     // SendX's documentation writes Push once.
-    queue.Push = queue.push = (...entries) => {
-      // First what earlier pages have left behind, by time. The first touch of localStorage takes longer than all else here.
-      if (!store)
-        try {
-          store = localStorage;
-          // And a new session value: somebody's log-out may be among it.
-          Object.keys(store)
-            .sort()
-            .forEach((key) => key.indexOf("scq1") || (waiting.push(JSON.parse(store[key])) && delete store.scq));
-        } catch (error) {
-          store = {};
-        }
+    queue.push = queue.Push = (...entries) => {
       return others.apply(queue, entries.filter(take), flush(leaving)); // in this order; apply ignores the last
     };
-    // What was pushed before we were here; if that is nothing, the page goes on first.
-    queue.length ? queue.push(...queue.splice(0)) : setTimeout(queue.push);
+    queue.push(...queue.splice(0)); // from before we were here
   }
 } catch (error) {} // an old engine, no URL to go by, a frozen queue: the page goes on without us

@@ -32,7 +32,6 @@ from tests.site import TOLD, Pages, SendX, Site, environment, token
 
 pytestmark = pytest.mark.browser
 
-SCRIPT = Path(__file__).parent.parent / "static" / "scq.min.js"
 COMMAND = Path(sys.executable).with_name("scq-proxy")
 ANN, BOB, CLEO = "ann@example.com", "bob@example.com", "cleo@example.com"
 
@@ -469,19 +468,6 @@ def test_another_products_push_still_gets_what_is_its_own(site: Site, visit: Vis
     site.sendx.await_story(ANN, "identify", "+t-1")
     everything = page.evaluate("[..._scq, ...seen].map((call) => call[1])")
     assert everything == ["before", "after"]
-
-
-def test_a_page_that_pushes_nothing_is_not_kept_waiting_for_storage(site: Site, visit: Visit) -> None:
-    page = visit.open(site.put("/", "<script>var touches = 0, real = localStorage;</script>"))
-    load = """(text) => {
-      Object.defineProperty(window, "localStorage", {get: () => (touches++, real)});
-      const script = document.createElement("script");
-      Object.assign(script, {textContent: text}).dataset.src = "/scq/scq.js";
-      document.head.append(script);
-      return [_scq.push !== [].push, touches];
-    }"""
-    assert page.evaluate(load, SCRIPT.read_text()) == [True, 0]
-    page.wait_for_function("touches > 0")
 
 
 # Pages that make it hard

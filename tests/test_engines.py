@@ -643,6 +643,18 @@ def test_denied_consent_drops_what_waits_and_says_so(site: Site) -> None:
     assert [call for attempt in site.tries for call in attempt.calls if call[0] == "track"] == []
 
 
+def test_what_stays_in_storage_is_no_id_of_a_push(site: Site) -> None:
+    """The id of a log-in is as good as its token, for an hour: a page that lost the answer asks for the cookie again with it."""
+    tab, _ = site.logged_in()
+    tab.run("track('t-1')")
+    outcomes(tab, 1)
+    await_empty_storage(tab)
+    ids = [result["id"] for attempt in site.tries for result in attempt.results]
+    assert len(ids) == 2
+    left = tab.run("JSON.stringify(localStorage)")
+    assert [each for each in ids if each in left] == []
+
+
 def test_a_denial_before_the_script_has_come_also_drops_what_an_earlier_page_left_behind(site: Site) -> None:
     tab, email = site.logged_in()
     site.set("503")
