@@ -136,7 +136,7 @@ def serve_command(
     listeners = listen_together(settings.host, settings.port, workers)
     port = listeners[0].getsockname()[1]
     worker = become_worker(listeners, lambda: _say_serving(settings, port, f", {workers} workers"))
-    run(serve([Site(app, settings.host, port, worker.listener)], lambda ports: worker.ready()))
+    run(serve([Site(app, settings.host, port, worker.listener)], lambda ports: worker.ready(), watched=True))
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 """Serves ASGI applications over HTTP until a signal, or does only what they do besides: sockets, uvicorn, signals, nothing of what is served.
 
-SIGINT or SIGTERM: no new connections, requests under way are finished, lifespans are left in reverse. A second one ends the process at once.
+SIGINT or SIGTERM: no new connections, requests under way are finished, lifespans are left in reverse. A second one ends the process at once,
+unless a parent watches over it: whoever stops both of them signals it twice.
 SIGHUP: each application that can reads its secrets again.
 """
 
@@ -44,8 +45,10 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], None] | None = None) -> None:
-    """Serves all sites until a signal. `on_listening` gets their ports once each takes connections.
+async def serve(
+    sites: Sequence[Site], on_listening: Callable[[Sequence[int]], None] | None = None, *, watched: bool = False
+) -> None:
+    """Serves all sites until a signal. `on_listening` gets their ports once each takes connections. `watched`: by a parent, which kills.
 
     Lifespans are entered here and not by uvicorn, so that what they raise reaches the caller as it is. Raises `ConfigError` for an
     address that cannot be listened on. An application that cannot go on finishes the future in its `state.failure`: everything is
@@ -60,7 +63,7 @@ async def serve(sites: Sequence[Site], on_listening: Callable[[Sequence[int]], N
         servers = [_Server(_config(site)) for site in sites]
         apps = [site.app for site in sites]
         stop = partial(_stop_all, servers)
-        _stop_on_signals(stop)
+        _stop_on_signals(stop, once=not watched)
         _reload_on_signal(apps)
         failures = _stop_on_failures(apps, stop)
         async with asyncio.TaskGroup() as group:
@@ -80,7 +83,7 @@ async def work(app: Starlette, on_started: Callable[[], None]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     stopped = asyncio.Event()
     async with app.router.lifespan_context(app):
-        _stop_on_signals(stopped.set)
+        _stop_on_signals(stopped.set, once=True)
         _reload_on_signal([app])
         failures = _stop_on_failures([app], stopped.set)
         on_started()
@@ -170,7 +173,8 @@ def _reload_on_signal(apps: Sequence[Starlette]) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a terminal that closes takes the demo along
 
 
-def _stop_on_signals(stop: Callable[[], None]) -> None:
+def _stop_on_signals(stop: Callable[[], None], *, once: bool) -> None:
+    """`once`: the next signal ends the process at once."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
 
@@ -178,7 +182,7 @@ def _stop_on_signals(stop: Callable[[], None]) -> None:
         stop()
         for number in signals:
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)  # the next one ends the process at once
+            signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
-        loop.add_signal_handler(number, first)
+        loop.add_signal_handler(number, first if once else stop)

@@ -105,7 +105,7 @@ class _Parent:
             self._due.clear()
             for listener in self._listeners:  # or new connections would wait for nobody
                 listener.close()
-            self._send(signal.SIGTERM)
+            self._send(signal.SIGTERM if self._stops == 1 else signal.SIGKILL)
 
     def _first_is_ready(self) -> None:
         if not self._ready and not self._stops:
@@ -127,7 +127,7 @@ class _Parent:
 
     def _ended(self, pid: int, number: int, code: int) -> None:
         if code == -signal.SIGTERM and self._stops == 1:
-            code = 0  # it was still starting: who serves ends by itself, and only a second signal ends it like this
+            code = 0  # it was still starting: whoever serves ends by itself
         if self._stops or not self._ready:
             self._exit_code = max(self._exit_code, code if code >= 0 else 128 - code)
             return

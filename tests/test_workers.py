@@ -26,33 +26,36 @@ from starlette.routing import Route
 from proxy.serving import Site, listen_together, run, serve
 from proxy.workers import become_worker
 
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one piece: several processes write there
+
 port, count, mode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
 async def pid(request):
     return PlainTextResponse(str(os.getpid()))
 
 async def slow(request):
-    print("slow", flush=True)
+    say("slow")
     await asyncio.sleep(1)
     return PlainTextResponse("done")
 
 @contextlib.asynccontextmanager
 async def lifespan(app):
-    app.state.reload = lambda: print("reloaded", os.getpid(), flush=True)
+    app.state.reload = lambda: say("reloaded", os.getpid())
     if mode == "refused":
         sys.exit(2)
     if mode == "failing" and os.path.exists("broken"):
         sys.exit(1)
     if mode == "slow" and os.path.exists("one"):
-        print("starting", flush=True)
+        say("starting")
         await asyncio.sleep(60)
     open("one", "w").close()
     yield
-    print("closed", os.getpid(), flush=True)
+    say("closed", os.getpid())
 
-worker = become_worker(listen_together("127.0.0.1", port, count), lambda: print("serving", flush=True))
+worker = become_worker(listen_together("127.0.0.1", port, count), lambda: say("serving"))
 app = Starlette(routes=[Route("/", pid), Route("/slow", slow)], lifespan=lifespan)
-run(serve([Site(app, "127.0.0.1", port, worker.listener)], lambda ports: worker.ready()))
+run(serve([Site(app, "127.0.0.1", port, worker.listener)], lambda ports: worker.ready(), watched=True))
 """
 
 
@@ -121,7 +124,9 @@ def test_a_stop_of_the_whole_process_group_finishes_what_is_under_way(tmp_path: 
         with ThreadPoolExecutor() as pool:
             answer = pool.submit(httpx.get, f"http://127.0.0.1:{workers.port}/slow")
             eventually(lambda: "slow" in workers.said)
-            for pid in [workers.process.pid] + (list(pids) if number is signal.SIGINT else []):  # as a terminal does
+            os.kill(workers.process.pid, number)
+            eventually(lambda: any(line.startswith("closed") for line in workers.said))  # the other one
+            for pid in filter(is_alive, pids):  # as a terminal does, and systemd
                 os.kill(pid, number)
             assert answer.result().text == "done"
         assert workers.process.wait(10) == 0
