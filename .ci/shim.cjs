@@ -1,65 +1,135 @@
 // Does the work of .ci/shim.
 const fs = require("fs");
 const zlib = require("zlib");
+const { parse } = require("acorn");
+const { analyze } = require("eslint-scope");
 const { minify } = require("terser");
 
-// Names are drawn from these, the most used first. Which order compresses best only trying tells; this one was found by
-// .ci/shim --search, and is worth about ten bytes of what browsers load.
-const LETTERS = "eitclopgqsnfduhjrzaxwSkymvObP";
+// The names of the variables of the minified script, in the order in which they are declared. Which ones compress best only trying
+// tells; these were found by .ci/shim --search, and are worth twenty bytes of what browsers load.
+const NAMES = "ivoscgkpelaftdwqyrcrrttrdsceqrtrerdgsretrrretrar";
+const LETTERS = [..."eitclopgqsnfduhjrzaxwbSkymvOP"];
 
 const SOURCE = fs.readFileSync("static/scq.js", "utf8");
 const COMPRESS = { passes: 3, pure_getters: true, lhs_constants: false, booleans: false, global_defs: { DEBUG: false } };
-const FORMAT = { ascii_only: true };
 
-/** As terser does, with letters in another order: the nth name. */
-const nth = (letters) => (n) => {
-  const letter = letters[n % letters.length];
-  const rest = Math.floor(n / letters.length);
-  return rest ? letter + nth(letters)(rest - 1) : letter;
-};
-
+/** The script with all that can go but the names. */
 const compressed = async () =>
-  (await minify(SOURCE, { ecma: 2018, toplevel: true, compress: COMPRESS, mangle: false, format: FORMAT })).code;
+  (await minify(SOURCE, { ecma: 2018, toplevel: true, compress: COMPRESS, mangle: false, format: { ascii_only: true } })).code;
 
-const named = async (code, letters) => {
-  const mangle = { toplevel: true, nth_identifier: { get: nth(letters) } };
-  return (await minify(code, { ecma: 2018, toplevel: true, compress: false, mangle, format: FORMAT })).code;
-};
-
-/** Bytes after brotli. */
-const size = (code) => zlib.brotliCompressSync(code).length;
-
-async function build(folder) {
-  fs.writeFileSync(`${folder}/scq.min.js`, await named(await compressed(), LETTERS));
-  const about = "/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n";
-  fs.writeFileSync(`${folder}/scq.debug.js`, about + SOURCE.replace(/\bDEBUG\b/g, "true"));
+/**
+ * A script in pieces: text, and where a variable stands: {variable: its number, key: the property's name, in {key: variable}}.
+ * And for each variable which others must be called otherwise, because both are meant somewhere.
+ */
+function take_apart(code) {
+  const tree = parse(code, { ecmaVersion: 2018, ranges: true });
+  const { scopes } = analyze(tree, { ecmaVersion: 2018 });
+  const variables = scopes.flatMap((scope) => scope.variables).filter((variable) => variable.identifiers.length);
+  const others = variables.map(() => new Set());
+  const places = new Map(); // where in the code: which variable
+  const apart = (one, other) => {
+    if (one === other || !variables.includes(other)) return;
+    others[variables.indexOf(one)].add(variables.indexOf(other));
+    others[variables.indexOf(other)].add(variables.indexOf(one));
+  };
+  variables.forEach((variable, number) => {
+    const uses = variable.references.map((reference) => reference.identifier);
+    for (const { range } of [...variable.identifiers, ...uses]) places.set(range[0], number);
+    variable.scope.variables.forEach((other) => apart(variable, other));
+    for (const { from } of variable.references) {
+      for (let scope = from; scope !== variable.scope; scope = scope.upper) {
+        scope.variables.forEach((other) => apart(variable, other)); // which would hide it
+      }
+    }
+    // catch (error) { let error } is no JavaScript.
+    if (variable.scope.type === "catch") variable.scope.childScopes.forEach((body) => body.variables.forEach((other) => apart(variable, other)));
+  });
+  const keys = keys_of(tree, places);
+  const pieces = [];
+  let done = 0;
+  for (const place of [...places.keys()].sort((one, other) => one - other)) {
+    const variable = places.get(place);
+    const { from = place, key } = keys.get(place) || {};
+    pieces.push(code.slice(done, from), { variable, key });
+    done = place + variables[variable].name.length;
+  }
+  pieces.push(code.slice(done));
+  return { pieces, others };
 }
 
-/** Swaps letters as long as that helps; when it no longer does, shuffles a few and goes on. */
-async function search(seconds) {
-  const code = await compressed();
-  const end = Date.now() + seconds * 1000;
-  const at = (length) => Math.floor(Math.random() * length);
-  const swapped = (letters) => {
-    const [i, j] = [at(24), at(letters.length)];
-    const other = [...letters];
-    [other[i], other[j]] = [other[j], other[i]];
-    return other.join("");
-  };
-  let best = { letters: LETTERS, size: size(await named(code, LETTERS)) };
-  console.log(best.letters, best.size);
-  for (let current = best, stale = 0; Date.now() < end; stale++) {
-    if (stale > 600) {
-      const letters = [1, 2, 3, 4, 5, 6].reduce(swapped, best.letters);
-      current = { letters, size: size(await named(code, letters)) };
-      stale = 0;
-    }
-    const letters = swapped(current.letters);
-    const next = { letters, size: size(await named(code, letters)) };
-    if (next.size < current.size) stale = 0;
-    if (next.size <= current.size) current = next;
-    if (current.size < best.size) console.log((best = current).letters, best.size);
+/** Of {key: variable} and {variable}: by the place of the variable, where that begins, and the property's name. */
+function keys_of(tree, places, found = new Map()) {
+  if (tree.type === "Property" && tree.key.type === "Identifier" && !tree.computed) {
+    const place = (tree.value.left || tree.value).range[0]; // left: of one with a default
+    if (places.has(place)) found.set(place, { from: tree.key.range[0], key: tree.key.name });
   }
+  for (const part of Object.values(tree)) if (part && typeof part === "object") keys_of(part, places, found);
+  return found;
+}
+
+/** The script with these names. */
+const named = ({ pieces }, names) =>
+  pieces
+    .map((piece) => {
+      if (typeof piece === "string") return piece;
+      const name = names[piece.variable];
+      return piece.key && piece.key !== name ? `${piece.key}:${name}` : name;
+    })
+    .join("");
+
+/** A name for every variable: the wished one, or the first that is free. */
+function names_for({ others }, wished) {
+  const names = [];
+  others.forEach((near, number) => {
+    const free = (letter) => letter && ![...near].some((other) => names[other] === letter);
+    names.push([wished[number], ...LETTERS].find(free));
+  });
+  return names;
+}
+
+/** One variable gets another name; whoever has that already, where it matters, gets the old one, and so on. */
+function renamed({ others }, names, first, name) {
+  const old = names[first];
+  const next = names.slice();
+  const todo = new Set([first]);
+  for (const number of todo) {
+    next[number] = names[number] === old ? name : old;
+    others[number].forEach((other) => [old, name].includes(names[other]) && todo.add(other));
+  }
+  return next;
+}
+
+/** Simulated annealing, a round every minute. */
+async function search(seconds) {
+  const script = take_apart(await compressed());
+  const size = (names) => zlib.brotliCompressSync(named(script, names)).length;
+  const any = (list) => list[Math.floor(Math.random() * list.length)];
+  const changed = (names) => {
+    if (Math.random() < 0.1) {
+      const [one, other] = [any(LETTERS), any(LETTERS)];
+      return names.map((name) => (name === one ? other : name === other ? one : name));
+    }
+    return renamed(script, names, any([...names.keys()]), any(Math.random() < 0.5 ? LETTERS : names));
+  };
+  let current = { names: names_for(script, [...NAMES]) };
+  current.size = size(current.names);
+  let best = current;
+  console.log(best.names.join(""), best.size);
+  const start = Date.now();
+  for (let passed = 0; passed < seconds; passed = (Date.now() - start) / 1000) {
+    const heat = 0.1 + 1.2 * (1 - (passed % 60) / 60) ** 1.5;
+    const names = changed(current.names);
+    const next = { names, size: size(names) };
+    if (Math.random() < Math.exp((current.size - next.size) / heat)) current = next;
+    if (current.size < best.size) console.log((best = current).names.join(""), best.size);
+  }
+}
+
+async function build(folder) {
+  const script = take_apart(await compressed());
+  fs.writeFileSync(`${folder}/scq.min.js`, named(script, names_for(script, [...NAMES])));
+  const about = "/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n";
+  fs.writeFileSync(`${folder}/scq.debug.js`, about + SOURCE.replace(/\bDEBUG\b/g, "true"));
 }
 
 if (process.argv[2] === "--search") search(Number(process.argv[3] || 60));
