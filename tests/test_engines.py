@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests.server import API_KEY, Server, arrived, new_email, running, token
 
 pytestmark = pytest.mark.browser
 
+SHIM = Path(__file__).parent.parent / "static" / "scq.min.js"
 EMBED = '<script async src="/scq/scq.js"></script>'
 ELSEWHERE = "<!doctype html><title>Elsewhere</title>"
 DOWN: tuple[Fault, ...] = ("503", "429", "reset")
@@ -320,6 +322,34 @@ def test_what_was_pushed_in_an_outage_that_the_page_did_not_outlive_goes_first_o
     tab.click("#away")
     site.await_story(email, "identify", "+t-1", "+t-2", "+t-3")
     tab.wait("location.pathname === '/back'")
+    await_empty_storage(tab)
+
+
+# Runs the script at once, and counts how often it asks for the page's storage.
+COUNTED = """(() => {
+  let touched = 0;
+  const storage = localStorage;
+  Object.defineProperty(window, "localStorage", {configurable: true, get: () => (touched++, storage)});
+  window.touched = () => touched;
+  const script = document.createElement("script");
+  script.dataset.src = "/scq/scq.js";
+  script.textContent = %s;
+  document.head.append(script);
+  return touched;
+})()"""
+
+
+def test_loading_does_not_wait_for_storage_yet_a_page_that_pushes_nothing_delivers_what_another_left(
+    site: Site,
+) -> None:
+    tab, email = site.logged_in()
+    site.set("503")
+    tab.run("track('t-1')")
+    tab.go(site.bare("/idle"))
+    site.mend()
+    assert tab.run(COUNTED % json.dumps(SHIM.read_text("utf-8"))) == 0
+    tab.wait("_scq.push !== [].push && touched() > 0")
+    site.await_story(email, "identify", "+t-1")
     await_empty_storage(tab)
 
 
