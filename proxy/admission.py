@@ -19,6 +19,7 @@ from datetime import timedelta
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.exchange import Answer, Candidate, Limits, Request, Result
 from proxy.identity import (
     RENEW_AFTER,
@@ -50,7 +51,7 @@ from proxy.plans import (
     Verify,
 )
 from proxy.policy import Policy, Refusal, vouch
-from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track, lane_key
+from proxy.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Track
 from proxy.turns import Turns
 
 _TYPED_AGE = timedelta(days=1)

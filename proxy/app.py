@@ -34,7 +34,8 @@ from proxy.ops import Ops
 from proxy.outbox import Outbox
 from proxy.policy import Policy
 from proxy.sendx import Upstream
-from proxy.server_api import OPERATIONS, ServerApi, ServerKeys
+from proxy.server_api import ServerApi, ServerKeys
+from proxy.server_calls import OPERATIONS
 from proxy.settings import Gpc, Identify, Settings, rotated
 from proxy.shim import load_debug_shim, load_shim
 from proxy.stores import open_store

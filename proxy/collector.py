@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from proxy.addresses import lane_key
 from proxy.admission import judge
 from proxy.answers import Header, send_error, send_json
 from proxy.bodies import Gone, read_body
@@ -24,7 +25,7 @@ from proxy.exchange import Answer, Candidate, Limits, Request, Result
 from proxy.identity import CookieCodec, TokenCodec, Visitor, cookie_name, random_visitor, read_cookie, set_cookie
 from proxy.plans import Decide, Plan, Reads
 from proxy.policy import Policy
-from proxy.pushes import BadPush, Identify, Push, lane_key, parse_batch
+from proxy.pushes import BadPush, Identify, Push, parse_batch
 
 log = logging.getLogger("proxy.collector")
 

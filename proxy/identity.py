@@ -20,7 +20,8 @@ import jwt
 import msgspec
 from itsdangerous import BadSignature, Signer
 
-from proxy.pushes import Attributes, Reason, clean_address, mended, parse_vouched
+from proxy.addresses import clean_address
+from proxy.pushes import Attributes, Reason, mended, parse_vouched
 
 SECURE_COOKIE = "__Host-scq"
 LOOPBACK_COOKIE = "scq"

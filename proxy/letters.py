@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.control import Command
 from proxy.errors import StoreRefused
 from proxy.outbox import DeadFilter, DeadLetter, DeadReason, Erased, Kind, Outbox
-from proxy.pushes import Attributes, Track, lane_key
+from proxy.pushes import Attributes, Track
 
 STEP = 500  # dead letters in one transaction: pushes that come in meanwhile wait for no more than these
 

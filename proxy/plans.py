@@ -1,6 +1,6 @@
 """What a decision is shown of the store and what it asks of it: `Facts`, and the operations of a `Plan`.
 
-Decisions are pure and made elsewhere (`admission`, `server_api`). The outbox shows `Facts` to one inside a transaction and carries its plan
+Decisions are pure and made elsewhere (`admission`, `server_calls`). The outbox shows `Facts` to one inside a transaction and carries its plan
 out there, whole or not at all.
 """
 

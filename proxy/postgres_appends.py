@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.drafts import Draft, HeldRow, Kinds, Known, LaneChange, Wants
 from proxy.errors import StoreUnavailable
 from proxy.identity import Visitor
@@ -23,7 +24,6 @@ from proxy.postgres_database import Database, Overtaken, Query, StatementFailed,
 from proxy.postgres_groups import Job
 from proxy.postgres_locks import PERSON, SCHEDULE, VISITOR, Lock, lock, try_lock
 from proxy.postgres_reads import MAX_REFUSED_NAMES, tally, tombstone
-from proxy.pushes import lane_key
 
 _ROUNDS = 4  # of reading until a decision that still asks for something else is made step by step
 

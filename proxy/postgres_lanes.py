@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.drafts import DEAD, WAITING
 from proxy.gate import Closure, agreed
 from proxy.identity import Trust
@@ -21,7 +22,6 @@ from proxy.postgres_database import Database, Query, Transaction
 from proxy.postgres_groups import Job
 from proxy.postgres_locks import GATE, lock, share_lock
 from proxy.postgres_reads import decode_closure, tally, waiting
-from proxy.pushes import lane_key
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 _GATE = (GATE, "")

@@ -6,13 +6,13 @@ from collections import Counter
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.drafts import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
 from proxy.identity import Visitor
 from proxy.outbox import Erased
 from proxy.postgres_database import Database, Overtaken, Transaction
 from proxy.postgres_locks import PERSON, lock
 from proxy.postgres_reads import tally, tombstone
-from proxy.pushes import lane_key
 
 
 async def move_lane(transaction: Transaction, lane: int, address: str) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from proxy.addresses import lane_key
 from proxy.drafts import WAITING
 from proxy.errors import StoreUnavailable
 from proxy.outbox import DeadReason, Fate, Settled, Settlement
@@ -16,7 +17,7 @@ from proxy.postgres_lanes import Burial, bury, tally_of
 from proxy.postgres_locks import PERSON, lock
 from proxy.postgres_people import move_lane
 from proxy.postgres_reads import tally
-from proxy.pushes import Attributes, lane_key
+from proxy.pushes import Attributes
 
 
 class _Held(NamedTuple):

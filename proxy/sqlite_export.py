@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.errors import StoreRefused
 from proxy.identity import Visitor
-from proxy.pushes import lane_key
 from proxy.sqlite_file import StoreFile, read_queries
 
 _SQL = read_queries("sqlite_export.sql")

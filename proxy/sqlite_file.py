@@ -15,8 +15,8 @@ import sqlite3
 from pathlib import Path
 from typing import IO, Any
 
+from proxy.addresses import lane_key
 from proxy.errors import StoreRefused
-from proxy.pushes import lane_key
 from proxy.sqlite_damage import (
     CHECKED_BYTES,
     Damaged,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.identity import Visitor
 from proxy.outbox import Erased
-from proxy.pushes import lane_key
 from proxy.sqlite_file import SQL
 from proxy.sqlite_reads import tombstone, value
 

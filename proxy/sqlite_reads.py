@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
+from proxy.addresses import lane_key
 from proxy.gate import Closure
 from proxy.identity import Trust
 from proxy.outbox import DeadFilter, DeadLetter, DeadReason, Kind, RefusedName, Stats, Waiting
 from proxy.plans import Schedule
-from proxy.pushes import Attributes, Track, lane_key
+from proxy.pushes import Attributes, Track
 from proxy.sqlite_file import SQL
 
 MAX_REFUSED_NAMES = 500

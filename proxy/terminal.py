@@ -14,11 +14,11 @@ import msgspec
 import typer
 from rich.text import Text
 
+from proxy.addresses import clean_address
 from proxy.checks import public_url
 from proxy.control import ask
 from proxy.errors import StoreRefused
 from proxy.letters import Letters
-from proxy.pushes import clean_address
 from proxy.settings import StoreUrl, load_store_settings
 from proxy.stores import open_existing
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.account import DeliveryState
+from proxy.addresses import lane_key
 from proxy.delivery import Delivery
 from proxy.errors import StoreUnavailable
 from proxy.gate import Closure, Halt
@@ -21,7 +22,7 @@ from proxy.identity import Trust
 from proxy.outbox import Claim, DeadFilter, DeadReason, Outbox, Settlement
 from proxy.outbox_sqlite import SqliteOutbox, open_outbox
 from proxy.plans import Enqueue, Facts, Plan
-from proxy.pushes import Attributes, Track, lane_key
+from proxy.pushes import Attributes, Track
 from proxy.retry import Verdict
 from proxy.sandbox import Fault, Recorded, Sandbox, create_sandbox
 from proxy.sendx import Upstream

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.addresses import clean_address, lane_key
 from proxy.errors import RequestError
 from proxy.pushes import (
     ADVICE,
@@ -22,8 +23,6 @@ from proxy.pushes import (
     Reason,
     Reset,
     Track,
-    clean_address,
-    lane_key,
     parse_batch,
 )
 

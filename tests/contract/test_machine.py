@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from proxy.addresses import lane_key
 from proxy.identity import Trust, Visitor
 from proxy.outbox import DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
 from proxy.plans import Bind, Drop, Enqueue, Facts, Hold, Op, Plan, Remember, Retire, Seen
-from proxy.pushes import Attributes, Reason, Track, lane_key
+from proxy.pushes import Attributes, Reason, Track
 from tests.contract.test_outbox import ADAPTERS, INCREMENT, carry_out, push_id, read, told
 
 T = TypeVar("T")
