@@ -6,7 +6,7 @@ const { analyze } = require("eslint-scope");
 const { minify } = require("terser");
 
 // The names of the variables of the minified script, in the order in which they are declared. Which ones compress best only trying
-// tells; these were found by .ci/shim --search, and are worth twenty bytes of what browsers load.
+// tells; these were found by .ci/shim --search, and are worth forty bytes of what browsers load.
 const NAMES = "ivoscgkpelaftdwqyrcrrttrdsceqrtrerdgsretrrretrar";
 const LETTERS = [..."eitclopgqsnfduhjrzaxwbSkymvOP"];
 
@@ -21,7 +21,7 @@ const compressed = async () =>
  * A script in pieces: text, and where a variable stands: {variable: its number, key: the property's name, in {key: variable}}.
  * And for each variable which others must be called otherwise, because both are meant somewhere.
  */
-function take_apart(code) {
+function takeApart(code) {
   const tree = parse(code, { ecmaVersion: 2018, ranges: true });
   const { scopes } = analyze(tree, { ecmaVersion: 2018 });
   const variables = scopes.flatMap((scope) => scope.variables).filter((variable) => variable.identifiers.length);
@@ -44,7 +44,7 @@ function take_apart(code) {
     // catch (error) { let error } is no JavaScript.
     if (variable.scope.type === "catch") variable.scope.childScopes.forEach((body) => body.variables.forEach((other) => apart(variable, other)));
   });
-  const keys = keys_of(tree, places);
+  const keys = keysOf(tree, places);
   const pieces = [];
   let done = 0;
   for (const place of [...places.keys()].sort((one, other) => one - other)) {
@@ -58,12 +58,12 @@ function take_apart(code) {
 }
 
 /** Of {key: variable} and {variable}: by the place of the variable, where that begins, and the property's name. */
-function keys_of(tree, places, found = new Map()) {
+function keysOf(tree, places, found = new Map()) {
   if (tree.type === "Property" && tree.key.type === "Identifier" && !tree.computed) {
     const place = (tree.value.left || tree.value).range[0]; // left: of one with a default
     if (places.has(place)) found.set(place, { from: tree.key.range[0], key: tree.key.name });
   }
-  for (const part of Object.values(tree)) if (part && typeof part === "object") keys_of(part, places, found);
+  for (const part of Object.values(tree)) if (part && typeof part === "object") keysOf(part, places, found);
   return found;
 }
 
@@ -78,7 +78,7 @@ const named = ({ pieces }, names) =>
     .join("");
 
 /** A name for every variable: the wished one, or the first that is free. */
-function names_for({ others }, wished) {
+function namesFor({ others }, wished) {
   const names = [];
   others.forEach((near, number) => {
     const free = (letter) => letter && ![...near].some((other) => names[other] === letter);
@@ -101,7 +101,7 @@ function renamed({ others }, names, first, name) {
 
 /** Simulated annealing, a round every minute. */
 async function search(seconds) {
-  const script = take_apart(await compressed());
+  const script = takeApart(await compressed());
   const size = (names) => zlib.brotliCompressSync(named(script, names)).length;
   const any = (list) => list[Math.floor(Math.random() * list.length)];
   const changed = (names) => {
@@ -111,7 +111,7 @@ async function search(seconds) {
     }
     return renamed(script, names, any([...names.keys()]), any(Math.random() < 0.5 ? LETTERS : names));
   };
-  let current = { names: names_for(script, [...NAMES]) };
+  let current = { names: namesFor(script, [...NAMES]) };
   current.size = size(current.names);
   let best = current;
   console.log(best.names.join(""), best.size);
@@ -126,8 +126,8 @@ async function search(seconds) {
 }
 
 async function build(folder) {
-  const script = take_apart(await compressed());
-  fs.writeFileSync(`${folder}/scq.min.js`, named(script, names_for(script, [...NAMES])));
+  const script = takeApart(await compressed());
+  fs.writeFileSync(`${folder}/scq.min.js`, named(script, namesFor(script, [...NAMES])));
   const about = "/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n";
   fs.writeFileSync(`${folder}/scq.debug.js`, about + SOURCE.replace(/\bDEBUG\b/g, "true"));
 }
