@@ -1,5 +1,6 @@
 // Does the work of .ci/shim.
 const fs = require("fs");
+const { isDeepStrictEqual } = require("util");
 const zlib = require("zlib");
 const { parse } = require("acorn");
 const { analyze } = require("eslint-scope");
@@ -7,7 +8,7 @@ const { minify } = require("terser");
 
 // The names of the variables of the minified script, in the order in which they are declared. Which ones compress best only trying
 // tells; these were found by .ci/shim --search, and are worth forty bytes of what browsers load.
-const NAMES = "ivoscgkpelaftdwqyrcrrttrdsceqrtrerdgsretrrretrar";
+const NAMES = "digsfpbremlatowqycecceecefemqcieacgsfcricecricle";
 const LETTERS = [..."eitclopgqsnfduhjrzaxwbSkymvOP"];
 
 const SOURCE = fs.readFileSync("static/scq.js", "utf8");
@@ -26,7 +27,14 @@ function takeApart(code) {
   const { scopes } = analyze(tree, { ecmaVersion: 2018 });
   const variables = scopes.flatMap((scope) => scope.variables).filter((variable) => variable.identifiers.length);
   const others = variables.map(() => new Set());
+  const globals = new Set(scopes[0].through.map(({ identifier }) => identifier.name));
   const places = new Map(); // where in the code: which variable
+  const place = (at, number) => {
+    if (places.has(at) || globals.has(variables[number].name)) {
+      throw new Error(`cannot name ${variables[number].name}: no class, and neither var nor function outside of functions, please`);
+    }
+    places.set(at, number);
+  };
   const apart = (one, other) => {
     if (one === other || !variables.includes(other)) return;
     others[variables.indexOf(one)].add(variables.indexOf(other));
@@ -34,7 +42,7 @@ function takeApart(code) {
   };
   variables.forEach((variable, number) => {
     const uses = variable.references.map((reference) => reference.identifier);
-    for (const { range } of [...variable.identifiers, ...uses]) places.set(range[0], number);
+    for (const { range } of new Set([...variable.identifiers, ...uses])) place(range[0], number);
     variable.scope.variables.forEach((other) => apart(variable, other));
     for (const { from } of variable.references) {
       for (let scope = from; scope !== variable.scope; scope = scope.upper) {
@@ -47,21 +55,23 @@ function takeApart(code) {
   const keys = keysOf(tree, places);
   const pieces = [];
   let done = 0;
-  for (const place of [...places.keys()].sort((one, other) => one - other)) {
-    const variable = places.get(place);
-    const { from = place, key } = keys.get(place) || {};
+  for (const at of [...places.keys()].sort((one, other) => one - other)) {
+    const variable = places.get(at);
+    const { from = at, key } = keys.get(at) || {};
     pieces.push(code.slice(done, from), { variable, key });
-    done = place + variables[variable].name.length;
+    done = at + variables[variable].name.length;
   }
   pieces.push(code.slice(done));
-  return { pieces, others };
+  return { pieces, others, globals };
 }
 
 /** Of {key: variable} and {variable}: by the place of the variable, where that begins, and the property's name. */
 function keysOf(tree, places, found = new Map()) {
   if (tree.type === "Property" && tree.key.type === "Identifier" && !tree.computed) {
-    const place = (tree.value.left || tree.value).range[0]; // left: of one with a default
-    if (places.has(place)) found.set(place, { from: tree.key.range[0], key: tree.key.name });
+    const value = tree.value.type === "AssignmentPattern" ? tree.value.left : tree.value; // one with a default
+    if (value.type === "Identifier" && places.has(value.range[0])) {
+      found.set(value.range[0], { from: tree.key.range[0], key: tree.key.name });
+    }
   }
   for (const part of Object.values(tree)) if (part && typeof part === "object") keysOf(part, places, found);
   return found;
@@ -78,11 +88,13 @@ const named = ({ pieces }, names) =>
     .join("");
 
 /** A name for every variable: the wished one, or the first that is free. */
-function namesFor({ others }, wished) {
+function namesFor({ others, globals }, wished) {
   const names = [];
   others.forEach((near, number) => {
-    const free = (letter) => letter && ![...near].some((other) => names[other] === letter);
-    names.push([wished[number], ...LETTERS].find(free));
+    const free = (letter) => letter && !globals.has(letter) && ![...near].some((other) => names[other] === letter);
+    const name = [wished[number], ...LETTERS].find(free);
+    if (!name) throw new Error("more variables side by side than there are LETTERS");
+    names.push(name);
   });
   return names;
 }
@@ -127,7 +139,9 @@ async function search(seconds) {
 
 async function build(folder) {
   const script = takeApart(await compressed());
-  fs.writeFileSync(`${folder}/scq.min.js`, named(script, namesFor(script, [...NAMES])));
+  const small = named(script, namesFor(script, [...NAMES]));
+  if (!isDeepStrictEqual(takeApart(small).pieces, script.pieces)) throw new Error("with its names the script would mean something else");
+  fs.writeFileSync(`${folder}/scq.min.js`, small);
   const about = "/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n";
   fs.writeFileSync(`${folder}/scq.debug.js`, about + SOURCE.replace(/\bDEBUG\b/g, "true"));
 }

@@ -38,7 +38,7 @@ try {
     let push = { t: Date.now(), p: missing };
     try {
       // An array as text: "track,[object Object]", say.
-      if (/^((identify|track|reset),\[|reset$|consent,[dg])/.test(entry)) {
+      if (/^((track|identify|reset),\[|reset$|consent,[dg])/.test(entry)) {
         ({ success: push.success, failure: push.failure } = entry[1] || 0);
         setTimeout(settle, 1e4, push, "timeout"); // delivery goes on
         // It begins with the time: stored pushes are sorted by it, and the proxy finds its newest ids side by side. Not by
@@ -47,7 +47,7 @@ try {
         push.call = JSON.parse(JSON.stringify(entry)); // leaves functions out
         // Of our methods only consent is before "i". It goes out though the page is left: what `kept` counts is gone.
         if (entry[0] < "i" && (missing = entry[1] != "granted"))
-          waiting.map((old) => settle(old, "consent-denied", (old.t = kept = 0)), claim());
+          waiting.map((old) => settle(old, "consent-denied", (kept = old.t = 0)), claim());
         waiting.push(push);
       } else return !entry.call || !settle({ success: entry }); // a function
     } catch (error) {
@@ -66,7 +66,7 @@ try {
         // By time. And a new session value: somebody's log-out may be among it.
         Object.keys(store)
           .sort()
-          .map((key) => /^scq1/.test(key) && waiting.splice(at++, 0, JSON.parse(store[key], delete store.scq)));
+          .map((key) => /^scq1/.test(key) && waiting.splice(at++, 0, JSON.parse(store[key])) && delete store.scq);
       } catch (error) {
         store = {};
       }
@@ -83,7 +83,7 @@ try {
       // Settled, or older than a week, in ms: the proxy remembers ids for 8 days. A typed address stays on a shared computer for
       // less than one. Or of a log-in on an earlier page, of which only this much was stored: it has no time.
       if (!(push.t + (about.email ? 8e7 : 6e8) > Date.now())) return !delete store[push.id];
-      if (push.p && missing) return 1;
+      if (missing && push.p) return 1;
       try {
         // One session value for all tabs. Never of an id: that of a log-in gets its cookie once more.
         push.scq = push.scq || (store.scq = store.scq || crypto.getRandomValues(new Uint32Array(4)).join``);
@@ -99,19 +99,19 @@ try {
       kept = (now || !failures) && batch.length;
       failures = failures > 4e4 ? failures : failures * 2 || 9e2;
       later(failures * 30); // without an answer for so long it is repeated; not so often that these take all connections
-      let pause = failures * Math.random();
+      let pause = Math.random() * failures;
       try {
         let response = await fetch(new URL("push", new URL(src, location)), {
-          credentials: "include",
           method: "POST",
+          credentials: "include",
           keepalive: kept,
           body: JSON.stringify({ v: 1, s, pushes: batch }), // a string goes as text/plain: no CORS preflight
         });
-        pause += response.headers.get("retry-after") * 1e3 || 0;
+        pause += 1e3 * response.headers.get("retry-after") || 0;
         // Reading the body to its end also gives back this request's share of the quota. What is no answer of the
         // proxy (a captive portal's, say) throws here or below, and we try again; as with 404, which is nobody's, 408, 429 and 5xx.
-        let { results = 0, error, s: next } = await response.json();
-        if (!/29|04|08|5/.test(response.status)) {
+        let { error, s: next, results = 0 } = await response.json();
+        if (!/04|08|29|5/.test(response.status)) {
           batch.map((push, index, result) => {
             result = results[index] || { reason: error.trim() };
             settle(push, result.reason, result, (push.t = 0)); // only what is refused has a reason
@@ -120,7 +120,7 @@ try {
           });
           // Someone else logged in, or out: what was pushed here under the old value comes after that.
           [store, ...waiting].map((one) => next && one.scq == s && (one.scq = next));
-          failures = pause = 0;
+          pause = failures = 0;
         }
       } catch (error) {}
       later(pause, (kept = 0));
@@ -152,7 +152,7 @@ try {
 
   /** Flushes after a time, whatever is on its way by then: a failed connection can take minutes to fail. */
   let later = (ms) => {
-    return (busy = setTimeout(() => flush((kept = busy = 0)), ms, clearTimeout(busy)));
+    return (busy = setTimeout(() => flush((busy = kept = 0)), ms, clearTimeout(busy)));
   };
 
   // Not without fetch; not twice; and an element named "currentScript" must not choose where addresses go.
@@ -161,9 +161,9 @@ try {
     queue.Push = queue.push = (...entries) => {
       return others.apply(queue, entries.filter(take), flush(leaving)); // in this order; apply ignores the last
     };
+    addEventListener("pagehide", () => flush((leaving = 1)));
     // Shown again after pagehide, out of the back/forward cache: the old request may be dead.
     addEventListener("visibilitychange", () => flush(document.hidden || (leaving && later((leaving = 0)))));
-    addEventListener("pagehide", () => flush((leaving = 1)));
     addEventListener("online", later);
     // What was pushed before we were here; or later what an earlier page left, which is no reason to make this one wait.
     queue.length ? queue.Push(...queue.splice(0)) : setTimeout(flush);
