@@ -63,10 +63,16 @@ try {
     if (!store)
       try {
         store = localStorage;
-        // By time. And a new session value: somebody's log-out may be among it.
+        // By time. What has no call is none of ours: we do without storage. And a new session value: a log-out may be among it.
         Object.keys(store)
           .sort()
-          .map((key) => /^scq1/.test(key) && waiting.splice(at++, 0, JSON.parse(store[key])) && delete store.scq);
+          .map(
+            (key) =>
+              /^scq1/.test(key) &&
+              JSON.parse(store[key]).call[0] &&
+              waiting.splice(at++, 0, JSON.parse(store[key])) &&
+              delete store.scq,
+          );
       } catch (error) {
         store = {};
       }

@@ -663,6 +663,17 @@ def test_full_storage_costs_no_push_and_no_session(site: Site) -> None:
     assert tab.run("localStorage.scq") in (None, "") or len(tab.run("localStorage.scq")) > 20
 
 
+@pytest.mark.parametrize("found", ["null", "{}", '"text"', "{broken"])
+def test_an_item_of_somebody_else_among_ours_in_storage_costs_no_push_and_no_session(site: Site, found: str) -> None:
+    tab = site.browser.open(site.bare("/before"))
+    tab.run(
+        f"localStorage.setItem('scq1700000000000', {json.dumps(found)}), localStorage.setItem('scq', 'a'.repeat(20))"
+    )
+    tab.go(site.page("/", "track('t-1');"))
+    assert outcomes(tab, 1) == succeeded("t-1", status="held")
+    assert tab.run("localStorage.scq") == "a" * 20
+
+
 def test_denied_consent_drops_what_waits_and_says_so(site: Site) -> None:
     asking = '<script async src="/scq/scq.js" data-consent="required"></script>'
     tab = site.browser.open(site.page("/", "track('t-1');", embed=asking))
