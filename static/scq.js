@@ -15,7 +15,8 @@
  * page could not deliver is taken over by the next page of the site, before that page's own pushes.
  *
  * `.ci/shim` makes scq.min.js of this, and scq.debug.js, in which DEBUG is true. Every byte counts here: `==`
- * where both sides are of one type, `let` alone, and no block where an expression does.
+ * where both sides are of one type, `let` alone, no block where an expression does, and the same words twice where a function for them
+ * would be longer once compressed.
  */
 try {
   let script = document.currentScript;
