@@ -21,24 +21,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from proxy.answers import SECURITY, send_error, send_not_found
-from proxy.collector import Collector
-from proxy.control import Control
-from proxy.delivery import Delivery
-from proxy.edge import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
+from proxy.config.settings import Settings, rotated
+from proxy.config.values import Gpc, Identify
+from proxy.core.exchange import Limits
+from proxy.core.identity import CookieCodec, ProbeCodec, TokenCodec
+from proxy.core.policy import Policy
+from proxy.core.server_calls import OPERATIONS
+from proxy.delivery.forwarder import Delivery
+from proxy.delivery.sendx import Upstream
 from proxy.errors import ConfigError, RequestError, StoreError, describe
-from proxy.exchange import Limits
-from proxy.identity import CookieCodec, ProbeCodec, TokenCodec
-from proxy.letters import Letters
-from proxy.ops import Ops
-from proxy.outbox import Outbox
-from proxy.policy import Policy
-from proxy.sendx import Upstream
-from proxy.server_api import ServerApi, ServerKeys
-from proxy.server_calls import OPERATIONS
-from proxy.settings import Gpc, Identify, Settings, rotated
-from proxy.shim import load_debug_shim, load_shim
+from proxy.ops.control import Control
+from proxy.ops.dead_letters import Letters
+from proxy.ops.pages import Ops
+from proxy.store.outbox import Outbox
 from proxy.stores import open_store
+from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
+from proxy.web.answers import SECURITY, send_error, send_not_found
+from proxy.web.push import Collector
+from proxy.web.server_api import ServerApi, ServerKeys
+from proxy.web.shim import load_debug_shim, load_shim
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0

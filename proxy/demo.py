@@ -17,10 +17,10 @@ from typing import Protocol, cast
 from starlette.applications import Starlette
 
 from proxy.app import create_app
-from proxy.sandbox import create_sandbox
-from proxy.serving import Site, serve
-from proxy.settings import Settings, load_settings
-from proxy.shipped import shipped
+from proxy.config.settings import Settings, load_settings
+from proxy.resources import shipped
+from proxy.sandbox.api import create_sandbox
+from proxy.web.server import Site, serve
 
 SANDBOX_KEY = "sandbox"
 

@@ -1,22 +1,33 @@
-"""Opens the store that SCQ_STORE names, to serve it or for one command. The only module that names the adapters."""
+"""Opens the store that SCQ_STORE names, to serve it or for one command, and copies one into another. The only module that names the adapters.
+
+A copy is everything that an SQLite store knows, in an empty PostgreSQL schema: order, ids, holds, dead letters, counters, aliases, erased
+people, the gate and the key from which the ids of visitors are derived. Leases end as they do when a store is opened, and erasures that have
+begun are finished first. The file itself stays as it was.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.config.settings import Settings
+from proxy.config.values import StoreUrl
 from proxy.errors import StoreRefused
-from proxy.outbox import Outbox
-from proxy.outbox_sqlite import SqliteOutbox, open_outbox
-from proxy.settings import Settings
-from proxy.values import StoreUrl
+from proxy.store.outbox import Outbox
+from proxy.store.sqlite.export import TABLES, Export
+from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 
 if TYPE_CHECKING:
-    from proxy.postgres_schema import Assessment
+    from proxy.store.postgres.load import Import
+    from proxy.store.postgres.schema import Assessment
+
+Progress = Callable[[str, int], None]
+STEP = 1_000  # rows between two calls of it
 
 _FOREVER = timedelta.max  # a command expires nothing
 
@@ -35,7 +46,7 @@ async def open_store(settings: Settings) -> Outbox:
             min_free_bytes=settings.min_free_bytes,
         )
     require_psycopg()
-    from proxy import outbox_postgres
+    from proxy.store.postgres import outbox as outbox_postgres
 
     outbox = await outbox_postgres.open_outbox(
         settings.store.dsn.reveal(),
@@ -57,7 +68,7 @@ async def open_existing(store: StoreUrl) -> AsyncIterator[Outbox]:
             yield file
         return
     require_psycopg()
-    from proxy import outbox_postgres
+    from proxy.store.postgres import outbox as outbox_postgres
 
     outbox = await outbox_postgres.open_outbox(
         store.dsn.reveal(), hold_age=_FOREVER, dead_age=_FOREVER, unsafe=True, pool_size=1
@@ -81,7 +92,7 @@ async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
 async def assess_database(store: StoreUrl) -> Assessment:
     """What a PostgreSQL server says of itself. Raises `StoreRefused` if it cannot be asked."""
     require_psycopg()
-    from proxy import postgres_schema
+    from proxy.store.postgres import schema as postgres_schema
 
     return await postgres_schema.assess(_dsn(store))
 
@@ -89,9 +100,50 @@ async def assess_database(store: StoreUrl) -> Assessment:
 async def migrate_database(store: StoreUrl) -> tuple[int, int]:
     """Brings the schema up to date: its version before (0: none) and after. Raises `StoreRefused`."""
     require_psycopg()
-    from proxy import postgres_schema
+    from proxy.store.postgres import schema as postgres_schema
 
     return await postgres_schema.migrate(_dsn(store))
+
+
+def copy_store(source: Path, dsn: str, totals: Callable[[int], None], progress: Progress) -> Mapping[str, int]:
+    """Rows by table. `totals` gets how many rows there are; `progress` the table that is being copied, and how many more of its rows are.
+
+    Raises `StoreRefused`, and then nothing was copied.
+    """
+    require_psycopg()
+    from proxy.store.postgres.load import importing
+
+    asyncio.run(_finish(source))
+    with Export(source) as export, importing(dsn) as target:
+        target.begin()
+        counts = export.counts()
+        totals(sum(counts.values()))
+        for table in TABLES:
+            _fill(target, table, export, progress)
+        target.count_on(export.numbers())
+        copied = target.counts(TABLES)
+        if copied != counts:
+            wrong = ", ".join(
+                f"{name} {copied[name]} of {counts[name]}" for name in TABLES if copied[name] != counts[name]
+            )
+            raise StoreRefused(f"Not everything arrived ({wrong}): nothing was copied.")
+        target.commit()
+    return copied
+
+
+async def _finish(source: Path) -> None:
+    """Ends what a server that was killed left under way."""
+    async with open_store_file(source) as outbox:
+        await outbox.sweep()
+
+
+def _fill(target: Import, table: str, export: Export, progress: Progress) -> None:
+    written = 0
+    for _ in target.fill(table, export.rows(table)):
+        written += 1
+        if written % STEP == 0:
+            progress(table, STEP)
+    progress(table, written % STEP)
 
 
 def _dsn(store: StoreUrl) -> str:

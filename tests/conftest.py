@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import Browser
 
 from proxy.app import create_app
-from proxy.sandbox import create_sandbox
-from proxy.settings import load_settings
+from proxy.config.settings import load_settings
+from proxy.sandbox.api import create_sandbox
 from tests.browser import Visit, chromium, visiting
 from tests.live import serving
 from tests.site import Pages, SendX, Site, environment

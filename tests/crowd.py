@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from proxy.sandbox import NO_FAULT, Fault, Recorded, Sandbox
+from proxy.sandbox.api import NO_FAULT, Fault, Recorded, Sandbox
 from tests.live import eventually
 from tests.oracle import History, Promise, Report, Sight
 from tests.server import Browser, Json, Server, events, identify, login, new_ids, track

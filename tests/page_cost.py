@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.sandbox import create_sandbox
+from proxy.sandbox.api import create_sandbox
 from tests.engines import engine
 from tests.front import Front, front
 from tests.live import serving

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psycopg
 
-from proxy.postgres_schema import migrate
+from proxy.store.postgres.schema import migrate
 from tests.live import eventually, free_port
 
 _PASSWORD = "a-password-that-no-log-may-show"

@@ -40,12 +40,12 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import uvloop
 
-from proxy.control import ask
-from proxy.identity import Trust, Visitor
-from proxy.outbox_sqlite import open_outbox
-from proxy.plans import Enqueue, Identified, Op, Plan, Remember, Verify
-from proxy.pushes import Attributes, Track
-from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.core.decision import Enqueue, Identified, Op, Plan, Remember, Verify
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Attributes, Track
+from proxy.ops.control import ask
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.store.sqlite.outbox import open_outbox
 from tests.crowd import SETTINGS
 from tests.live import eventually, serving
 from tests.oracle import Report, report_of

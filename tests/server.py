@@ -31,8 +31,8 @@ import httpx
 import jwt
 import msgspec
 
-from proxy.identity import CookieCodec
-from proxy.sandbox import Recorded, Sandbox
+from proxy.core.identity import CookieCodec
+from proxy.sandbox.api import Recorded, Sandbox
 from tests.live import eventually, free_port
 
 API_KEY = "sendx-team-api-key-" + "A" * 21

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.identity import TokenCodec
+from proxy.core.identity import TokenCodec
 from tests.live import eventually
 
 KEY = "an-identity-key-of-the-tests-long-enough"

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from proxy import values
-from proxy.outbox import DeadFilter
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.config import values
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.store.outbox import DeadFilter
 from proxy.stores import open_existing
 from tests.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of
 from tests.live import eventually, serving

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.engines import NAMES, Engine, Tab, engine
 from tests.front import Front, front
 from tests.live import eventually, serving

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from proxy.delivery import MIN_LEASE_SECONDS
-from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.delivery.forwarder import MIN_LEASE_SECONDS
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests.crowd import COUNTER_FIELD, PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of, node_of, script
 from tests.live import eventually, serving_at
 from tests.oracle import Finding, Hush, Pace, applied_again, busiest, judge, unequal, wrong_sums

@@ -25,7 +25,7 @@ import pytest
 from playwright.sync_api import Page
 
 from proxy.app import create_app
-from proxy.settings import load_settings
+from proxy.config.settings import load_settings
 from tests.browser import Visit, offline
 from tests.live import eventually, free_port, serving
 from tests.site import TOLD, Pages, SendX, Site, environment, token

@@ -28,10 +28,10 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from proxy import __version__
-from proxy.control import socket_path
-from proxy.identity import TokenCodec, TokenProblem, Vouched
-from proxy.pushes import Reason
-from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.core.identity import TokenCodec, TokenProblem, Vouched
+from proxy.core.pushes import Reason
+from proxy.ops.control import socket_path
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests.live import eventually, free_port, serving
 from tests.server import (
     API_KEY,

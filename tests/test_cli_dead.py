@@ -22,14 +22,14 @@ from typing import Any
 
 import pytest
 
-from proxy.control import socket_path
-from proxy.identity import Trust
-from proxy.letters import STEP, Letters
-from proxy.outbox import DeadReason, Fate, Settled, Settlement
-from proxy.outbox_sqlite import open_outbox
-from proxy.plans import Enqueue, Plan
-from proxy.pushes import Attributes, Track
-from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.core.decision import Enqueue, Plan
+from proxy.core.identity import Trust
+from proxy.core.pushes import Attributes, Track
+from proxy.ops.control import socket_path
+from proxy.ops.dead_letters import STEP, Letters
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.store.outbox import DeadReason, Fate, Settled, Settlement
+from proxy.store.sqlite.outbox import open_outbox
 from proxy.stores import open_store_file
 from tests.live import eventually, serving
 from tests.server import (

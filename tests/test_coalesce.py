@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.coalesce import MAX_TAGS, Group, plan, singly
-from proxy.identity import Trust
-from proxy.pushes import Attributes, Track
-from proxy.sandbox import Call, Contact, Sandbox
-from proxy.sendx import Upstream
-from proxy.settings import Dialect, Secret
+from proxy.config.values import Dialect, Secret
+from proxy.core.coalesce import MAX_TAGS, Group, plan, singly
+from proxy.core.identity import Trust
+from proxy.core.pushes import Attributes, Track
+from proxy.delivery.sendx import Upstream
+from proxy.sandbox.api import Call, Contact, Sandbox
 
 UPSTREAM = Upstream(Dialect.REST, "/api/v1/rest", Secret("sandbox"))
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from proxy.control import Control, ask, socket_path
 from proxy.errors import StoreRefused
+from proxy.ops.control import Control, ask, socket_path
 
 
 async def hello(arguments: Mapping[str, Any]) -> AsyncIterator[str]:

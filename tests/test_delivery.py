@@ -13,20 +13,20 @@ from typing import Any
 
 import pytest
 
-from proxy.account import DeliveryState
-from proxy.addresses import lane_key
-from proxy.delivery import Delivery
+from proxy.config.values import Dialect, Secret
+from proxy.core.decision import Enqueue, Facts, Plan
+from proxy.core.emails import lane_key
+from proxy.core.gate import Closure, Halt
+from proxy.core.identity import Trust
+from proxy.core.pushes import Attributes, Track
+from proxy.core.retry import Verdict
+from proxy.delivery.account import DeliveryState
+from proxy.delivery.forwarder import Delivery
+from proxy.delivery.sendx import Upstream
 from proxy.errors import StoreUnavailable
-from proxy.gate import Closure, Halt
-from proxy.identity import Trust
-from proxy.outbox import Claim, DeadFilter, DeadReason, Outbox, Settlement
-from proxy.outbox_sqlite import SqliteOutbox, open_outbox
-from proxy.plans import Enqueue, Facts, Plan
-from proxy.pushes import Attributes, Track
-from proxy.retry import Verdict
-from proxy.sandbox import Fault, Recorded, Sandbox, create_sandbox
-from proxy.sendx import Upstream
-from proxy.settings import Dialect, Secret
+from proxy.sandbox.api import Fault, Recorded, Sandbox, create_sandbox
+from proxy.store.outbox import Claim, DeadFilter, DeadReason, Outbox, Settlement
+from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from tests.live import free_port, serving
 
 KEY = "a-key-that-nobody-may-see"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from proxy.drafts import HELD_BYTES, HOLDING, WAITING, Draft, HeldRow, Known
-from proxy.identity import Trust, Visitor
-from proxy.plans import (
+from proxy.core.decision import (
     Alias,
     Bind,
     Born,
@@ -27,7 +25,9 @@ from proxy.plans import (
     Verify,
     VisitorFacts,
 )
-from proxy.pushes import Track
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Track
+from proxy.store.ledger import HELD_BYTES, HOLDING, WAITING, Draft, HeldRow, Known
 
 KEY, TRACK = "a@example.com", Track(("a",))
 NOW = 1_000.0

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.sandbox import Fault, Recorded, Sandbox, create_sandbox
+from proxy.sandbox.api import Fault, Recorded, Sandbox, create_sandbox
 from tests.live import eventually, free_port, serving
 from tests.server import (
     API_KEY,

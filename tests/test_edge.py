@@ -6,8 +6,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from proxy.edge import ClientAddresses, Origins, RateLimit, scan
 from proxy.errors import RequestError
+from proxy.web.access import ClientAddresses, Origins, RateLimit, scan
 
 LISTED = Origins({"https://www.example.com", "http://localhost:3000"})
 

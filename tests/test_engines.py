@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.engines import NAMES, Engine, EngineError, Tab, engine
 from tests.front import RETRY_AFTER, Fault, Front, front
 from tests.live import eventually, serving

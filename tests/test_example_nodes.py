@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from proxy.sandbox import Sandbox
-from proxy.settings import SPECS, load_settings
+from proxy.config.settings import SPECS, load_settings
+from proxy.sandbox.api import Sandbox
 from tests.live import eventually, free_port
 from tests.server import KID_KEY, SHOP, Server, login, new_email, new_id, track
 from tests.test_nodes import Load, dsn, judge, node, sandbox, sandbox_app, upstream

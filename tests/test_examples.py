@@ -29,9 +29,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from proxy.app import create_app
-from proxy.identity import TokenCodec, Vouched
-from proxy.sandbox import Sandbox, create_sandbox
-from proxy.settings import SPECS, load_settings
+from proxy.config.settings import SPECS, load_settings
+from proxy.core.identity import TokenCodec, Vouched
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.live import eventually, free_port, serving
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.gate import PROBE_SECONDS, Admission, Closure, Concurrency, Gate, Halt, Pace, agreed
-from proxy.retry import MAX_RETRY_AFTER_SECONDS, Verdict
+from proxy.core.gate import PROBE_SECONDS, Admission, Closure, Concurrency, Gate, Halt, Pace, agreed
+from proxy.core.retry import MAX_RETRY_AFTER_SECONDS, Verdict
 
 NOW = 1_000_000.0
 verdicts = st.sampled_from(Verdict)

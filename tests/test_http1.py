@@ -22,9 +22,9 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.answers import Header, send_json
-from proxy.bodies import read_body
-from proxy.http1 import MAX_HEAD, Http1
+from proxy.web.answers import Header, send_json
+from proxy.web.bodies import read_body
+from proxy.web.http1 import MAX_HEAD, Http1
 from tests.live import eventually, free_port
 from tests.server import ADMIN_TOKEN, SHOP, Server, dumps, new_id, running, track
 

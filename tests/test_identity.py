@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import pytest
 
-from proxy.identity import (
+from proxy.core.identity import (
     CookieCodec,
     ProbeCodec,
     TokenCodec,
@@ -24,7 +24,7 @@ from proxy.identity import (
     read_cookie,
     set_cookie,
 )
-from proxy.pushes import Attributes, Reason
+from proxy.core.pushes import Attributes, Reason
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
 NOW = 1_800_000_000.0

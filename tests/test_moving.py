@@ -17,12 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.gate import Closure, Halt
-from proxy.identity import Trust, Visitor
-from proxy.outbox import DeadFilter, DeadReason, Fate, Outbox, Settled, Settlement
-from proxy.outbox_postgres import open_outbox as open_postgres
-from proxy.outbox_sqlite import open_outbox as open_sqlite
-from proxy.plans import (
+from proxy.core.decision import (
     Born,
     Enqueue,
     Facts,
@@ -38,7 +33,12 @@ from proxy.plans import (
     Scheduled,
     Verify,
 )
-from proxy.pushes import Attributes, Reason, Track
+from proxy.core.gate import Closure, Halt
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Attributes, Reason, Track
+from proxy.store.outbox import DeadFilter, DeadReason, Fate, Outbox, Settled, Settlement
+from proxy.store.postgres.outbox import open_outbox as open_postgres
+from proxy.store.sqlite.outbox import open_outbox as open_sqlite
 from tests import postgres
 from tests.server import clean_environ, command
 

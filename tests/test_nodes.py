@@ -18,7 +18,7 @@ import httpx
 import psycopg
 import pytest
 
-from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests import postgres
 from tests.live import eventually, serving
 from tests.server import (

@@ -18,17 +18,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from proxy.core.decision import Enqueue, Facts, Hold, NotOffered, Plan, Remember, Schedule, Scheduled
+from proxy.core.gate import Closure
+from proxy.core.identity import Trust
+from proxy.core.pushes import Attributes, Track
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.gate import Closure
-from proxy.identity import Trust
-from proxy.outbox import Fate, Settlement
-from proxy.outbox_postgres import PostgresOutbox, open_outbox
-from proxy.plans import Enqueue, Facts, Hold, NotOffered, Plan, Remember, Schedule, Scheduled
-from proxy.postgres_database import SETTINGS, SQL, Database, Transaction
-from proxy.postgres_locks import PERSON, lock
-from proxy.postgres_schema import assess, migrate, server_obstacles
-from proxy.postgres_sweep import BATCH_ROWS
-from proxy.pushes import Attributes, Track
+from proxy.store.outbox import Fate, Settlement
+from proxy.store.postgres.database import SETTINGS, SQL, Database, Transaction
+from proxy.store.postgres.locks import PERSON, lock
+from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
+from proxy.store.postgres.schema import assess, migrate, server_obstacles
+from proxy.store.postgres.sweep import BATCH_ROWS
 from tests.contract.test_outbox import carry_out, claim, ids, push_id, queued, settled
 from tests.live import eventually, free_port
 from tests.postgres import Server, database, postgres

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
+from proxy.core.decision import Enqueue, Facts, Hold, Plan, Remember
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Track
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.identity import Trust, Visitor
-from proxy.outbox import Settlement
-from proxy.outbox_sqlite import SqliteOutbox, open_outbox
-from proxy.plans import Enqueue, Facts, Hold, Plan, Remember
-from proxy.pushes import Track
-from proxy.sqlite_file import APPLICATION_ID, SQL
-from proxy.sqlite_sweep import STEP_ROWS
+from proxy.store.outbox import Settlement
+from proxy.store.sqlite.file import APPLICATION_ID, SQL
+from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
+from proxy.store.sqlite.sweep import STEP_ROWS
 from tests.live import eventually
 
 AGES = {"hold_age": timedelta(days=30), "dead_age": timedelta(days=90)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.identity import Trust
-from proxy.policy import Policy, vouch
-from proxy.pushes import Attributes, Reason, Track
+from proxy.core.identity import Trust
+from proxy.core.policy import Policy, vouch
+from proxy.core.pushes import Attributes, Reason, Track
 
 
 def policy(*, asserted_identify: bool = True) -> Policy:

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.addresses import clean_address, lane_key
-from proxy.errors import RequestError
-from proxy.pushes import (
+from proxy.core.emails import clean_address, lane_key
+from proxy.core.pushes import (
     ADVICE,
     MAX_PUSHES,
     Attributes,
@@ -25,6 +24,7 @@ from proxy.pushes import (
     Track,
     parse_batch,
 )
+from proxy.errors import RequestError
 
 ID = "0192f3a1-7c5e-7b6e-8a2b-1234567890ab"
 

@@ -20,11 +20,11 @@ import httpx
 import pytest
 from typer.main import get_command
 
-from proxy.cli import cli
-from proxy.identity import TokenCodec, Vouched
-from proxy.outbox_postgres import open_outbox
-from proxy.pushes import Attributes, Reason
-from proxy.settings import SPECS
+from proxy.cli.main import cli
+from proxy.config.settings import SPECS
+from proxy.core.identity import TokenCodec, Vouched
+from proxy.core.pushes import Attributes, Reason
+from proxy.store.postgres.outbox import open_outbox
 from tests.live import serving
 
 ROOT = Path(__file__).parent.parent

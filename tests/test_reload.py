@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.live import eventually, serving
 from tests.server import (
     ADMIN_TOKEN,

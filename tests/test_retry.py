@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.retry import (
+from proxy.core.retry import (
     LONE_REFUSALS,
     MAX_BACKOFF_SECONDS,
     MAX_RETRY_AFTER_SECONDS,

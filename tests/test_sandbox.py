@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 from starlette.applications import Starlette
 
-from proxy.sandbox import Call, Contact, Fault, Sandbox, Switches, create_sandbox
+from proxy.sandbox.api import Call, Contact, Fault, Sandbox, Switches, create_sandbox
 from tests.live import eventually, serving
 
 OK = b'{"status":"200","message":"OK"}'

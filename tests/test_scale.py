@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from proxy.sandbox import Fault
+from proxy.sandbox.api import Fault
 from tests.scale import By, Figure, Size, as_object, backlog, fairness, table
 
 SMALL = Size(

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
-from proxy.sandbox import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests.live import eventually, free_port, serving
 from tests.server import (
     ADMIN_TOKEN,

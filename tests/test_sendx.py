@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import __version__
-from proxy.pushes import Attributes, Track
-from proxy.retry import Verdict
-from proxy.sandbox import Fault, Sandbox, create_sandbox
-from proxy.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Answer, Client, Upstream, error_detail, verdict_for
-from proxy.settings import Dialect, Secret
+from proxy.config.values import Dialect, Secret
+from proxy.core.pushes import Attributes, Track
+from proxy.core.retry import Verdict
+from proxy.delivery.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Answer, Client, Upstream, error_detail, verdict_for
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests.live import eventually, free_port, serving
 
 KEY = "a-key-that-nobody-may-see"

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.sandbox import Contact, Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Contact, Fault, Sandbox, create_sandbox
 from tests.live import eventually, free_port, serving
 from tests.server import (
     ADMIN_TOKEN,

@@ -10,23 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.config.settings import SPECS, Settings, Spec, load_identity_settings, load_settings, load_store_settings
+from proxy.config.values import Dialect, Gpc, Identify, IdentityKey, LogLevel, Secret, StoreUrl, is_loopback_host
 from proxy.errors import ConfigError, Problem
-from proxy.settings import (
-    SPECS,
-    Dialect,
-    Gpc,
-    Identify,
-    IdentityKey,
-    LogLevel,
-    Secret,
-    Settings,
-    Spec,
-    StoreUrl,
-    is_loopback_host,
-    load_identity_settings,
-    load_settings,
-    load_store_settings,
-)
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 HUSH = "~hush~"  # stands in every generated secret and nowhere else

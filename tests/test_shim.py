@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.pushes import Reason
+from proxy.core.pushes import Reason
 from tests.browser import Visit
 from tests.live import eventually
 from tests.server import Server

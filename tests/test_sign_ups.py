@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.edge import AddressLimit, Hosts
 from proxy.errors import RequestError
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.web.access import AddressLimit, Hosts
 from tests.live import serving
 from tests.server import (
     API_KEY,

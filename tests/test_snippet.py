@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.shim import load_shim
+from proxy.web.shim import load_shim
 from tests.browser import Visit
 from tests.live import eventually
 from tests.site import TOLD, Site

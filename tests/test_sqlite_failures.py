@@ -24,15 +24,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from proxy.core.decision import Enqueue, Plan, Remember
+from proxy.core.identity import Trust
+from proxy.core.pushes import Track
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.identity import Trust
-from proxy.outbox import DeadFilter, Fate, Health, Settled, Settlement
-from proxy.outbox_sqlite import SqliteOutbox, open_outbox
-from proxy.plans import Enqueue, Plan, Remember
-from proxy.pushes import Track
-from proxy.sandbox import Fault, Sandbox, create_sandbox
-from proxy.sqlite_damage import GIVE_UP_TRIES, Remedy, gives_up, remedy_for, unreadable_commits
-from proxy.sqlite_upkeep import ALARM_FRAMES, CHECKPOINT_FRAMES, LARGE_LOG_BYTES, SPARE_PAGES, Upkeep
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.store.outbox import DeadFilter, Fate, Health, Settled, Settlement
+from proxy.store.sqlite.damage import GIVE_UP_TRIES, Remedy, gives_up, remedy_for, unreadable_commits
+from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
+from proxy.store.sqlite.upkeep import ALARM_FRAMES, CHECKPOINT_FRAMES, LARGE_LOG_BYTES, SPARE_PAGES, Upkeep
 from tests.live import eventually, serving
 from tests.server import (
     ADMIN_TOKEN,

@@ -31,9 +31,9 @@ from hypothesis import strategies as st
 from itsdangerous import BadData, Signer, TimestampSigner
 from itsdangerous.encoding import base64_decode
 
-from proxy.identity import CookieCodec, ProbeCodec, Trust, Visitor
-from proxy.sandbox import Sandbox, create_sandbox
-from proxy.settings import SPECS
+from proxy.config.settings import SPECS
+from proxy.core.identity import CookieCodec, ProbeCodec, Trust, Visitor
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.live import eventually, serving
 from tests.server import (
     ADMIN_TOKEN,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.live import eventually, serving
 from tests.server import (
     API_KEY,

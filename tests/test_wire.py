@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from proxy.sandbox import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.live import eventually, serving
 from tests.server import (
     ADMIN_TOKEN,

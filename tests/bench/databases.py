@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from psycopg.conninfo import conninfo_to_dict
 
-from proxy.outbox_postgres import PostgresOutbox, open_outbox
+from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
 from tests.postgres import Server
 
 BATCH = 1_000  # pushes in an append: each contact takes a lock, of which a server has some thousands

@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 
-from proxy.identity import Trust
-from proxy.outbox import Outbox
-from proxy.outbox_sqlite import open_outbox
-from proxy.plans import Enqueue, Op, Plan, Remember, Verify
-from proxy.pushes import Track
+from proxy.core.decision import Enqueue, Op, Plan, Remember, Verify
+from proxy.core.identity import Trust
+from proxy.core.pushes import Track
+from proxy.store.outbox import Outbox
+from proxy.store.sqlite.outbox import open_outbox
 from tests.bench.contestants.table import PROXY, Contestant
 from tests.bench.ingest import counted
 from tests.bench.machine import ROOT, cores, pinned

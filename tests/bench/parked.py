@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.outbox import Fate, Lease, Settled, Settlement
-from proxy.outbox_postgres import PostgresOutbox
-from proxy.postgres_database import SQL
+from proxy.store.outbox import Fate, Lease, Settled, Settlement
+from proxy.store.postgres.database import SQL
+from proxy.store.postgres.outbox import PostgresOutbox
 from tests.bench.databases import BATCH, Databases, opened
 from tests.bench.delivery import Backlog, fill
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.identity import SECURE_COOKIE, CookieCodec, Trust, Visitor
+from proxy.core.identity import SECURE_COOKIE, CookieCodec, Trust, Visitor
 from tests.server import COOKIE_KEY, SHOP
 
 VISITORS = 1_000

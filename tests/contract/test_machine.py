@@ -1,6 +1,6 @@
 """Every outbox against a model made of plain lists, under whatever sequence of calls Hypothesis can think of.
 
-The model knows the promises of the port (`proxy.outbox`, top) and nothing of how an adapter keeps them. After each step the
+The model knows the promises of the port (`proxy.store.outbox`, top) and nothing of how an adapter keeps them. After each step the
 outbox's numbers and facts must be the model's; what a claim returns must be the model's lane head; at the end the lanes are
 drained and must hand out what the model still has, in its order. A lease of no seconds has ended at once, so no time has to pass.
 """
@@ -21,11 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from proxy.addresses import lane_key
-from proxy.identity import Trust, Visitor
-from proxy.outbox import DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
-from proxy.plans import Bind, Drop, Enqueue, Facts, Hold, Op, Plan, Remember, Retire, Seen
-from proxy.pushes import Attributes, Reason, Track
+from proxy.core.decision import Bind, Drop, Enqueue, Facts, Hold, Op, Plan, Remember, Retire, Seen
+from proxy.core.emails import lane_key
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Attributes, Reason, Track
+from proxy.store.outbox import DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
 from tests.contract.test_outbox import ADAPTERS, INCREMENT, carry_out, push_id, read, told
 
 T = TypeVar("T")

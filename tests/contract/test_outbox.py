@@ -12,25 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from proxy.errors import StoreUnavailable
-from proxy.gate import Closure, Halt
-from proxy.identity import Trust, Visitor
-from proxy.outbox import (
-    Claim,
-    DeadFilter,
-    DeadReason,
-    Erased,
-    Fate,
-    LastIdentify,
-    Lease,
-    Outbox,
-    Settled,
-    Settlement,
-    Stats,
-)
-from proxy.outbox_postgres import open_outbox as open_postgres_outbox
-from proxy.outbox_sqlite import open_outbox
-from proxy.plans import (
+from proxy.core.decision import (
     Alias,
     Bind,
     Born,
@@ -54,7 +36,25 @@ from proxy.plans import (
     Verify,
     VisitorFacts,
 )
-from proxy.pushes import Attributes, Reason, Track
+from proxy.core.gate import Closure, Halt
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Attributes, Reason, Track
+from proxy.errors import StoreUnavailable
+from proxy.store.outbox import (
+    Claim,
+    DeadFilter,
+    DeadReason,
+    Erased,
+    Fate,
+    LastIdentify,
+    Lease,
+    Outbox,
+    Settled,
+    Settlement,
+    Stats,
+)
+from proxy.store.postgres.outbox import open_outbox as open_postgres_outbox
+from proxy.store.sqlite.outbox import open_outbox
 from tests.postgres import database
 
 INCREMENT = Attributes(custom_fields={"Visits": "++1"})

@@ -1,7 +1,7 @@
 """The limits: how fast uvicorn is when nothing is done with a push. `asgi`: a bare ASGI function; `starlette`: a route.
 
-Each reads the whole body and answers 204. `--http stock` is uvicorn's own HTTP reading, `--http ours` that of `proxy.http1`, which
-refuses more; the rest of uvicorn's configuration is that of `proxy.serving`.
+Each reads the whole body and answers 204. `--http stock` is uvicorn's own HTTP reading, `--http ours` that of `proxy.web.http1`, which
+refuses more; the rest of uvicorn's configuration is that of `proxy.web.server`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from proxy.http1 import Http1
-from proxy.serving import BACKLOG
+from proxy.web.http1 import Http1
+from proxy.web.server import BACKLOG
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,0 +1,1 @@
+"""Speaks. The command line."""

@@ -1,0 +1,244 @@
+"""`scq-proxy check`: is this configuration sound, and does the way through it work? One finding a line, each with what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from proxy.config.settings import Settings
+from proxy.config.values import Identify, StoreUrl
+from proxy.core.identity import ProbeCodec, TokenCodec, TokenProblem, cookie_name
+from proxy.core.pushes import Attributes
+from proxy.core.retry import Verdict
+from proxy.delivery.sendx import Client, Upstream
+from proxy.errors import StoreError
+from proxy.ops.control import ask
+from proxy.store.outbox import Durability
+from proxy.stores import assess_database, open_existing, open_store_file
+
+_SECONDS = 10.0
+
+
+_ADVICE = {
+    Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
+    Verdict.FORBIDDEN: "Check SCQ_API_KEY, and the account's state at SendX.",
+    Verdict.THROTTLED: "The account is over its rate limit: try again later.",
+    Verdict.REJECTED: "Try another address.",
+    Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
+    Verdict.MISDIRECTED: "Check SCQ_UPSTREAM and SCQ_DIALECT: it is not SendX's API that answers.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `text` may quote what another server said: escape it before a terminal sees it."""
+
+    ok: bool
+    text: str
+
+
+def check_settings(settings: Settings) -> list[Finding]:
+    """What is allowed and still likely to be a mistake. That the settings can be used at all, loading has shown."""
+    origins = f"{len(settings.origins)} origin{'' if len(settings.origins) == 1 else 's'}"
+    found = [Finding(True, f"settings: {origins}, dialect {settings.dialect}, identify {settings.identify}")]
+    if not settings.tags:
+        found.append(Finding(False, "SCQ_TAGS is empty: every track is refused. List the tags that pages may add."))
+    if "*" in settings.asserted_tags:
+        found.append(
+            Finding(False, "SCQ_ASSERTED_TAGS offers every tag to anyone who types an address: list them instead.")
+        )
+    if settings.asserted_tags and settings.identify is Identify.VERIFIED:
+        found.append(
+            Finding(False, "SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified: remove it or set asserted.")
+        )
+    return found
+
+
+async def check_store(settings: Settings) -> list[Finding]:
+    """Durability as read back from the store, from the running server if there is one."""
+    if settings.store.dsn is not None:
+        return await _check_database(settings.store, unsafe=settings.store_unsafe)
+    assert settings.store.path is not None  # noqa: S101 - a store is one or the other
+    path = settings.store.path.absolute()
+    try:
+        running, durability = True, await _durability_of_server(path)
+    except ConnectionError:
+        if path.parent.is_dir() and not path.exists():
+            return [_place_for_store(path)]
+        try:
+            async with open_store_file(path) as outbox:
+                running, durability = False, await outbox.durability()
+        except StoreError as error:
+            return [Finding(False, f"store: {error.message}")]
+    except StoreError as error:
+        return [Finding(False, f"store: {error.message}")]
+    server = "a server is running" if running else "no server is running"
+    return [Finding(True, f"store: {durability.promise} ({_listed(durability.facts)}); {server}")]
+
+
+async def _check_database(store: StoreUrl, *, unsafe: bool) -> list[Finding]:
+    """What the server says of itself, and each problem by itself."""
+    found = []
+    if unsafe:
+        wrong = "SCQ_STORE_UNSAFE is 1: acknowledged pushes could be lost. Set it to 0 to serve for real."
+        found.append(Finding(False, wrong))
+    try:
+        assessment = await assess_database(store)
+        found += [Finding(False, f"store: {problem}") for problem in assessment.problems]
+        if assessment.problems:
+            return [*found, Finding(True, f"store: the server says of itself: {_listed(assessment.facts)}")]
+        async with open_existing(store) as outbox:
+            durability = await outbox.durability()
+    except StoreError as error:
+        return [*found, Finding(False, f"store: {error.message}")]
+    return [*found, Finding(True, f"store: {durability.promise} ({_listed(durability.facts)})")]
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+async def _durability_of_server(path: Path) -> Durability:
+    async with contextlib.aclosing(ask(path, "durability")) as answers:
+        return msgspec.convert(await anext(answers), Durability)
+
+
+def _place_for_store(path: Path) -> Finding:
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return Finding(False, f"store: this user may not write in {path.parent}: change its owner, or SCQ_STORE.")
+    return Finding(True, f"store: {path} does not exist yet, serve makes it")
+
+
+async def check_send(settings: Settings, email: str) -> list[Finding]:
+    """A real identify, with nothing but the address."""
+    upstream = Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
+    async with Client(timeout_seconds=settings.upstream_timeout_seconds) as client:
+        answer = await client.send(upstream.request_for(email, Attributes()))
+    took = f"{answer.latency_seconds:.2f} s"
+    if answer.verdict is Verdict.DELIVERED:
+        return [Finding(True, f"SendX: it took the identify ({took})")]
+    advice = _ADVICE.get(answer.verdict, "Try again; if that does not help, check SCQ_UPSTREAM.")
+    return [Finding(False, f"SendX: it did not take the identify ({took}): {answer.detail}. {advice}")]
+
+
+def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
+    """Whether the proxy would believe this identity token, and if not, why."""
+    codec = TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys])
+    outcome = codec.verify(token.strip(), now)
+    if isinstance(outcome, TokenProblem):
+        return [Finding(False, f"token: {outcome.reason}, {outcome.detail}")]
+    return [Finding(True, "token: it identifies its e-mail address as verified")]
+
+
+def public_url(text: str) -> str | None:
+    """The public address as `check_public` takes it, or None for a text that is none."""
+    try:
+        url = httpx.URL(text.rstrip("/"))
+    except (httpx.InvalidURL, ValueError):
+        return None
+    plain = url.scheme in ("http", "https") and url.host and not url.userinfo and not url.query and not url.fragment
+    return str(url).rstrip("/") if plain else None
+
+
+async def check_public(settings: Settings, url: str) -> list[Finding]:
+    """The way a browser takes, through whatever stands before the proxy: script, headers, cookie, client address.
+
+    `url`: as `public_url` gives it.
+    """
+    origin = url.partition("://")[0] + "://" + httpx.URL(url).netloc.decode("ascii")
+    async with httpx.AsyncClient(timeout=_SECONDS, follow_redirects=False) as client:
+        try:
+            return [await _check_script(client, url), *await _check_push(client, settings, url, origin)]
+        except httpx.HTTPError as error:
+            why = str(error) or type(error).__name__
+            return [Finding(False, f"{url} cannot be reached ({why}): is the proxy running, and routed there?")]
+
+
+async def _check_script(client: httpx.AsyncClient, url: str) -> Finding:
+    answer = await client.get(f"{url}/scq.js", headers={"Accept-Encoding": "br, gzip"})
+    if answer.status_code != 200 or "javascript" not in answer.headers.get("content-type", ""):
+        return Finding(
+            False, f"{url}/scq.js answers {answer.status_code}, not the script: route this path to the proxy."
+        )
+    encoding = answer.headers.get("content-encoding")
+    if encoding is None or "etag" not in answer.headers:
+        return Finding(False, "script: served, but on the way its compression or its ETag was removed.")
+    return Finding(True, f"script: served, compressed with {encoding}")
+
+
+async def _check_push(client: httpx.AsyncClient, settings: Settings, url: str, origin: str) -> list[Finding]:
+    body = {"v": 1, "pushes": [{"id": secrets.token_hex(16), "call": ["consent", "granted"]}]}
+    page = {"Origin": origin, "Sec-Fetch-Site": "same-origin", "Content-Type": "text/plain"}
+    answer = await client.post(f"{url}/push", content=msgspec.json.encode(body), headers=page)
+    if answer.status_code != 202:
+        return [Finding(False, f"{url}/push answers {answer.status_code}: {_message(answer)}")]
+    found = [Finding(True, "push: acknowledged with 202")]
+    name = cookie_name(origin)
+    cookie = answer.headers.get("set-cookie", "")
+    if not cookie.startswith(f"{name}="):
+        found.append(
+            Finding(False, f"cookie: the answer does not set {name}; does something on the way remove Set-Cookie?")
+        )
+        return found
+    found.append(Finding(True, f"cookie: {name} is set"))
+    return [*found, *await _check_seen(client, settings, url, cookie.partition(";")[0])]
+
+
+async def _check_seen(client: httpx.AsyncClient, settings: Settings, url: str, cookie: str) -> list[Finding]:
+    """What arrives at the proxy: only it can tell, and it tells whoever has its signing key."""
+    probe = ProbeCodec([key.reveal() for key in settings.secret_keys]).sign(time.time())
+    answer = await client.get(f"{url}/check", headers={"Cookie": cookie, "X-Scq-Check": probe})
+    seen = _object(answer)
+    if answer.status_code != 200 or "client" not in seen:
+        return [Finding(False, "client address: the proxy there has other SCQ_SECRET_KEYS than these settings.")]
+    return explain_seen(seen, cookie.partition("=")[0])
+
+
+def explain_seen(seen: Mapping[str, object], cookie: str) -> list[Finding]:
+    """Judges what the proxy saw of a request: its cookies' names and the client address it counts by."""
+    found = []
+    if cookie not in str(seen.get("cookies")).split(","):
+        found.append(
+            Finding(False, "cookie: it does not reach the proxy; something on the way removes the Cookie header.")
+        )
+    address = str(seen.get("client"))
+    if _is_local(address) and seen.get("forwarded"):
+        found.append(
+            Finding(
+                False,
+                f"client address: this request came through a reverse proxy and counts as {address}. Unless you ran this "
+                "behind that proxy yourself, add its address to SCQ_TRUSTED_PROXIES.",
+            )
+        )
+    else:
+        found.append(Finding(True, f"client address seen: {address}"))
+    return found
+
+
+def _is_local(address: str) -> bool:
+    try:
+        return ip_address(address.partition("/")[0]).is_private
+    except ValueError:
+        return False
+
+
+def _message(answer: httpx.Response) -> str:
+    return str(_object(answer).get("message", "it is not the proxy that answers."))
+
+
+def _object(answer: httpx.Response) -> Mapping[str, object]:
+    """The JSON object in an answer; an empty one if there is none."""
+    try:
+        found = answer.json()
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

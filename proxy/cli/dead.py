@@ -1,0 +1,395 @@
+"""`scq-proxy dead`: what could not be delivered, listed, shown, exported, replayed and discarded.
+
+Nothing is acted on by accident: replay and discard want ids, a filter or `--all`, and discard asks. Ids are the ids of pushes, as pages made
+them and as every command here shows them. Addresses appear, because the operator asks for them; the log of the server shows none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from proxy.cli.terminal import EnvFile, address, answers, escaped, store_of
+from proxy.config.values import StoreUrl
+from proxy.errors import StoreRefused
+from proxy.ops.dead_letters import STEP, Advance, Letter, Selection
+from proxy.store.outbox import DeadReason
+
+SHOWN = 50  # letters in a list for a person, unless told
+_DAY_SECONDS = 86_400
+_WIDEST = 60  # characters of a push in a list
+
+dead = typer.Typer(
+    name="dead",
+    help="List, replay and discard dead letters.\n\n"
+    "A dead letter is a push that SendX refused, that was tried in vain for days, or whose outcome is unknown. It is kept for "
+    "SCQ_DEAD_DAYS. ID is the id of the push, as the list shows it. These commands need no setting but SCQ_STORE. With SQLite they ask the "
+    "running server, or open the store if none is running; with PostgreSQL they work from any machine that reaches it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of pushes, as the list shows them.")]
+ByReason = Annotated[DeadReason | None, typer.Option("--reason", help="Only those that died for this reason.")]
+OlderThan = Annotated[
+    int | None,
+    typer.Option(
+        "--older-than", metavar="DAYS", min=1, max=36_500, help="Only those that died at least so many days ago."
+    ),
+]
+Contact = Annotated[
+    str | None, typer.Option("--contact", metavar="EMAIL", callback=address, help="Only those for this address.")
+]
+All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+
+
+# Looking
+
+
+@dead.command("list")
+def list_command(
+    reason: ByReason = None,
+    older_than: OlderThan = None,
+    contact: Contact = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help=f"Show the last N. Without it {SHOWN} are shown, with --json all."),
+    ] = None,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters.
+
+    The order is that of the pushes, the newest last. Times are UTC.
+    """
+    selection = _filtered(reason, older_than, contact)
+    store = store_of(env_file)
+    if as_json and limit is None:
+        asyncio.run(_write_letters(store, selection, sys.stdout))
+        return
+    total, letters = asyncio.run(_last_letters(store, selection, limit or SHOWN))
+    if as_json:
+        for letter in letters:
+            sys.stdout.write(_json_line(letter))
+    elif total:
+        _print_table(letters)
+        sys.stderr.write(_footer(len(letters), total))
+    else:
+        sys.stdout.write(_none_of(selection))
+
+
+@dead.command()
+def show(
+    push_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the push, as the list shows it.")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one dead letter in full."""
+    store = store_of(env_file)
+    _, letters = asyncio.run(_last_letters(store, Selection(ids=(push_id,)), 1))
+    if not letters:
+        raise StoreRefused(f"No dead letter has the id {push_id[:64]!a}: scq-proxy dead list shows the ids.")
+    if as_json:
+        sys.stdout.write(_json_line(letters[0]))
+    else:
+        _print_letter(letters[0])
+
+
+@dead.command()
+def export(
+    reason: ByReason = None,
+    older_than: OlderThan = None,
+    contact: Contact = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write to this new file, for its owner only, and not to standard output."),
+    ] = None,
+    env_file: EnvFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines, which it prints anyway.")] = False,
+) -> None:
+    """Write dead letters as JSON Lines.
+
+    Each line is a JSON object with id, contact, reason, at, push and more, as with list --json. Nothing is removed. The file holds
+    addresses: it is made readable for its owner only.
+    """
+    selection = _filtered(reason, older_than, contact)
+    store = store_of(env_file)
+    if output is None:
+        written = asyncio.run(_write_letters(store, selection, sys.stdout))
+        sys.stderr.write(f"Exported {_letters(written)}.\n")
+        return
+    with _new_file(output) as file:
+        written = asyncio.run(_write_letters(store, selection, file))
+    sys.stderr.write(f"Exported {_letters(written)} to {output.absolute()}\n")
+
+
+# Acting
+
+
+@dead.command()
+def replay(
+    ids: Ids = None,
+    reason: ByReason = None,
+    older_than: OlderThan = None,
+    contact: Contact = None,
+    everything: All = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Send dead letters again.
+
+    Each goes to the tail of its contact's lane, behind what waits there, as if it had never been tried. One that is "ambiguous" may
+    already have counted at SendX: sending it again may count it twice. With --json it prints what was replayed.
+    """
+    selection = _chosen(ids, reason, older_than, contact, everything, "replay")
+    replayed = _act("replay", store_of(env_file), selection, as_json)
+    _say(f"Replayed {_letters(replayed)}; sent while the server runs.\n" if replayed else _none_of(selection), as_json)
+
+
+@dead.command()
+def discard(
+    ids: Ids = None,
+    reason: ByReason = None,
+    older_than: OlderThan = None,
+    contact: Contact = None,
+    everything: All = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Drop dead letters for good.
+
+    It asks before it does, and where nobody can be asked it needs --yes. Export them first to keep them. With --json it prints what
+    was discarded.
+    """
+    selection = _chosen(ids, reason, older_than, contact, everything, "discard")
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask on: add --yes to discard without being asked.")
+    store = store_of(env_file)
+    if not yes:
+        selection = _confirmed(store, selection)
+    discarded = _act("discard", store, selection, as_json)
+    _say(f"Discarded {_letters(discarded)}.\n" if discarded else _none_of(selection), as_json)
+
+
+def _filtered(reason: DeadReason | None, older_than: int | None, contact: str | None) -> Selection:
+    before = time.time() - older_than * _DAY_SECONDS if older_than is not None else None
+    return Selection(reason=reason, contact=contact, before=before)
+
+
+def _chosen(
+    ids: list[str] | None,
+    reason: DeadReason | None,
+    older_than: int | None,
+    contact: str | None,
+    everything: bool,
+    verb: str,
+) -> Selection:
+    """What to act on, if it was said in one of three ways. Everything must be asked for by name, not by leaving something out."""
+    filtered = _filtered(reason, older_than, contact)
+    ways = [bool(ids), filtered != Selection(), everything]
+    if sum(ways) != 1:
+        wrong = "give only one of these" if any(ways) else f"say what to {verb}"
+        raise typer.BadParameter(
+            f"{wrong}: ids, or filters (--reason, --older-than, --contact), or --all.\n"
+            f"For example: scq-proxy dead {verb} --reason rejected"
+        )
+    return msgspec.structs.replace(filtered, ids=tuple(dict.fromkeys(ids or ())))
+
+
+def _confirmed(store: StoreUrl, selection: Selection) -> Selection:
+    """Asks. What dies while the question stands is not meant by the answer. Raises `typer.Exit`."""
+    now = time.time()
+    selection = msgspec.structs.replace(selection, before=min(selection.before or now, now))
+    total = asyncio.run(_run(store, "dead_count", selection))
+    if not total:
+        return selection
+    try:
+        agreed = typer.confirm(f"Discard {_letters(total)} for good?", err=True)
+    except typer.Abort:
+        agreed = False
+    if not agreed:
+        sys.stderr.write("Nothing was discarded.\n")
+        raise typer.Exit(2)
+    return selection
+
+
+def _act(command: str, store: StoreUrl, selection: Selection, as_json: bool) -> int:
+    """Replays or discards; how many it were."""
+    written = _write_although_nobody_reads if as_json else None
+    return asyncio.run(_run(store, f"dead_{command}", selection, written))
+
+
+async def _run(
+    store: StoreUrl, command: str, selection: Selection, written: Callable[[Letter], None] | None = None
+) -> int:
+    """One of the commands that say how far they have come; the last count of it. `written`: gets each letter that is done."""
+    last = Advance(0, 0)
+    with _bar(hidden=written is not None and sys.stdout.isatty()) as show_progress:
+        asked = answers(store, command, selection=selection, letters=written is not None)
+        async with contextlib.aclosing(asked) as told:
+            async for answer in told:
+                last = msgspec.convert(answer, Advance)
+                if written is not None and last.letter is not None:
+                    written(last.letter)
+                show_progress(last.done, last.total)
+    return last.total if command == "dead_count" else last.done
+
+
+async def _read(store: StoreUrl, selection: Selection) -> AsyncGenerator[Letter, None]:
+    async with contextlib.aclosing(answers(store, "dead_list", selection=selection)) as told:
+        async for answer in told:
+            yield msgspec.convert(answer, Letter)
+
+
+async def _last_letters(store: StoreUrl, selection: Selection, limit: int) -> tuple[int, list[Letter]]:
+    """How many there are, and the last of them."""
+    letters: deque[Letter] = deque(maxlen=limit)
+    total = 0
+    async with contextlib.aclosing(_read(store, selection)) as read:
+        async for letter in read:
+            letters.append(letter)
+            total += 1
+    return total, list(letters)
+
+
+async def _write_letters(store: StoreUrl, selection: Selection, file: TextIO) -> int:
+    """One line each; how many it were."""
+    written = 0
+    with _bar(hidden=file.isatty()) as show_progress:
+        async with contextlib.aclosing(_read(store, selection)) as read:
+            async for letter in read:
+                file.write(_json_line(letter))
+                written += 1
+                if written % STEP == 0:
+                    show_progress(written, None)
+    return written
+
+
+@contextlib.contextmanager
+def _bar(*, hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on standard error, if that is a terminal, once the work is longer than a step. Hidden where it would mix with output."""
+    console = Console(stderr=True)
+    columns = (TextColumn("dead letters"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal)
+    task = progress.add_task("dead letters", total=None)
+
+    def show_progress(done: int, total: int | None) -> None:
+        if max(done, total or 0) > STEP:
+            progress.start()
+            progress.update(task, completed=done, total=total)
+
+    try:
+        yield show_progress
+    finally:
+        progress.stop()
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """A file that was not there before, on disk when this returns: what was exported may be discarded next. None is left half written."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise typer.BadParameter(f"{path} exists already, and is not overwritten: name another file.") from None
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be made: {error.strerror}.") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink()
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}.") from None
+    except BaseException:
+        path.unlink()
+        raise
+
+
+# Words
+
+
+def _write_although_nobody_reads(letter: Letter) -> None:
+    """A reader that has gone does not stop what was asked for."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(_json_line(letter))
+
+
+def _json_line(letter: Letter) -> str:
+    """In ASCII, so that it is JSON in every locale and harmless on a terminal."""
+    return json.dumps(msgspec.to_builtins(letter)) + "\n"
+
+
+def _say(sentence: str, as_json: bool) -> None:
+    (sys.stderr if as_json else sys.stdout).write(sentence)
+
+
+def _letters(count: int) -> str:
+    return "1 dead letter" if count == 1 else f"{count} dead letters"
+
+
+def _none_of(selection: Selection) -> str:
+    return "There are no dead letters.\n" if selection == Selection() else "No dead letter matches.\n"
+
+
+def _footer(shown: int, total: int) -> str:
+    more = f"These are the last {shown} of {_letters(total)}; --limit {total} shows all. " if shown < total else ""
+    return f"{more}scq-proxy dead show ID shows one in full.\n"
+
+
+def _print_table(letters: list[Letter]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    rows = [
+        (letter.at[:16].replace("T", " "), str(letter.reason), letter.id, letter.contact, _summary(letter))
+        for letter in letters
+    ]
+    rows.insert(0, ("DIED (UTC)", "REASON", "ID", "CONTACT", "PUSH"))
+    texts = [[escaped(cell) for cell in row] for row in rows]
+    widths = [max(row[column].cell_len for row in texts) for column in range(len(rows[0]) - 1)]
+    for row in texts:
+        for text, width in zip(row, widths, strict=False):
+            text.pad_right(width - text.cell_len + 2)
+        console.print(Text.assemble(*row))
+
+
+def _summary(letter: Letter) -> str:
+    """What a push does, in a few words."""
+    _, argument = letter.push
+    tags = [f"+{tag}" for tag in (*argument.get("addTags", ()), *argument.get("tags", ()))]
+    tags += [f"-{tag}" for tag in argument.get("removeTags", ())]
+    names = [name for name in argument if name not in ("email", "tags", "addTags", "removeTags")]
+    summary = " ".join([letter.kind, *names, *tags])
+    return summary if len(summary) <= _WIDEST else summary[: _WIDEST - 1] + "…"
+
+
+def _print_letter(letter: Letter) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    facts: dict[str, object] = {
+        "id": letter.id,
+        "contact": letter.contact,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "died": letter.at,
+        "acknowledged": letter.since,
+        "attempts": letter.attempts,
+        "push": json.dumps(letter.push, ensure_ascii=False),
+    }
+    for name, value in facts.items():
+        console.print(Text.assemble(f"{name:14}", escaped(str(value))))

@@ -1,0 +1,93 @@
+"""The command `scq-proxy snippet`: prints what to paste into pages, and on standard error what to know about it.
+
+It asks no server: the tag is about the build that is installed here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from proxy.cli.embed import Form, make_snippet
+from proxy.cli.terminal import EnvFile, env_file_of, host_name
+from proxy.config.settings import load_prefix
+from proxy.resources import shipped
+from proxy.web.shim import load_debug_shim, load_shim
+
+
+def _queue_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$]*", text):
+        raise typer.BadParameter("give a name as JavaScript has them, such as _scp.")
+    return text
+
+
+def snippet(
+    env_file: EnvFile = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", callback=host_name, help="Host name of the proxy, if not the page's own: t.example.com."
+        ),
+    ] = "",
+    hashed: Annotated[
+        bool, typer.Option("--hashed", help="One version under its own address, cached for ever, with integrity (SRI).")
+    ] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="The whole script in the page: no request for it.")] = False,
+    sendx: Annotated[
+        bool, typer.Option("--sendx", help="Keep SendX's install snippet: the one host name to change in it.")
+    ] = False,
+    spa: Annotated[bool, typer.Option("--spa", help="Say with the tag how single-page sites use it.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="The development build: the console tells what becomes of each push.")
+    ] = False,
+    queue: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            callback=_queue_name,
+            help="Another name for the queue, beside SendX's own script that stays for its pop-ups.",
+        ),
+    ] = "_scq",
+    types: Annotated[bool, typer.Option("--types", help="Print the TypeScript types of the queue instead.")] = False,
+) -> None:
+    """Print the embed tag.
+
+    Paste it into every page, into the head. The script's path follows SCQ_PREFIX. Standard error says what a
+    Content-Security-Policy must allow for it.
+    """
+    chosen = {"--hashed": hashed, "--inline": inline, "--sendx": sendx, "--types": types}
+    form = _only([name for name, given in chosen.items() if given])
+    if form in ("--hashed", "--sendx", "--types") and debug:
+        _cannot_both(form, "--debug", "the development build comes by the plain tag or --inline")
+    if form in ("--sendx", "--types") and queue != "_scq":
+        _cannot_both(form, "--queue", "the plain tag, --hashed and --inline know another queue")
+    if types:
+        sys.stdout.write(shipped("static/scq.d.ts").read_text(encoding="utf-8"))
+        return
+    made = make_snippet(
+        Form(form.removeprefix("--") or "linked"),
+        load_debug_shim() if debug else load_shim(),
+        prefix=load_prefix(os.environ, env_file_of(env_file)),
+        host=host,
+        queue=queue,
+        debug=debug,
+        spa=spa,
+    )
+    sys.stdout.write(made.html)
+    sys.stdout.flush()  # before the notes, also where both go to one file
+    sys.stderr.write("".join(f"{note}\n" for note in made.notes))
+
+
+def _only(forms: list[str]) -> str:
+    """The one form that was asked for, or an empty text for the plain tag."""
+    if len(forms) > 1:
+        _cannot_both(forms[0], forms[1], "each is a form of its own")
+    return forms[0] if forms else ""
+
+
+def _cannot_both(one: str, other: str, why: str) -> None:
+    raise typer.BadParameter(f"not together with {one}: {why}.", param_hint=other)

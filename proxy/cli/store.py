@@ -1,0 +1,215 @@
+"""The commands on the store: its state, a person to forget, its schema, and the move from one to another.
+
+They need no setting but SCQ_STORE. With SQLite they ask the running server, or open the file if none is running; with PostgreSQL they work on
+the database, from any machine that reaches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from proxy.cli.terminal import AsJson, EnvFile, address, answers, escaped, store_of
+from proxy.config.values import StoreUrl, Wrong
+from proxy.config.values import store as parse_store
+from proxy.errors import StoreRefused
+from proxy.ops.control import ask
+from proxy.ops.pages import Report, read_report
+from proxy.store.outbox import Erased, RefusedName
+from proxy.stores import assess_database, copy_store, migrate_database, open_existing
+
+_WHAT_THE_FILE_SAYS = "No server is running: this is what the store says."
+_WHAT_THE_DATABASE_SAYS = "This is what the database says. What a node does at the moment is on its own status page."
+
+
+def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show backlog, failures and what was refused.
+
+    It asks the running server, or reads the store if none is running; with PostgreSQL it reads the database. Needs no setting but
+    SCQ_STORE. Tags and fields that pages
+    asked for in vain are listed with the setting that would offer them. Exits with 1 if something needs attention.
+    """
+    store = store_of(env_file)
+    report = asyncio.run(_report(store))
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    else:
+        _print_report(report, store)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+async def _report(store: StoreUrl) -> Report:
+    """From the running server, or from the store itself: a database, or a file while no server runs."""
+    if store.path is not None:
+        with contextlib.suppress(ConnectionError):
+            async with contextlib.aclosing(ask(store.path, "status")) as answers:
+                return msgspec.convert(await anext(answers), Report)
+    async with open_existing(store) as outbox:
+        return await read_report(outbox)
+
+
+def _print_report(report: Report, store: StoreUrl) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for problem in report.problems:
+        console.print(Text.assemble(("! ", "red"), escaped(problem)))
+    if not report.problems:
+        console.print(Text("All is well.", "green"))
+    if report.delivery is None:
+        console.print(_WHAT_THE_FILE_SAYS if store.path is not None else _WHAT_THE_DATABASE_SAYS)
+    width = max(len(name) for name, _ in _facts(report))
+    for name, value in _facts(report):
+        console.print(f"  {name:{width}}  {value}", markup=False)
+    if report.refused_names:
+        _print_refused(console, report.refused_names)
+
+
+def _facts(report: Report) -> list[tuple[str, object]]:
+    facts: list[tuple[str, object]] = [
+        ("waiting", report.waiting),
+        ("oldest waiting for", timedelta(seconds=int(report.lag_seconds))),
+        ("held for visitors not identified", report.holding),
+        ("dead letters", report.dead),
+        ("delivered so far", report.counters.get("delivered", 0)),
+    ]
+    if report.delivery:
+        facts += [("gate to SendX", report.delivery.gate), ("forwarder restarts", report.restarts)]
+    refused = (
+        (name.removeprefix("refused:"), count) for name, count in report.counters.items() if name.startswith("refused:")
+    )
+    return facts + [(f"refused, {reason}", count) for reason, count in refused if count]
+
+
+def _print_refused(console: Console, names: Sequence[RefusedName]) -> None:
+    console.print("\nPages asked for these, and they are not offered:")
+    width = max(len(refused.setting) for refused in names)
+    for refused in names:
+        name = escaped(json.dumps(refused.name, ensure_ascii=False))
+        console.print(Text.assemble(f"  {refused.count:6} x  {refused.setting:{width}}  ", name))
+
+
+def erase(
+    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=address, help="Who is to be forgotten.")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a person.
+
+    It removes what waits, what is held and what is dead of theirs, and who their browsers were; a hash stays, so that late retries and
+    old cookies do not bring them back. A new log-in does. SendX is not told: delete the contact there too. Needs no setting but SCQ_STORE,
+    and asks nothing.
+    """
+    erased = asyncio.run(_erase(env_file, email))
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(erased).decode() + "\n")
+    elif erased == Erased(waiting=0, held=0, dead=0, identities=0):
+        sys.stdout.write("Nothing was known of this person. Late retries will not bring them back.\n")
+    else:
+        sys.stdout.write(
+            "Erased. Late retries and old cookies will not bring this person back.\n"
+            f"  waiting pushes                    {erased.waiting}\n"
+            f"  held pushes                       {erased.held}\n"
+            f"  dead letters                      {erased.dead}\n"
+            f"  remembered log-ins and log-outs   {erased.identities}\n"
+            "SendX still has what was delivered: delete the contact there too.\n"
+        )
+
+
+async def _erase(env_file: Path | None, email: str) -> Erased:
+    async with contextlib.aclosing(answers(store_of(env_file), "erase", contact=email)) as told:
+        return msgspec.convert(await anext(told), Erased)
+
+
+def migrate(env_file: EnvFile = None) -> None:
+    """Make the schema in PostgreSQL, or bring it up to date.
+
+    Run it once before nodes of a new version start; nodes of the version before it go on meanwhile. It may be run again at any time,
+    and by several at once.
+    """
+    store = store_of(env_file)
+    if store.dsn is None:
+        sys.stdout.write("An SQLite file needs no migration: scq-proxy serve brings it up to date when it opens it.\n")
+        return
+    before, after = asyncio.run(migrate_database(store))
+    if before == after:
+        sys.stdout.write(f"The schema is up to date (version {after}): nothing was changed.\n")
+    else:
+        done = f"brought from version {before} to {after}" if before else f"made (version {after})"
+        sys.stdout.write(f"The schema was {done}.\n")
+
+
+def copy(
+    source: Annotated[
+        str, typer.Option("--from", metavar="URL", help="The SQLite store, of which no server runs: sqlite:///scq.db.")
+    ],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="URL",
+            help="The PostgreSQL store, empty: postgresql://... Without it SCQ_STORE counts, where no other user of the machine sees the password.",
+        ),
+    ] = "",
+    env_file: EnvFile = None,
+) -> None:
+    """Move a store from SQLite to PostgreSQL.
+
+    Stop the server, run scq-proxy migrate on the new store, then this. Everything is kept: order, ids, what is held, dead letters, counters,
+    visitors, erased people. It is one transaction: all is copied or nothing. The file stays as it is; serve it no more, or what waits is sent
+    twice.
+    """
+    file = _given(source, "--from", "sqlite")
+    database = _given(target, "--to", "postgresql") if target else store_of(env_file)
+    if database.dsn is None:
+        raise typer.BadParameter("SCQ_STORE is no PostgreSQL store: name one.", param_hint="--to")
+    assert file.path is not None  # noqa: S101 - it is SQLite
+    assessment = asyncio.run(assess_database(database))
+    if assessment.obstacles:
+        raise StoreRefused("\n".join(assessment.obstacles))
+    for loss in assessment.losses:
+        sys.stderr.write(f"! {loss}\n")
+    with _bar() as (totals, progress):
+        copied = copy_store(file.path.absolute(), database.dsn.reveal(), totals, progress)
+    width = max(len(name) for name in copied)
+    sys.stdout.write(f"Copied to {database.place}; the numbers of both stores are the same.\n")
+    for name, count in copied.items():
+        sys.stdout.write(f"  {name:{width}}  {count}\n")
+    sys.stdout.write(
+        "Now let SCQ_STORE name the new store, and keep the file as a backup: it must not be served again.\n"
+    )
+
+
+def _given(text: str, option: str, kind: str) -> StoreUrl:
+    try:
+        store = parse_store(text.strip())
+    except Wrong as wrong:
+        raise typer.BadParameter(f"it {wrong.reasons[0]}.", param_hint=option) from None
+    if store.kind != kind:
+        raise typer.BadParameter(
+            f"this must begin with {kind}://: a store is moved from SQLite to PostgreSQL.", param_hint=option
+        )
+    return store
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[tuple[Callable[[int], None], Callable[[str, int], None]]]:
+    """A progress bar on standard error, if that is a terminal: what to call with the number of rows, and with each step."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("copying", total=None)
+        yield (
+            lambda total: bar.update(task, total=total),
+            lambda table, rows: bar.update(task, description=table, advance=rows),
+        )

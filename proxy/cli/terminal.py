@@ -1,0 +1,106 @@
+"""What the commands share: options, the way to the store with or without a server, and text made safe for a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.text import Text
+
+from proxy.cli.check import public_url
+from proxy.config.settings import load_store_settings
+from proxy.config.values import StoreUrl
+from proxy.core.emails import clean_address
+from proxy.errors import StoreRefused
+from proxy.ops.control import ask
+from proxy.ops.dead_letters import Letters
+from proxy.stores import open_existing
+
+EnvFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--env-file",
+        metavar="FILE",
+        help="Read settings from this file; the environment goes before it. Without this option, .env is read if there is one.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
+
+
+def env_file_of(given: Path | None) -> Path | None:
+    """The file that was named, else `.env` if there is one."""
+    if given is not None:
+        return given
+    default = Path(".env")
+    return default if default.is_file() else None
+
+
+def address(text: str | None) -> str | None:
+    """The callback of a parameter that is an e-mail address; the spaces around it are taken off. None: an option not given."""
+    if text is None:
+        return None
+    cleaned = clean_address(text)
+    if cleaned is None:
+        raise typer.BadParameter("this is no e-mail address; an example is ada@example.com.")
+    return cleaned
+
+
+def escaped(text: str) -> Text:
+    """Anybody's text for a terminal: never markup, and without control or direction characters."""
+    return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
+
+
+def store_of(env_file: Path | None) -> StoreUrl:
+    """The store, which is also said on standard error, as its absolute path or its host. Raises `ConfigError`."""
+    store = load_store_settings(os.environ, env_file_of(env_file))
+    if store.path is not None:
+        store = StoreUrl("sqlite", path=store.path.absolute())
+    sys.stderr.write(f"Store: {store.place}\n")
+    return store
+
+
+async def answers(store: StoreUrl, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
+    """A command of `letters`: what the running server answers, or the store itself, as plain values: an SQLite file if no server runs, a
+    database always.
+
+    Raises `StoreRefused`, and `StoreUnavailable` if a database is in trouble.
+    """
+    answered = False
+    try:
+        if store.path is not None:
+            async with contextlib.aclosing(ask(store.path, command, **arguments)) as told:
+                async for answer in told:
+                    answered = True
+                    yield answer
+                return
+    except ConnectionError:
+        if answered:  # half of it is done: whoever asks again should know that they do
+            raise StoreRefused("The running server broke off before all was done: ask again.") from None
+    async with open_existing(store) as outbox:
+        async for answer in Letters(outbox).commands[command](msgspec.to_builtins(arguments)):
+            yield msgspec.to_builtins(answer)
+
+
+def host_name(text: str) -> str:
+    if text and not re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?", text):
+        raise typer.BadParameter("give the host name alone, such as t.example.com.")
+    return text
+
+
+def public_address(text: str) -> str:
+    url = public_url(text)
+    if text and url is None:
+        raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
+    return url or ""
+
+
+def from_input(text: str) -> str:
+    """The text itself, or what stands on standard input for `-`."""
+    return sys.stdin.readline(65_536).strip() if text == "-" else text

@@ -1,0 +1,1 @@
+"""The SCQ_* settings: read once, checked completely, frozen."""

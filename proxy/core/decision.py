@@ -1,0 +1,219 @@
+"""What a decision is shown of the store and what it asks of it: `Facts`, and the operations of a `Plan`.
+
+Decisions are pure and made elsewhere (`admission`, `server_calls`). The outbox shows `Facts` to one inside a transaction and carries its plan
+out there, whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, Protocol
+
+import msgspec
+
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Attributes, Reason, Track
+
+# --- What the store knows ----------------------------------------------------------------------------------------------
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """An id that was accepted or held before, `at` (Unix seconds). `shown`: the visitor its request showed; `after`: who the browser was
+    after it, None for a push that says nothing about that.
+    """
+
+    shown: str
+    after: Visitor | None
+    at: float = 0.0
+
+
+class VisitorFacts(msgspec.Struct, frozen=True):
+    """`identified`: when a browser has identified as this visitor (Unix seconds); `left`: lane key of the person whose log-out it was born of.
+
+    `holding`: pushes held for it.
+    """
+
+    retired: bool = False
+    identified: float | None = None
+    left: str | None = None
+    holding: int = 0
+
+
+class LaneFacts(msgspec.Struct, frozen=True):
+    """`verified`: a token or a server key has vouched for this address here before; `waiting`: pushes not yet sent."""
+
+    verified: bool = False
+    waiting: int = 0
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """Where a person's address went: SendX confirmed the change to `address` at `at` (Unix seconds)."""
+
+    address: str
+    at: float
+
+
+class HeldPush(msgspec.Struct, frozen=True):
+    id: str
+    track: Track
+    since: float = 0.0
+
+
+class Facts(Protocol):
+    """Reads inside the transaction of an append. `site_key`: secret of this store, from which visitor ids are derived."""
+
+    site_key: bytes
+
+    def seen(self, push_id: str) -> Seen | None: ...
+    def visitor(self, visitor_id: str) -> VisitorFacts: ...
+    def lane(self, key: str) -> LaneFacts: ...
+    def alias(self, key: str) -> Alias | None: ...
+    def erased_at(self, key: str) -> float | None: ...
+    def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
+    def held_bytes(self) -> int: ...
+    def schedule(self, name: Schedule) -> float: ...
+
+
+class Schedule(StrEnum):
+    """What happens no more often than its rate: when it would be free again (Unix seconds) is kept in the store."""
+
+    SIGN_UPS = "sign-ups"  # asserted addresses that are not known here
+    TRACES = "traces"  # what nobody known leaves behind: log-outs and consents
+
+
+# --- What a decision asks the store to do ------------------------------------------------------------------------------
+
+
+class Enqueue(msgspec.Struct, frozen=True):
+    """Put a push at the tail of the lane `key`. `address`: the spelling to send; `not_before`: an empty lane waits until then (Unix seconds)."""
+
+    id: str
+    key: str
+    address: str
+    trust: Trust
+    body: Attributes | Track
+    not_before: float = 0.0
+
+
+class Hold(msgspec.Struct, frozen=True):
+    id: str
+    visitor: str
+    track: Track
+
+
+class Bind(msgspec.Struct, frozen=True):
+    """The visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
+
+    visitor: str
+    key: str
+    address: str
+    trust: Trust
+    keep: tuple[str, ...] = ()
+    refuse: tuple[tuple[str, Reason], ...] = ()
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """This visitor id counts for nothing from now on; what is held for it is refused for `reason`."""
+
+    visitor: str
+    reason: Reason = Reason.IDENTITY_CHANGED
+
+
+class Born(msgspec.Struct, frozen=True):
+    """A visitor that begins where the person with lane key `left` logged out."""
+
+    visitor: str
+    left: str
+
+
+class Identified(msgspec.Struct, frozen=True):
+    """The visitor is identified: a log-out that it was born of no longer matters."""
+
+    visitor: str
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Refuse what is held for the visitor, who goes on under the same id."""
+
+    visitor: str
+    reason: Reason
+
+
+class Verify(msgspec.Struct, frozen=True):
+    """The lane's address has been vouched for."""
+
+    key: str
+
+
+class Forgotten(msgspec.Struct, frozen=True):
+    """Accepted, and counted as erased: a late retry for somebody who was erased. The answer does not show it."""
+
+
+class EndAlias(msgspec.Struct, frozen=True):
+    """Somebody was verified at an address that had moved: from now on it is that person's."""
+
+    key: str
+
+
+class Remember(msgspec.Struct, frozen=True):
+    """Know this id again; see `Seen`."""
+
+    id: str
+    shown: str
+    after: Visitor | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Count a refusal."""
+
+    reason: Reason
+
+
+class NotOffered(msgspec.Struct, frozen=True):
+    """A tag or field that a page asked for; `setting` would offer it. Listed by `scq-proxy status`."""
+
+    name: str
+    setting: str
+
+
+class Scheduled(msgspec.Struct, frozen=True):
+    """One more of these has happened; it is free again at `until` (Unix seconds)."""
+
+    name: Schedule
+    until: float
+
+
+Op = (
+    Enqueue
+    | Hold
+    | Bind
+    | Retire
+    | Born
+    | Identified
+    | Drop
+    | Verify
+    | EndAlias
+    | Forgotten
+    | Remember
+    | Refused
+    | NotOffered
+    | Scheduled
+)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """`ops` in order; `answer` is the decision's own and comes back from `append` untouched."""
+
+    ops: tuple[Op, ...]
+    answer: Any
+
+
+class Reads(msgspec.Struct, frozen=True):
+    """What a decision is likely to ask for, so that it can be read together with others'. `ids`: of its pushes; `key`: of its person's lane."""
+
+    ids: tuple[str, ...] = ()
+    key: str | None = None
+
+
+Decide = Callable[[Facts], Plan]

@@ -1,0 +1,68 @@
+"""One request as the collector puts it to `admission`, and the answer that comes back: values only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import msgspec
+
+from proxy.core.identity import TokenProblem, Visitor, Vouched, random_visitor
+from proxy.core.pushes import BadPush, Push, Reason, Status
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What is bounded; see the settings. `traces_per_hour`: log-outs and consents of nobody known that are remembered."""
+
+    verified_for: timedelta
+    lane_max: int
+    hold_max: int
+    hold_max_bytes: int
+    honour_gpc: bool
+    sign_ups_per_hour: int
+    traces_per_hour: float
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A push as parsed; `token`: what its identity token proved, verified before the transaction.
+
+    `excess`: its client address has asserted too many addresses.
+    """
+
+    push: Push | BadPush
+    token: Vouched | TokenProblem | None = None
+    excess: bool = False
+
+
+class Request(msgspec.Struct, frozen=True):
+    """`cookie`: the visitor of a cookie that verified; `session`: the `s` of the batch; `now`: Unix seconds.
+
+    `stranger`: the visitor id of a browser that shows neither, drawn before the request is judged, which may happen more than once; unused
+    with a session value.
+    """
+
+    now: float
+    cookie: Visitor | None
+    session: str | None
+    gpc: bool
+    candidates: Sequence[Candidate]
+    stranger: str = msgspec.field(default_factory=random_visitor)
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One push's line in the answer (wire contract). `where`: which part of the push is refused; `message`: what to do."""
+
+    id: str | None
+    status: Status
+    reason: Reason | None = None
+    where: str | None = None
+    message: str | None = None
+    dropped: tuple[str, ...] = ()
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`visitor`: set this cookie, None leaves the browser's as it is; `session`: the new `s`."""
+
+    results: tuple[Result, ...]
+    visitor: Visitor | None = None
+    session: str | None = None

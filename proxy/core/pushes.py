@@ -1,0 +1,393 @@
+"""What a page may push, parsed once from the wire into frozen values.
+
+    bytes → parse_batch → Batch(session, items)      item: Push(id, call) or BadPush(id, reason, where)
+
+A request is one JSON object (DESIGN "Wire contract"). What makes the whole request unreadable raises `Malformed`; what is
+wrong with one push makes that push a `BadPush` and leaves its neighbours alone. Nothing here decides who may do what: that
+is `policy`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import msgspec
+
+from proxy.core.emails import clean_address
+from proxy.errors import RequestError
+
+MAX_PUSHES = 50
+MAX_NAMES = 100  # tags or custom fields in one push
+MAX_TEXT = 255  # characters of a contact string, as SendX states for contact strings and text custom fields
+MAX_TOKEN = 8_192
+FIELDS = ("firstName", "lastName", "company", "birthday")
+
+_ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
+_SESSION = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CALLBACKS = frozenset(("success", "failure"))
+
+
+class Kind(StrEnum):
+    IDENTIFY = "identify"
+    TRACK = "track"
+
+
+class Status(StrEnum):
+    """What the answer says of a push (wire contract)."""
+
+    ACCEPTED = "accepted"
+    HELD = "held"
+    DUPLICATE = "duplicate"
+    REFUSED = "refused"
+
+
+class Reason(StrEnum):
+    """Why a push is refused. The one list: answers, counters and the README use these words."""
+
+    BAD_SHAPE = "bad-shape"
+    TOO_LONG = "too-long"
+    UNKNOWN_METHOD = "unknown-method"
+    BAD_EMAIL = "bad-email"
+    BAD_TOKEN = "bad-token"
+    EXPIRED_TOKEN = "expired-token"
+    UNVERIFIED_IDENTITY = "unverified-identity"
+    IDENTITY_CHANGED = "identity-changed"
+    TAG_NOT_ALLOWED = "tag-not-allowed"
+    TOO_MANY_ADDRESSES = "too-many-addresses"
+    LANE_FULL = "lane-full"
+    HOLD_FULL = "hold-full"
+    HOLD_EXPIRED = "hold-expired"
+    GPC = "gpc"
+    CONSENT_DENIED = "consent-denied"
+
+
+# What each reason means for whoever reads the answer: what is wrong and what to do. `where` in the result says which part.
+ADVICE: Mapping[Reason, str] = {
+    Reason.BAD_SHAPE: 'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].',
+    Reason.TOO_LONG: f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.",
+    Reason.UNKNOWN_METHOD: "Known methods: identify, track, reset, consent.",
+    Reason.BAD_EMAIL: "That is no e-mail address: ask the visitor to correct it.",
+    Reason.BAD_TOKEN: "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.",
+    Reason.EXPIRED_TOKEN: "The identity token has expired: fetch a fresh one from the site's back end.",
+    Reason.UNVERIFIED_IDENTITY: "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.",
+    Reason.IDENTITY_CHANGED: "Someone else logged in, or out, on this browser after this was pushed.",
+    Reason.TAG_NOT_ALLOWED: "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.",
+    Reason.TOO_MANY_ADDRESSES: "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.",
+    Reason.LANE_FULL: "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.",
+    Reason.HOLD_FULL: "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.",
+    Reason.HOLD_EXPIRED: "The visitor was not identified within SCQ_HOLD_DAYS.",
+    Reason.GPC: "The browser sends Global Privacy Control: nothing is kept about a visitor who is not identified (SCQ_GPC).",
+    Reason.CONSENT_DENIED: 'The visitor denied consent: push ["consent", "granted"] once they agree.',
+}
+
+
+class Malformed(RequestError):
+    """The whole request cannot be read (400). The message says what and where, and quotes none of it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, "malformed", message)
+
+
+class Attributes(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What an identify sets on a contact, in SendX's words. Also the form in which it is stored.
+
+    `fields`: firstName, lastName, company, birthday. `custom_fields`: name to text, numbers and booleans already turned into
+    text (SendX decodes a map of strings). `extra`: keys passed on from the site's own servers untouched.
+    """
+
+    fields: dict[str, str] = {}
+    custom_fields: dict[str, str] = {}
+    tags: tuple[str, ...] = ()
+    new_email: str | None = None
+    extra: dict[str, Any] = {}
+
+    @property
+    def increments(self) -> bool:
+        """Whether sending this twice could count twice: SendX adds `++n` to and subtracts `--n` from number fields."""
+        return any(value.startswith(("++", "--")) for value in self.custom_fields.values())
+
+
+class Identify(msgspec.Struct, frozen=True):
+    """`email` as typed in the page, or `token` as signed by the back end, or neither: the visitor's own contact.
+
+    `ignored`: names of parts that nobody could set (unknown keys, values that are no text), for the answer's `dropped`.
+    """
+
+    attributes: Attributes
+    email: str | None = None
+    token: str | None = None
+    ignored: tuple[str, ...] = ()
+
+
+class Track(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Tags to add to and to remove from the contact. Also the form in which it is stored."""
+
+    add_tags: tuple[str, ...] = ()
+    remove_tags: tuple[str, ...] = ()
+
+
+class Reset(msgspec.Struct, frozen=True):
+    """Forget who this browser is: log-out."""
+
+
+class Consent(msgspec.Struct, frozen=True):
+    granted: bool
+
+
+Call = Identify | Track | Reset | Consent
+
+
+class Push(msgspec.Struct, frozen=True):
+    """`released`: the page held it back until the visitor granted consent (the shim's `p`)."""
+
+    id: str
+    call: Call
+    released: bool = False
+
+
+class BadPush(msgspec.Struct, frozen=True):
+    """A push that is refused as it stands. `id` is None when the push has none that could be used."""
+
+    id: str | None
+    reason: Reason
+    where: str | None = None
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """One request. `session`: the browser-session value under which the pushes were made, if it is usable."""
+
+    session: str | None
+    items: tuple[Push | BadPush, ...]
+
+
+class _Refused(Exception):
+    def __init__(self, reason: Reason, where: str) -> None:
+        self.reason = reason
+        self.where = where
+
+
+def parse_batch(body: bytes) -> Batch:
+    """The request's body as values. Raises `RequestError`: `Malformed` (400), or 413 over MAX_PUSHES."""
+    message = read_json(body)
+    if not isinstance(message, dict):
+        raise Malformed('The body is not a JSON object: send {"v":1,"pushes":[…]}.')
+    pushes = message.get("pushes")
+    if isinstance(pushes, list) and len(pushes) > MAX_PUSHES:
+        raise RequestError(413, "too-many", f"More than {MAX_PUSHES} pushes: split them over several requests.")
+    if message.get("v") != 1 or isinstance(message.get("v"), bool):
+        raise Malformed('"v" is not 1: this server speaks version 1 of the contract.')
+    if not isinstance(pushes, list):
+        raise Malformed('"pushes" is not a list: send {"v":1,"pushes":[…]}.')
+    session = message.get("s")
+    usable = isinstance(session, str) and _SESSION.match(session)
+    return Batch(session if usable else None, tuple([_parse_push(push) for push in pushes]))
+
+
+_decoder = msgspec.json.Decoder()
+
+
+def read_json(body: bytes) -> Any:
+    """Any JSON, read as leniently as browsers and their like write it. Raises `Malformed`."""
+    try:
+        return _decoder.decode(body)
+    except RecursionError:
+        raise Malformed("The body is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _decode_leniently(body)
+
+
+def _decode_leniently(body: bytes) -> Any:
+    """What msgspec refuses and browsers send: half of a surrogate pair (a cut-off emoji), or a number beyond a double.
+
+    One such push must not cost its neighbours, so the halves become U+FFFD and the number is refused where it stands.
+    """
+    try:
+        text = body.decode("utf-8")
+        return mended(json.loads(text, parse_constant=_no_constant, parse_int=_bounded_int))
+    except RecursionError:
+        raise Malformed("The body is nested too deeply.") from None
+    except ValueError:
+        raise Malformed("The body is not JSON in UTF-8.") from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _bounded_int(digits: str) -> float:
+    """Python refuses to read integers of thousands of digits; as numbers beyond a double they are refused where they stand."""
+    return int(digits) if len(digits) <= MAX_TEXT else float("inf")
+
+
+def mended(value: Any) -> Any:
+    """JSON without halves of surrogate pairs: each becomes U+FFFD."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [mended(item) for item in value]
+    if isinstance(value, dict):
+        return {mended(key): mended(item) for key, item in value.items()}
+    return value
+
+
+def _parse_push(push: Any) -> Push | BadPush:
+    if not isinstance(push, dict):
+        return BadPush(None, Reason.BAD_SHAPE, "push")
+    push_id = push.get("id")
+    if not isinstance(push_id, str) or not _ID.match(push_id):
+        return BadPush(None, Reason.BAD_SHAPE, "id")
+    try:
+        return Push(push_id, _parse_call(push.get("call")), bool(push.get("p")))
+    except _Refused as refused:
+        return BadPush(push_id, refused.reason, refused.where)
+
+
+def _parse_call(call: Any) -> Call:
+    if not isinstance(call, list) or not call or not isinstance(call[0], str):
+        raise _Refused(Reason.BAD_SHAPE, "call")
+    method = call[0]
+    if method == "track":
+        return _parse_track(_argument(call))
+    if method == "identify":
+        return parse_identify(_argument(call))
+    if method == "reset":
+        return Reset()
+    if method == "consent":
+        if len(call) < 2 or call[1] not in ("granted", "denied"):
+            raise _Refused(Reason.BAD_SHAPE, "call[1]")
+        return Consent(call[1] == "granted")
+    raise _Refused(Reason.UNKNOWN_METHOD, "call[0]")
+
+
+def parse_call(method: str, argument: Any) -> Call | BadPush:
+    """One call that came by another way than a page: what is wrong with it is a `BadPush` without an id."""
+    try:
+        return _parse_call([method, argument])
+    except _Refused as refused:
+        return BadPush(None, refused.reason, refused.where)
+
+
+def _argument(call: list[Any]) -> dict[str, Any]:
+    if len(call) != 2 or not isinstance(call[1], dict):
+        raise _Refused(Reason.BAD_SHAPE, "call[1]")
+    return call[1]
+
+
+def _parse_track(argument: dict[str, Any]) -> Track:
+    if argument.get("addTags") is None and argument.get("removeTags") is None:
+        raise _Refused(Reason.BAD_SHAPE, "call[1].addTags")
+    return Track(_tags(argument.get("addTags"), "addTags"), _tags(argument.get("removeTags"), "removeTags"))
+
+
+def _tags(value: Any, key: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise _Refused(Reason.BAD_SHAPE, f"call[1].{key}")
+    if len(value) > MAX_NAMES:
+        raise _Refused(Reason.TOO_LONG, f"call[1].{key}")
+    for index, tag in enumerate(value):
+        if not isinstance(tag, str) or not tag.strip():
+            raise _Refused(Reason.BAD_SHAPE, f"call[1].{key}[{index}]")
+        if len(tag) > MAX_TEXT:
+            raise _Refused(Reason.TOO_LONG, f"call[1].{key}[{index}]")
+    return tuple(dict.fromkeys(value))
+
+
+def parse_identify(argument: Mapping[str, Any]) -> Identify:
+    """The object of an identify. Nulls are left out; unknown keys and values that are no text end up in `ignored`."""
+    fields: dict[str, str] = {}
+    custom: dict[str, str] = {}
+    ignored: list[str] = []
+    tags: tuple[str, ...] = ()
+    for key, value in argument.items():
+        if value is None or key in _CALLBACKS or key in ("email", "token", "newEmail"):
+            continue
+        if key in FIELDS:
+            fields[key] = _text(value, f"call[1].{key}")
+        elif key == "tags":
+            tags = _tags(value, "tags")
+        elif key == "customFields":
+            custom = _custom_fields(value, ignored)
+        else:
+            ignored.append(key[:MAX_TEXT])
+    attributes = Attributes(fields, custom, tags, _address(argument, "newEmail"))
+    return Identify(attributes, _address(argument, "email"), _token(argument), tuple(ignored))
+
+
+def parse_vouched(contact: Mapping[str, Any]) -> tuple[Attributes, tuple[str, ...]] | None:
+    """The `contact` object of an identity token: its attributes and the parts that were ignored; None if it is none."""
+    try:
+        parsed = parse_identify(contact)
+    except _Refused:
+        return None
+    return parsed.attributes, parsed.ignored
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return _number(value, where)
+    if not isinstance(value, str):
+        raise _Refused(Reason.BAD_SHAPE, where)
+    if len(value) > MAX_TEXT:
+        raise _Refused(Reason.TOO_LONG, where)
+    return value
+
+
+def _number(value: float, where: str) -> str:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise _Refused(Reason.BAD_SHAPE, where)
+    try:
+        text = str(value)
+    except ValueError:  # more digits than Python converts
+        raise _Refused(Reason.TOO_LONG, where) from None
+    if len(text) > MAX_TEXT:
+        raise _Refused(Reason.TOO_LONG, where)
+    return text
+
+
+def _custom_fields(value: Any, ignored: list[str]) -> dict[str, str]:
+    where = "call[1].customFields"
+    if not isinstance(value, dict):
+        raise _Refused(Reason.BAD_SHAPE, where)
+    if len(value) > MAX_NAMES:
+        raise _Refused(Reason.TOO_LONG, where)
+    fields: dict[str, str] = {}
+    for name, content in value.items():
+        if content is None:
+            continue
+        if not name or len(name) > MAX_TEXT:
+            raise _Refused(Reason.TOO_LONG if name else Reason.BAD_SHAPE, where)
+        if isinstance(content, list | dict):
+            ignored.append(f"customFields.{name}")
+        else:
+            fields[name] = _text(content, where)
+    return fields
+
+
+def _address(argument: Mapping[str, Any], key: str) -> str | None:
+    value = argument.get(key)
+    if value is None:
+        return None
+    address = clean_address(value) if isinstance(value, str) else None
+    if address is None:
+        raise _Refused(Reason.BAD_EMAIL, f"call[1].{key}")
+    return address
+
+
+def _token(argument: Mapping[str, Any]) -> str | None:
+    token = argument.get("token")
+    if token is None:
+        return None
+    if not isinstance(token, str):
+        raise _Refused(Reason.BAD_TOKEN, "call[1].token")
+    if len(token) > MAX_TOKEN:
+        raise _Refused(Reason.TOO_LONG, "call[1].token")
+    return token

@@ -1,0 +1,223 @@
+"""What a server of the site may say, parsed once, and the decision about it: all of a call is stored or nothing.
+
+    bytes → parse_server_call → (ServerPush, …) → ServerCall → admit → Plan
+
+The wire is SendX's (source: SendX docs), in both dialects. A server is trusted like an identity token's `contact`: no list of tags or fields
+restricts it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from proxy.core.decision import EndAlias, Enqueue, Facts, Op, Plan, Refused, Remember, Verify
+from proxy.core.emails import clean_address, lane_key
+from proxy.core.identity import Trust
+from proxy.core.pushes import (
+    FIELDS,
+    MAX_NAMES,
+    MAX_TEXT,
+    Attributes,
+    BadPush,
+    Identify,
+    Kind,
+    Reason,
+    Track,
+    parse_call,
+    read_json,
+)
+from proxy.errors import RequestError
+
+MAX_BULK = 25
+MAX_BULK_BODY = MAX_BULK * 16_384  # bytes
+MAX_DEPTH = 8  # levels of JSON in a value that is passed on unread
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """What a path does. `name`: tells the same Idempotency-Key on two operations apart."""
+
+    name: str
+    kind: Kind
+    legacy: bool = False
+    bulk: bool = False
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "/api/v1/rest/contact/identify": Operation("identify", Kind.IDENTIFY),
+    "/api/v1/rest/contact/identify/bulk": Operation("identify-bulk", Kind.IDENTIFY, bulk=True),
+    "/api/v1/rest/contact/track": Operation("track", Kind.TRACK),
+    "/api/v1/contact/identify": Operation("identify", Kind.IDENTIFY, legacy=True),
+    "/api/v1/contact/track": Operation("track", Kind.TRACK, legacy=True),
+}
+
+
+class ServerPush(msgspec.Struct, frozen=True):
+    address: str
+    body: Attributes | Track
+
+
+class ServerCall(msgspec.Struct, frozen=True):
+    """One call. `ids`: a random one for each push, which counts unless the caller gave an `idempotency_key`."""
+
+    operation: str
+    pushes: tuple[ServerPush, ...]
+    ids: tuple[str, ...]
+    idempotency_key: str | None = None
+
+
+class Outcome(Enum):
+    STORED = auto()
+    DUPLICATE = auto()  # the same call is stored already
+    KEY_REUSED = auto()  # another call is stored under this Idempotency-Key
+    LANE_FULL = auto()  # nothing is stored
+
+
+# --- Reading a call -----------------------------------------------------------------------------------------------------
+
+
+def parse_server_call(operation: Operation, body: bytes, query: Mapping[str, Sequence[str]]) -> tuple[ServerPush, ...]:
+    """The pushes of a call. Raises `RequestError`: 400 for what is no JSON, 422 for what says nothing that SendX could take."""
+    message = read_json(body)
+    if operation.bulk:
+        if not isinstance(message, list) or not 1 <= len(message) <= MAX_BULK:
+            raise unprocessable(f"the body is an array of 1 to {MAX_BULK} contacts")
+        return tuple([_parse_identify(item, f"contact {index}: ") for index, item in enumerate(message)])
+    if operation.kind is Kind.TRACK:
+        return (_parse_track(message, query.get("email", ()) if operation.legacy else None),)
+    return (_parse_identify(message, ""),)
+
+
+_KNOWN = {name.casefold(): name for name in (*FIELDS, "email", "newEmail", "customFields", "tags")}
+
+
+def _parse_identify(message: Any, place: str) -> ServerPush:
+    if not isinstance(message, dict):
+        raise unprocessable(f"{place}an identify is a JSON object")
+    known = {key: value for key, value in message.items() if key in _KNOWN.values()}
+    if known.get("newEmail") == "":
+        del known["newEmail"]  # some clients send every field they know
+    call = parse_call("identify", known)
+    if isinstance(call, BadPush):
+        raise _wrong(call, place)
+    assert isinstance(call, Identify)  # noqa: S101 - what parse_call makes of an identify
+    if call.email is None:
+        raise unprocessable(f"{place}email is missing")
+    if call.ignored:
+        raise unprocessable(f"{place}customFields has a value that is no text")
+    extra = {key: value for key, value in message.items() if key not in _KNOWN.values() and value is not None}
+    _check_extra(extra, place)
+    return ServerPush(call.email, msgspec.structs.replace(call.attributes, extra=extra))
+
+
+def _parse_track(message: Any, in_query: Sequence[str] | None) -> ServerPush:
+    """`in_query`: the addresses in a legacy call's query; None where the body has the address."""
+    call = parse_call("track", message)
+    if isinstance(call, BadPush):
+        raise _wrong(call, "")
+    assert isinstance(call, Track)  # noqa: S101 - what parse_call makes of a track
+    given = [message.get("email")] if in_query is None else in_query
+    if len(given) != 1 or given[0] is None:
+        where = "email is missing" if in_query is None else "the query has one email"
+        raise unprocessable(where)
+    address = clean_address(given[0]) if isinstance(given[0], str) else None
+    if address is None:
+        raise _wrong(BadPush(None, Reason.BAD_EMAIL, "email"), "")
+    return ServerPush(address, call)
+
+
+def _check_extra(extra: Mapping[str, Any], place: str) -> None:
+    """Keys that the proxy does not know are passed on as they are, within the limits that hold for the others."""
+    for key in extra:
+        if key.casefold() in _KNOWN:  # SendX may well read it as the one that we know (inferred)
+            raise unprocessable(f"{place}write {_KNOWN[key.casefold()]} exactly so")
+    if not _is_modest(extra, MAX_DEPTH):
+        limits = f"texts within {MAX_TEXT} characters, lists and objects within {MAX_NAMES} entries"
+        raise unprocessable(f"{place}keep the values of other keys small: {limits}, {MAX_DEPTH} levels")
+
+
+def _is_modest(value: Any, levels: int) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, int | float):
+        return math.isfinite(value) if isinstance(value, float) else value.bit_length() <= 64
+    inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    return levels > 0 and len(value) <= MAX_NAMES and all(_is_modest(each, levels - 1) for each in inside)
+
+
+_WRONG: Mapping[Reason, str] = {
+    Reason.BAD_SHAPE: "is missing, empty or of the wrong type",
+    Reason.TOO_LONG: f"is too long: {MAX_TEXT} characters in a text and {MAX_NAMES} entries in a list are the limit",
+    Reason.BAD_EMAIL: "is no e-mail address",
+}
+
+
+def _wrong(bad: BadPush, place: str) -> RequestError:
+    where = (bad.where or "").removeprefix("call[1]").removeprefix(".") or "the body"
+    return unprocessable(f"{place}{where} {_WRONG.get(bad.reason, 'cannot be read')}")
+
+
+def unprocessable(what: str) -> RequestError:
+    return RequestError(422, "unprocessable", f"Request body is not in proper format: {what}.")
+
+
+# --- The decision -------------------------------------------------------------------------------------------------------
+
+
+def admit(call: ServerCall, facts: Facts, lane_max: int) -> Plan:
+    """What to store for the call, and what came of it (`Plan.answer` is an `Outcome`).
+
+    Pure: the outbox calls it inside the transaction that carries the plan out. All of the call or nothing. An erasure does not stand in
+    the way: whoever calls now knows this person, and a retry of an older call is known by its ids.
+    """
+    ids = call.ids
+    fingerprint = None
+    if call.idempotency_key is not None:
+        ids, fingerprint = _derived(call, call.idempotency_key, facts.site_key)
+        seen = [facts.seen(push_id) for push_id in ids]
+        if any(seen):
+            same = all(each is not None and each.shown == fingerprint for each in seen)
+            return Plan((), Outcome.DUPLICATE if same else Outcome.KEY_REUSED)
+    gains = Counter(lane_key(push.address) for push in call.pushes)
+    if any(facts.lane(key).waiting + count > lane_max for key, count in gains.items()):
+        return Plan(tuple(Refused(Reason.LANE_FULL) for _ in call.pushes), Outcome.LANE_FULL)
+    ops: list[Op] = []
+    for push_id, push in zip(ids, call.pushes, strict=True):
+        ops += _stored(push_id, push)
+        if fingerprint is not None:
+            ops.append(Remember(push_id, fingerprint))
+    return Plan(tuple(ops), Outcome.STORED)
+
+
+def _stored(push_id: str, push: ServerPush) -> Iterable[Op]:
+    key = lane_key(push.address)
+    yield Enqueue(push_id, key, push.address, Trust.VERIFIED, push.body)
+    yield Verify(key)
+    if isinstance(push.body, Attributes):
+        yield EndAlias(key)  # only an identify says that this address is somebody's: a track can be a straggler
+
+
+def _derived(call: ServerCall, idempotency_key: str, site_key: bytes) -> tuple[tuple[str, ...], str]:
+    """An id for each push, and the fingerprint by which a retry is told from another call under the same key.
+
+    Keyed with the store's secret: nobody can compute the id of a push, or find out what a remembered call said.
+    """
+    content = msgspec.json.encode(call.pushes, order="sorted")
+    ids = [
+        _keyed(f"server-push:{call.operation}:{index}:{idempotency_key}".encode(), site_key)
+        for index in range(len(call.pushes))
+    ]
+    return tuple(ids), _keyed(b"server-call:" + content, site_key)
+
+
+def _keyed(text: bytes, site_key: bytes) -> str:
+    return base64.urlsafe_b64encode(hmac.digest(site_key, text, "sha256")).rstrip(b"=").decode("ascii")

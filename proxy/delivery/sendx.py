@@ -1,0 +1,307 @@
+"""SendX on the wire: a push becomes a request in one of its two dialects, and the answer becomes a verdict.
+
+Requests are byte for byte what SendX's own SDKs send (source: SendX docs and runs of its Python and Node SDKs). A verdict is
+read from the HTTP status alone; the body is read, at most 64 KB of it, only to tell the operator what SendX said. What is kept
+of it carries no address and no key. The bulk call is not used: what it does on partial failure is undocumented.
+
+This module sends when told to. When, in what order and what to do about the answer is `delivery`'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+from proxy import __version__
+from proxy.config.values import Dialect, Secret
+from proxy.core.pushes import FIELDS, Attributes, Track
+from proxy.core.retry import Verdict, retry_after_seconds
+from proxy.delivery.connection import OneConnection
+
+MAX_ANSWER_BYTES = 65_536
+MAX_DETAIL = 200  # characters
+_MAX_MASKED = 1_000
+_URI_COMPONENT = "-_.!~*'()"  # what JavaScript's encodeURIComponent leaves as it is
+_ADDRESS = re.compile(r"[^\s\"'<>,;:()\[\]{}=&?]+(?:@|%40)[^\s\"'<>,;:()\[\]{}=&?]+", re.IGNORECASE)
+_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class SendxRequest:
+    """One POST. Shows itself without address, key and body."""
+
+    method: str
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+    address: str = field(repr=False)
+    tracks: bool
+    key: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where SendX is and how it is spoken to. `base_url` without a slash at the end; `team_id` with `legacy` only."""
+
+    dialect: Dialect
+    base_url: str
+    api_key: Secret
+    team_id: str | None = None
+
+    def request_for(self, address: str, body: Attributes | Track) -> SendxRequest:
+        """The request for one push, or for several that were merged into one body."""
+        if self.dialect is Dialect.LEGACY:
+            return self._legacy(address, body)
+        payload = _track_payload(address, body) if isinstance(body, Track) else _identify_payload(address, body)
+        return self._request(_path(body), json.dumps(payload).encode("ascii"), address, body)
+
+    def _legacy(self, address: str, body: Attributes | Track) -> SendxRequest:
+        query = f"?team_id={quote(self.team_id or '', safe=_URI_COMPONENT)}"
+        payload: Mapping[str, Any]
+        if isinstance(body, Track):
+            query += f"&email={quote(address, safe=_URI_COMPONENT)}"
+            payload = {"addTags": body.add_tags, "removeTags": body.remove_tags}
+        else:
+            payload = _identify_payload(address, body)
+        text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
+        return self._request(_path(body) + query, text.encode("utf-8", "replace"), address, body)
+
+    def _request(self, path: str, content: bytes, address: str, body: Attributes | Track) -> SendxRequest:
+        key_header = "api_key" if self.dialect is Dialect.LEGACY else "X-Team-ApiKey"
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # an answer is a few bytes; a compressed one could be anything
+            "Content-Type": "application/json",
+            "User-Agent": f"scq-proxy/{__version__}",
+            key_header: self.api_key.reveal(),
+        }
+        return SendxRequest(
+            "POST", self.base_url + path, headers, content, address, isinstance(body, Track), self.api_key
+        )
+
+
+def _path(body: Attributes | Track) -> str:
+    return "/contact/track" if isinstance(body, Track) else "/contact/identify"
+
+
+def _track_payload(address: str, track: Track) -> dict[str, Any]:
+    payload: dict[str, Any] = {"email": address}
+    if track.add_tags or not track.remove_tags:
+        payload["addTags"] = track.add_tags
+    if track.remove_tags:
+        payload["removeTags"] = track.remove_tags
+    return payload
+
+
+def _identify_payload(address: str, attributes: Attributes) -> dict[str, Any]:
+    payload: dict[str, Any] = {"email": address}
+    payload |= {name: attributes.fields[name] for name in FIELDS if name in attributes.fields}
+    if attributes.custom_fields:
+        payload["customFields"] = attributes.custom_fields
+    if attributes.tags:
+        payload["tags"] = attributes.tags
+    if attributes.new_email is not None:
+        payload["newEmail"] = attributes.new_email
+    return payload | {name: value for name, value in attributes.extra.items() if name not in payload}
+
+
+# --- The answer --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one request. `status` is None without an answer; `detail` is for the operator and safe to show.
+
+    `retry_after_seconds`: what SendX asks for. `timed_out`: the deadline passed, a sign of overload.
+    """
+
+    verdict: Verdict
+    status: int | None
+    detail: str
+    latency_seconds: float
+    retry_after_seconds: float | None = None
+    timed_out: bool = False
+
+
+def verdict_for(status: int, *, tracks: bool) -> Verdict:
+    """The verdict on an HTTP status. `tracks`: the request was a track, where 404 means that the contact is unknown."""
+    if status == HTTPStatus.NOT_FOUND:
+        return Verdict.MISSING if tracks else Verdict.MISDIRECTED
+    return _VERDICTS.get(status) or _CLASSES.get(status // 100, Verdict.UNAVAILABLE)
+
+
+_VERDICTS = {401: Verdict.UNAUTHORIZED, 403: Verdict.FORBIDDEN, 405: Verdict.MISDIRECTED, 429: Verdict.THROTTLED}
+_CLASSES = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
+
+
+def verdict_for_error(error: httpx.TransportError | TimeoutError) -> Verdict:
+    """The verdict on a request without an answer: was it certainly not sent, or is nobody to know?"""
+    unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+    return Verdict.UNREACHED if isinstance(error, unreached) else Verdict.UNAVAILABLE
+
+
+_FAILURES: Mapping[type[Exception], str] = {
+    httpx.ConnectTimeout: "no connection in time",
+    httpx.ConnectError: "no connection",
+    httpx.TimeoutException: "no answer in time",
+    TimeoutError: "no answer in time",
+    httpx.RemoteProtocolError: "the connection closed before the answer, or it was no HTTP",
+}
+
+
+def _failure(error: Exception) -> str:
+    # Fixed phrases: what the library says may quote the URL, and the legacy one holds the address.
+    return next((text for kind, text in _FAILURES.items() if isinstance(error, kind)), "the connection broke")
+
+
+_PHRASES = {known.value: known.phrase for known in HTTPStatus}
+
+
+def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str:
+    """The status and what SendX said (`.message`, else `.error`; source: SendX docs), without addresses and secrets.
+
+    `hide`: texts that must not appear: the key, the contact's address.
+    """
+    phrase = f"{status} {_PHRASES.get(status, '')}".strip()
+    if not body:
+        return phrase
+    said = _shortened(_said(body))
+    for text in sorted(filter(None, hide), key=len, reverse=True):
+        said = re.sub(re.escape(text), "***", said, flags=re.IGNORECASE)
+    said = _ADDRESS.sub("***", _UNPRINTABLE.sub(" ", said)).strip()
+    return f"{phrase}: {said[:MAX_DETAIL]}" if said else phrase
+
+
+def _shortened(text: str) -> str:
+    # Bounds the work of masking. A word that is cut in two could be half an address, so it goes whole.
+    return text if len(text) <= _MAX_MASKED else re.sub(r"\S*\Z", "", text[:_MAX_MASKED])
+
+
+def _said(body: bytes) -> str:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(answer, dict):
+        return ""
+    return next((text for key in ("message", "error") if isinstance(text := answer.get(key), str) and text), "")
+
+
+# --- The client --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Received:
+    """As much of an answer as has arrived: the status counts even if the body never comes."""
+
+    status: int | None = None
+    retry_after: str | None = None
+    body: bytes = b""
+
+
+class Client:
+    """One sender's connection to SendX: one request at a time, no environment proxies, no redirects followed.
+
+    `timeout_seconds` is the deadline of a whole request, from connecting to the last byte of the answer. Use as an async
+    context manager.
+    """
+
+    def __init__(self, *, timeout_seconds: float, clock: Callable[[], float] = time.time) -> None:
+        _quiet_http_logs()
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._connection = OneConnection(_tls_context())
+        # Connecting gets half of the time: a connect that fails is known as not applied, a deadline that passes is not.
+        self._timeouts = httpx.Timeout(timeout_seconds, connect=timeout_seconds / 2).as_dict()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.aclose()
+
+    async def send(self, request: SendxRequest) -> Answer:
+        """Send once. Whatever the network does is an answer; what is raised is a fault in this program."""
+        started = time.monotonic()
+        received = _Received()
+        error: httpx.TransportError | TimeoutError | None = None
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                await self._exchange(request, received)
+        except (httpx.TransportError, TimeoutError) as problem:
+            error = problem
+        if error is not None:
+            await self._reconnect()
+        latency = time.monotonic() - started
+        if received.status is None:
+            return _no_answer(error, latency)
+        return self._answer(request, received.status, received, latency)
+
+    async def _exchange(self, request: SendxRequest, received: _Received) -> None:
+        sent = httpx.Request(
+            request.method,
+            request.url,
+            headers=dict(request.headers),
+            content=request.content,
+            extensions={"timeout": self._timeouts},
+        )
+        response = await self._connection.handle_async_request(sent)
+        try:
+            received.status = response.status_code
+            received.retry_after = response.headers.get("Retry-After")
+            async for chunk in response.aiter_raw():
+                received.body = (received.body + chunk)[:MAX_ANSWER_BYTES]
+                if len(received.body) == MAX_ANSWER_BYTES:
+                    break
+        finally:
+            await response.aclose()
+
+    def _answer(self, request: SendxRequest, status: int, received: _Received, latency: float) -> Answer:
+        verdict = verdict_for(status, tracks=request.tracks)
+        said = b"" if verdict is Verdict.DELIVERED else received.body
+        return Answer(
+            verdict,
+            status,
+            error_detail(status, said, hide=(request.key.reveal(), request.address)),
+            latency,
+            retry_after_seconds(received.retry_after, self._clock()),
+        )
+
+    async def _reconnect(self) -> None:
+        # A connection whose request was cut off is not to be trusted with the next one.
+        broken, self._connection = self._connection, OneConnection(_tls_context())
+        await broken.aclose()
+
+
+@lru_cache(maxsize=1)
+def _tls_context() -> ssl.SSLContext:
+    # Reading the certificates takes tens of milliseconds, in which the event loop would stand still for each client.
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _no_answer(error: httpx.TransportError | TimeoutError | None, latency: float) -> Answer:
+    if error is None:
+        raise RuntimeError("a request ended with neither an answer nor an error")
+    timed_out = isinstance(error, TimeoutError | httpx.TimeoutException)
+    return Answer(verdict_for_error(error), None, _failure(error), latency, timed_out=timed_out)
+
+
+def _quiet_http_logs() -> None:
+    """The libraries log URLs, and a legacy URL holds the contact's address."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)

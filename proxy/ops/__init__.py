@@ -1,0 +1,1 @@
+"""Shows. Health, metrics, status, dead letters: what the operator sees and does."""

@@ -1,0 +1,303 @@
+"""Connections to PostgreSQL, and transactions over as few round trips as they need.
+
+Nothing is bound to a session, so that a pooler may stand in between (PgBouncer in transaction mode): every transaction sets for itself
+what it relies on. That is a commit that waits for the disk, and limits that keep a node which was stopped in the middle of one from
+holding up the others. What the database says about an error can quote payload and passwords, so only its code is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, LiteralString, TypeVar
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection, AsyncPipeline
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import lookup
+from psycopg.pq import TransactionStatus
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from proxy.errors import StoreUnavailable
+
+RETRY_AFTER = 5  # seconds
+_TRIES = 8  # of a transaction: more than there are connections, each of which may turn out to be gone
+_ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by another one
+_CONNECT_SECONDS = 5
+_WAIT_SECONDS = 3  # for a connection: while there is none to be had, callers are told so
+_ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
+_STOPPED_SECONDS = 3.0  # without a word in the middle of a batch of statements
+# In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
+_LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
+# All that is asked for is found by an index. The planner would read tables of some thousands of rows from end to end, for each group anew.
+_PLANNING = {"enable_seqscan": "off", "jit": "off"}
+
+# SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
+_CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
+_READ_ONLY, _NO_ROOM_FOR_LOCKS, _WAITED = "25006", "53200", "55P03"
+# Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
+_TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
+
+Connection = AsyncConnection[tuple[Any, ...]]
+Query = tuple[str, Mapping[str, object]]  # its name in the file, its parameters
+Statement = tuple[LiteralString, Mapping[str, object] | None]
+T = TypeVar("T")
+
+log = logging.getLogger("proxy.store")
+# Outages are told here, once. The driver and its pool would tell each attempt, in the words of the server, which can quote payload.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+
+def _read_queries() -> dict[str, LiteralString]:
+    text = Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
+    text = text.replace("{now}", "extract(epoch FROM statement_timestamp())::double precision")
+    text = text.replace("{shard}", "mod(pg_backend_pid(), 64)")
+    text = text.replace(")s::", ")b::")  # in binary, which the driver writes faster
+    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
+    return {name.strip(): _without_comments(sql) for name, _, sql in parts}
+
+
+def _without_comments(sql: str) -> str:
+    return "\n".join(line for line in sql.strip().splitlines() if not line.startswith("--"))
+
+
+SQL = _read_queries()
+
+
+class Overtaken(Exception):
+    """What a transaction has read was changed by others before it could write: it is to be run anew."""
+
+
+class StatementFailed(StoreUnavailable):
+    """The database is well, and would not carry out this: what one of several jobs asks for may be the reason."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    rows: list[tuple[Any, ...]]
+    count: int  # of rows that were returned or changed
+
+
+class Transaction:
+    """Begins with what is run first. Not used any more after `commit`."""
+
+    def __init__(self, connection: Connection, *, reads_only: bool = False) -> None:
+        self._connection = connection
+        self._open = contextlib.AsyncExitStack()
+        self._pipeline: AsyncPipeline | None = None
+        self._reads_only = reads_only
+        self.committing = False  # from here on, a lost connection leaves it unknown whether anything was changed
+
+    async def run(self, *queries: Query) -> list[Result]:
+        """All in one round trip. Each sees what the one before it has done, and what others have committed meanwhile."""
+        return await self._send([(SQL[name], values) for name, values in queries])
+
+    async def commit(self, *queries: Query) -> list[Result]:
+        """The same, and commits. Returns when that is durable."""
+        self.committing = True
+        warned: list[object] = []
+        self._connection.add_notice_handler(warned.append)
+        try:
+            results = await self._send([(SQL[name], values) for name, values in queries], last=_COMMIT)
+        finally:
+            self._connection.remove_notice_handler(warned.append)
+        if warned:
+            raise StoreUnavailable("The database is not sure of a commit: its log says why.", retry_after=RETRY_AFTER)
+        return results
+
+    async def end(self) -> None:
+        """Rolls back what was not committed. A connection that cannot do that is closed."""
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                if self._pipeline is not None and self._connection.info.transaction_status != TransactionStatus.IDLE:
+                    await self._connection.execute("ROLLBACK")
+                await self._open.aclose()
+        except (psycopg.Error, TimeoutError):
+            await self._connection.close()
+
+    async def _send(self, statements: Sequence[Statement], last: Sequence[Statement] = ()) -> list[Result]:
+        """One round trip; with `last`, the transaction's last one."""
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            if self._pipeline is None:
+                self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
+                for text in () if self._reads_only else (_BEGIN, SETTINGS):
+                    await self._connection.execute(text)
+            cursors = [await self._connection.execute(text, values, binary=True) for text, values in statements]
+            for text, values in last:
+                await self._connection.execute(text, values)
+            if last or self._reads_only:
+                await self._open.aclose()
+            else:
+                # The pipeline stays open, because leaving it sends a message that would stop the server's clock for idle transactions.
+                await self._pipeline.sync()
+        return [Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
+
+
+_BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+# A commit that is cancelled while it waits for a standby would claim to be done: it is not to be cancelled.
+_COMMIT: tuple[Statement, ...] = (("SELECT set_config('statement_timeout', '0', true)", None), ("COMMIT", None))
+# What every transaction begins with. Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
+SETTINGS = (
+    "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
+    "ELSE 'on' END, true), "
+    + ", ".join(f"set_config('{name}', '{value}', true)" for name, value in (_LIMITS | _PLANNING).items())
+)
+
+
+class Database:
+    """A pool of connections. The numbers are of this process, since it was opened (`outbox.Health`)."""
+
+    def __init__(self, dsn: str, *, pool_size: int) -> None:
+        self.commits, self.commit_seconds, self.failed_commits, self.reopened = 0, 0.0, 0, 0
+        self.trouble: str | None = None  # why the last transaction failed, if it did
+        self.written = float("-inf")  # when something was last committed, on the clock that never goes back
+        self._closed = False
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            dsn,
+            open=False,
+            min_size=1,
+            max_size=pool_size,
+            timeout=_WAIT_SECONDS,
+            reconnect_timeout=2,  # seconds; after that, whoever wants a connection makes the next attempt
+            max_waiting=0,
+            name="scq-proxy",
+            kwargs=connect_options(dsn),
+        )
+
+    async def open(self) -> None:
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._pool.close()
+
+    async def run(self, work: Callable[[Transaction], Awaitable[T]], *, reads_only: bool = False) -> T:
+        """Has `work` done in a transaction, anew if others were in the way. Work that does not commit is rolled back.
+
+        Raises `StoreUnavailable`; when that happens in the middle of a commit, nobody knows whether it took place.
+        """
+        begun, reason = time.monotonic(), "others were in the way, again and again"
+        for attempt in range(_TRIES):
+            if self._closed:
+                break
+            try:
+                return await self._once(work, reads_only)
+            except Overtaken:
+                continue
+            except _Contended as contended:
+                if contended.waited:
+                    await self._end_stopped()
+                await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
+            except _Lost as lost:
+                reason = lost.cause
+                if time.monotonic() - begun > _ANEW_SECONDS:
+                    break
+        raise self._refusal("it is closed" if self._closed else reason)
+
+    async def _end_stopped(self) -> None:
+        """Ends transactions of a node that was stopped while it was sending: the limits do not, as the server takes it for busy."""
+        with contextlib.suppress(psycopg.Error, TimeoutError, OSError):
+            async with asyncio.timeout(_CONNECT_SECONDS), self._pool.connection() as connection:
+                cursor = await connection.execute(SQL["end_stopped"], {"limit": _STOPPED_SECONDS})
+                row = await cursor.fetchone()
+                if row is not None and row[0]:
+                    log.warning("A node that does not go on held up others: %d of its transactions were ended", row[0])
+
+    async def read(self, *queries: Query) -> list[Result]:
+        """All in one round trip, each for itself."""
+        return await self.run(lambda transaction: transaction.run(*queries), reads_only=True)
+
+    async def _once(self, work: Callable[[Transaction], Awaitable[T]], reads_only: bool) -> T:
+        transaction: Transaction | None = None
+        started = time.monotonic()
+        try:
+            async with self._pool.connection() as connection:
+                transaction = Transaction(connection, reads_only=reads_only)
+                try:
+                    result = await work(transaction)
+                except psycopg.Error as error:
+                    if sqlstate(error) == _READ_ONLY:
+                        await (
+                            connection.close()
+                        )  # it leads to what is a standby by now; a new one may lead to the primary
+                    raise
+                finally:
+                    await transaction.end()
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            raise self._judged(error, transaction) from None
+        if transaction.committing:
+            self._note_commit(time.monotonic() - started)
+        return result
+
+    def _judged(self, error: Exception, transaction: Transaction | None) -> Exception:
+        state = sqlstate(error)
+        if state in _CONTENDED:
+            return _Contended(waited=state == _WAITED)
+        self.failed_commits += 1
+        if state is not None and (state == _NO_ROOM_FOR_LOCKS or not state.startswith(_TROUBLE)):
+            log.error("A statement failed: %s", cause(error))
+            return StatementFailed(_SENTENCE, retry_after=RETRY_AFTER)
+        if transaction is None:
+            return self._refusal(cause(error))
+        self.reopened += 1
+        return self._refusal(cause(error)) if transaction.committing else _Lost(cause(error))
+
+    def _refusal(self, reason: str) -> StoreUnavailable:
+        if self.trouble is None or self.trouble != reason:
+            log.error("The database could not do what it was asked: %s", reason)
+        self.trouble = reason
+        return StoreUnavailable(_SENTENCE, retry_after=RETRY_AFTER)
+
+    def _note_commit(self, seconds: float) -> None:
+        if self.trouble is not None:
+            log.warning("The database takes pushes again")
+        self.trouble = None
+        self.commits += 1
+        self.commit_seconds += seconds
+        self.written = time.monotonic()
+
+
+_SENTENCE = "The database could not take this: the log of the proxy says why."
+
+
+class _Contended(Exception):
+    """Others were in the way. Nothing was changed, and the same may succeed at once. `waited`: in vain, for a lock."""
+
+    def __init__(self, *, waited: bool) -> None:
+        super().__init__()
+        self.waited = waited
+
+
+class _Lost(Exception):
+    """The connection was, before anything was changed. Another one may do: after a restart, all that lay idle are gone."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+
+
+def connect_options(dsn: str) -> dict[str, Any]:
+    """What every connection is opened with, but for what the DSN says itself."""
+    usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "scq-proxy", "client_encoding": "utf8"}
+    said = conninfo_to_dict(dsn)
+    chosen = {name: value for name, value in usual.items() if name not in said}
+    return {"autocommit": True, "prepare_threshold": None, **chosen}
+
+
+def sqlstate(error: BaseException) -> str | None:
+    return error.sqlstate if isinstance(error, psycopg.Error) else None
+
+
+def cause(error: BaseException) -> str:
+    """An error of the database for the log: its code and the name of that, without its words."""
+    state = sqlstate(error)
+    if state is None:
+        return f"no answer ({'PoolTimeout' if isinstance(error, PoolTimeout) else type(error).__name__})"
+    try:
+        return f"{state} {lookup(state).__name__}"
+    except KeyError:
+        return state

@@ -1,0 +1,95 @@
+"""A PostgreSQL store filled from outside, for `scq-proxy copy`: one transaction into an empty schema, all or nothing.
+
+Rows are streamed by COPY, so that memory does not grow with the store. The queries are in `load.sql`. What the database says
+about an error can quote payload, so only its code is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import sql
+
+from proxy.errors import StoreRefused
+from proxy.store.postgres.database import cause, connect_options
+
+_NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
+_USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."
+_SERVED = (
+    "A node is connected to the target: stop it, then copy again. If it is a pooler that keeps connections, let --to name the server "
+    "itself. Nothing was copied."
+)
+
+
+def _read_queries() -> dict[str, LiteralString]:
+    text = Path(__file__).with_name("load.sql").read_text(encoding="utf-8")
+    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
+    # Ours, and the same at every start.
+    return {name.strip(): query.strip() for name, _, query in parts}
+
+
+_SQL = _read_queries()
+
+
+class Import:
+    """Made by `importing`. Raises `psycopg.Error`, which `importing` translates."""
+
+    def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self._connection = connection
+
+    def begin(self) -> None:
+        """Takes the schema for itself. Raises `StoreRefused` if it is in use, or was."""
+        connection = self._connection
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+        connection.execute(_SQL["settings"])
+        if self._number("others"):
+            raise StoreRefused(_SERVED)
+        connection.execute(_SQL["lock"])
+        content = [f"{count} in {table}" for table, count in connection.execute(_SQL["content"]) if count]
+        if content:
+            raise StoreRefused(_USED.format(content=", ".join(content)))
+        connection.execute(_SQL["clear"])
+
+    def fill(self, table: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[None]:
+        """Writes the rows of a table, one each time that it is asked for the next."""
+        with self._connection.cursor() as cursor, cursor.copy(_SQL[table]) as copy:
+            for row in rows:
+                copy.write_row(row)
+                yield
+
+    def count_on(self, numbers: Mapping[str, int]) -> None:
+        """New rows are numbered from behind these, by table."""
+        for table, column in _NUMBERED.items():
+            values = {"table": table, "column": column, "number": numbers.get(table, 0)}
+            self._connection.execute(_SQL["number"], values)
+
+    def counts(self, tables: Iterable[str]) -> Mapping[str, int]:
+        """How many rows there are in each table now."""
+        return {table: self._rows_in(table) for table in tables}
+
+    def commit(self) -> None:
+        self._connection.execute(_SQL["analyze"])
+        self._connection.execute("COMMIT")
+
+    def _rows_in(self, table: str) -> int:
+        counted = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))
+        row = self._connection.execute(counted).fetchone()
+        return int(row[0]) if row else 0
+
+    def _number(self, query: str) -> int:
+        row = self._connection.execute(_SQL[query]).fetchone()
+        return int(row[0]) if row else 0
+
+
+@contextlib.contextmanager
+def importing(dsn: str) -> Iterator[Import]:
+    """What is not committed in the block is as if it had never been. Raises `StoreRefused`."""
+    try:
+        with psycopg.connect(dsn, **connect_options(dsn)) as connection:
+            yield Import(connection)
+    except psycopg.Error as error:
+        raise StoreRefused(f"The database would not take the copy ({cause(error)}): nothing was copied.") from None

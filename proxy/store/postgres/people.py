@@ -1,0 +1,81 @@
+"""What happens to a whole person in the PostgreSQL outbox: a confirmed change of address, and erasure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from proxy.core.emails import lane_key
+from proxy.core.identity import Visitor
+from proxy.store.ledger import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
+from proxy.store.outbox import Erased
+from proxy.store.postgres.database import Database, Overtaken, Transaction
+from proxy.store.postgres.locks import PERSON, lock
+from proxy.store.postgres.reads import tally, tombstone
+
+
+async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
+    """SendX has confirmed that the person of this lane is at `address` now. The lanes of both addresses are locked, and both people.
+
+    The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
+    """
+    new = lane_key(address)
+    mine, others = await transaction.run(("lane_keys", {"lanes": [lane]}), ("lane_by_key", {"key": new}))
+    if not mine.rows or mine.rows[0][1] == new:
+        return  # the lane is one with another already, or only the spelling changes
+    await transaction.run(("end_aliases", {"keys": [new]}), ("add_alias", {"key": mine.rows[0][1], "lane": lane}))
+    if not others.rows:
+        await transaction.run(("rename_lane", {"lane": lane, "key": new, "address": address}))
+        return
+    both = {"lane": lane, "other": others.rows[0][0]}
+    await transaction.run(
+        ("merge_lane", {**both, "address": address}),
+        ("move_pushes", both),
+        ("move_dead", both),
+        ("move_aliases", both),
+        ("remove_lanes", {"lanes": [lane]}),
+    )
+
+
+async def erase_person(database: Database, key: str, site_key: bytes) -> Erased:
+    """Removes all that is known of the person with this lane key or alias, and leaves a keyed hash.
+
+    A lease on them is void from here on. What is on the wire at this moment may still arrive, and until that is known the lane stays, so
+    that what comes next does not overtake it.
+    """
+    keys = {key}  # grows by each of their other addresses that is found
+    return await database.run(lambda transaction: _erase(transaction, keys, site_key))
+
+
+async def _erase(transaction: Transaction, keys: set[str], site_key: bytes) -> Erased:
+    asked = {"keys": list(keys)}
+    _, spellings, lanes, clock = await transaction.run(
+        lock((PERSON, key) for key in keys),
+        ("spellings", asked),
+        ("lock_people", {**asked, "lanes": []}),
+        ("clock", {}),
+    )
+    found = {key for (key,) in spellings.rows}
+    if not found <= keys:
+        keys |= found
+        raise Overtaken
+    (known,) = await transaction.run(("seen_afters", {**asked, "until": clock.rows[0][0]}))
+    visitors = {msgspec.json.decode(after, type=Visitor).id for _, after in known.rows}
+    theirs = {"lanes": [row[0] for row in lanes.rows]}
+    _, held, _, identities, waiting, dead, *_ = await transaction.run(
+        ("remove_left", asked),
+        ("unhold_visitors", {"visitors": list(visitors)}),
+        ("remove_aliases", {**theirs, **asked}),
+        ("forget_afters", {"ids": [push_id for push_id, _ in known.rows]}),  # the ids themselves stay known
+        ("remove_pushes", theirs),
+        ("remove_dead", {**theirs, **asked}),
+        ("bury_person", {"hashes": [tombstone(key, site_key) for key in keys]}),
+        ("empty_lanes", theirs),
+        ("remove_idle_lanes", theirs),
+    )
+    held_bytes = sum(size for (size,) in held.rows) + HELD_OVERHEAD * held.count
+    tallies = Counter({"erased": waiting.count + dead.count, WAITING: -waiting.count, DEAD: -dead.count})
+    tallies.update({"hold_erased": held.count, HOLDING: -held.count, HELD_BYTES: -held_bytes})
+    await transaction.commit(tally(tallies))
+    return Erased(waiting.count, held.count, dead.count, identities.count)

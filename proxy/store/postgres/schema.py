@@ -1,0 +1,203 @@
+"""The schema of the PostgreSQL outbox, and whether a server may be trusted with acknowledged pushes.
+
+`migrate` brings the schema up to date: forward only, step by step, in one transaction that only one migration at a time can hold.
+Steps only add, so that nodes of the version before go on meanwhile. `assess` says what is wrong with a server, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from proxy.errors import StoreRefused
+from proxy.store.postgres.database import SETTINGS, SQL, Connection, cause, connect_options
+from proxy.store.postgres.locks import SCHEMA, lock
+
+SCHEMA_STEPS = ("schema_1",)
+UNSAFE = "SCQ_STORE_UNSAFE=1 uses it all the same."
+_OLDEST_SERVER = 140_000
+_SITE_KEY_BYTES = 32
+_LOCK_TIMEOUT = "10s"  # a change of a table waits for every transaction on it, and everybody behind it waits too
+_TABLES = (
+    *("aliases", "counters", "dead", "gate", "held", "lanes", "meta", "not_offered", "pushes", "schedules"),
+    *("scq_schema", "seen", "tombstones", "visitors"),
+)
+# Words of libpq and of the server about a connection that failed: what that means. Their own texts can quote what is in the DSN.
+_UNREACHED = {
+    "Connection refused": "nothing listens there: start the server, or correct host and port.",
+    "password authentication failed": "it does not accept the user or the password.",
+    "no password supplied": "it asks for a password: put it into the URL, or into a file that PGPASSFILE names.",
+    "no pg_hba.conf entry": "its pg_hba.conf does not let this user in from here.",
+    "could not translate host name": "there is no host of this name.",
+    "does not exist": "it has no such database or role: create it, or correct the URL.",
+    "too many clients": "it has no connection left: raise max_connections, or put a pooler before it.",
+    "starting up": "it is starting: try again in a moment.",
+    "timeout expired": "it does not answer.",
+}
+
+
+class Assessment(msgspec.Struct, frozen=True):
+    """What a server says of itself.
+
+    `version`: of the schema, 0 if there is none. `facts`: name to value, for people. `obstacles`: sentences, each with what to do, why an
+    outbox cannot be opened here at all. `losses`: why acknowledged pushes could be lost here: refused unless the operator says otherwise.
+    `standbys`: a commit waits for some.
+    """
+
+    version: int
+    facts: dict[str, str]
+    obstacles: tuple[str, ...]
+    losses: tuple[str, ...]
+    standbys: bool
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.obstacles + self.losses
+
+
+async def migrate(dsn: str) -> tuple[int, int]:
+    """Creates the schema or brings it up to date: its version before (0: none) and after. Raises `StoreRefused`."""
+    async with _connected(dsn) as connection:
+        obstacles = server_obstacles(await _server(connection))
+        if obstacles:
+            raise StoreRefused(" ".join(obstacles))
+        async with connection.transaction():
+            query, values = lock(((SCHEMA, ""),))
+            await connection.execute(SQL[query], values)
+            await connection.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_TIMEOUT,))
+            version, tables = await _version(connection)
+            if version == 0 and tables:
+                names = ", ".join(tables)
+                raise StoreRefused(
+                    f"The database has tables of another program ({names}): give scq-proxy one of its own."
+                )
+            if version > len(SCHEMA_STEPS):
+                raise StoreRefused(_newer(version))
+            for step in SCHEMA_STEPS[version:]:
+                await connection.execute(SQL[step])
+            if version == 0:
+                key = secrets.token_bytes(_SITE_KEY_BYTES)
+                await connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', %s)", (key,))
+                await connection.execute("INSERT INTO scq_schema (version) VALUES (0)")
+            await connection.execute("UPDATE scq_schema SET version = %s", (len(SCHEMA_STEPS),))
+    return version, len(SCHEMA_STEPS)
+
+
+async def assess(dsn: str) -> Assessment:
+    """Raises `StoreRefused` if the server cannot be asked."""
+    async with _connected(dsn) as connection, connection.transaction():
+        await connection.execute(SETTINGS)
+        server = await _server(connection)
+        version, tables = await _version(connection)
+    standbys = server[6].strip()
+    facts = {
+        "PostgreSQL": server[0],
+        "schema": str(version) if version else "none",
+        "fsync": server[3],
+        "full_page_writes": server[4],
+        "synchronous_commit": server[5],
+        "synchronous standbys": standbys or "none",
+    }
+    obstacles = [*server_obstacles(server), *_schema_obstacles(version, tables)]
+    return Assessment(version, facts, tuple(obstacles), tuple(_losses(server, tables)), bool(standbys))
+
+
+@asynccontextmanager
+async def _connected(dsn: str) -> AsyncIterator[Connection]:
+    try:
+        options = connect_options(dsn)
+    except psycopg.Error:
+        raise StoreRefused(
+            "SCQ_STORE is no URL that PostgreSQL's client understands: postgresql://user@host/database."
+        ) from None
+    try:
+        connection = await psycopg.AsyncConnection.connect(dsn, **options)
+    except (psycopg.Error, OSError) as error:
+        raise StoreRefused(f"{place(dsn)} cannot be used: {_unreached(error)}") from None
+    try:
+        yield connection
+    except psycopg.Error as error:
+        raise StoreRefused(f"{place(dsn)} would not do what it was asked: {cause(error)}.") from None
+    finally:
+        await connection.close()
+
+
+def place(dsn: str) -> str:
+    """Where the database is, without user and password."""
+    parts = conninfo_to_dict(dsn)
+    host, port, name = parts.get("host", "localhost"), parts.get("port", "5432"), parts.get("dbname", "")
+    return f"postgresql://{host}:{port}/{name}"
+
+
+def _unreached(error: Exception) -> str:
+    text = str(error)
+    return next((sentence for words, sentence in _UNREACHED.items() if words in text), f"{cause(error)}.")
+
+
+async def _server(connection: Connection) -> Sequence[Any]:
+    row = await (await connection.execute(SQL["server"])).fetchone()
+    assert row is not None  # noqa: S101 - it reads settings, of which there is one row
+    return row
+
+
+async def _version(connection: Connection) -> tuple[int, dict[str, bool]]:
+    """The version of the schema, 0 if there is none; and tables that have the names of ours, and whether a crash would empty them."""
+    rows = await (await connection.execute(SQL["tables"], {"names": list(_TABLES)})).fetchall()
+    tables: dict[str, bool] = dict(rows)
+    if "scq_schema" not in tables:
+        return 0, tables
+    row = await (await connection.execute(SQL["schema_version"])).fetchone()
+    return (row[0] if row else 0), tables
+
+
+def server_obstacles(server: Sequence[Any]) -> list[str]:
+    """Why it cannot be used at all; `server`: the row of the query of that name."""
+    version, number, encoding, *_, standby = server
+    obstacles = []
+    if number < _OLDEST_SERVER:
+        obstacles.append(f"PostgreSQL {version} is too old: use 14 or newer.")
+    if encoding != "UTF8":
+        obstacles.append(f"The database's encoding is {encoding}: create one with ENCODING 'UTF8'.")
+    if standby:
+        obstacles.append(
+            "The server is a standby and takes nothing: name the primary, or several hosts and target_session_attrs=read-write."
+        )
+    return obstacles
+
+
+def _schema_obstacles(version: int, tables: dict[str, bool]) -> list[str]:
+    if version > len(SCHEMA_STEPS):
+        return [_newer(version)]
+    if version == 0 and tables:
+        return [f"The database has tables of another program ({', '.join(tables)}): give scq-proxy one of its own."]
+    if version < len(SCHEMA_STEPS):
+        what = "has no tables for scq-proxy yet" if version == 0 else f"is of an older scq-proxy (schema {version})"
+        return [f"The database {what}: run scq-proxy migrate."]
+    return []
+
+
+def _newer(version: int) -> str:
+    return f"The database was made by a newer scq-proxy (schema {version}, this one knows {len(SCHEMA_STEPS)}): install that one."
+
+
+def _losses(server: Sequence[Any], tables: dict[str, bool]) -> list[str]:
+    _, _, _, fsync, full_page_writes, *_ = server
+    losses = []
+    if fsync != "on":
+        losses.append(
+            "The server runs with fsync=off, so that a crash loses what was acknowledged: turn it on in postgresql.conf."
+        )
+    if full_page_writes != "on":
+        losses.append(
+            "The server runs with full_page_writes=off, so that a crash can damage what was acknowledged: turn it on in postgresql.conf."
+        )
+    emptied = [name for name, is_emptied in tables.items() if is_emptied]
+    if emptied:
+        losses.append(f"A crash empties {', '.join(emptied)}: ALTER TABLE … SET LOGGED.")
+    return losses

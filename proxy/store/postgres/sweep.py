@@ -1,0 +1,95 @@
+"""What is over its age in the PostgreSQL outbox, removed in batches: each is a transaction of its own, and passes over what others hold.
+
+One node at a time: who finds another one at it leaves it to that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from proxy.core.identity import COOKIE_AGE
+from proxy.core.pushes import Reason
+from proxy.store.ledger import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING
+from proxy.store.postgres.database import Database, Query, Result, Transaction
+from proxy.store.postgres.locks import SWEEP, try_lock
+from proxy.store.postgres.reads import MAX_REFUSED_NAMES, tally
+
+SEEN_AGE = timedelta(days=9)  # the contract promises 8
+RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # a retired cookie must have expired before it is forgotten
+BATCH_ROWS = 1_000
+
+
+class _Busy(Exception):
+    """Another node sweeps."""
+
+
+async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta) -> None:
+    retired = {"age": RETIRED_AGE.total_seconds(), "limit": BATCH_ROWS}
+    try:
+        await _batches(database, "expire_held", hold_age, _expired)
+        await _forget_seen(database)
+        await _batches(database, "forget_visitors", RETIRED_AGE, lambda gone: {})
+        await _batches(database, "age_out_dead", dead_age, _aged_out)
+        await _forget_lanes(database)
+        await _batch(database, ("forget_tombstones", retired))
+        await _batch(database, ("trim_not_offered", {"limit": MAX_REFUSED_NAMES}))
+        await _batch(database, ("forget_aliases", {}))
+        await _batch(database, ("bring_near", {}))
+    except _Busy:
+        return
+
+
+async def _batches(
+    database: Database, query: str, age: timedelta, tallies: Callable[[Result], Mapping[str, int]]
+) -> None:
+    values = {"age": age.total_seconds(), "limit": BATCH_ROWS}
+    while (await _batch(database, (query, values), tallies)).count == BATCH_ROWS:
+        pass
+
+
+async def _batch(
+    database: Database, query: Query, tallies: Callable[[Result], Mapping[str, int]] = lambda gone: {}
+) -> Result:
+    async def work(transaction: Transaction) -> Result:
+        free, *_ = await transaction.run(try_lock(((SWEEP, ""),)))
+        if not free.rows[0][0]:
+            raise _Busy
+        (gone,) = await transaction.run(query)
+        if gone.count > 0:
+            await transaction.commit(tally(tallies(gone)))
+        return gone
+
+    return await database.run(work)
+
+
+def _expired(gone: Result) -> dict[str, int]:
+    freed = sum(size for (size,) in gone.rows) + HELD_OVERHEAD * gone.count
+    refused = f"refused:{Reason.HOLD_EXPIRED}"
+    return {"hold_expired": gone.count, refused: gone.count, HOLDING: -gone.count, HELD_BYTES: -freed}
+
+
+def _aged_out(gone: Result) -> dict[str, int]:
+    return {"discarded": gone.count, DEAD: -gone.count}
+
+
+async def _forget_seen(database: Database) -> None:
+    """From the oldest on, so that ids which stay, because they are held, are passed over once."""
+    values = {"age": SEEN_AGE.total_seconds(), "limit": BATCH_ROWS}
+    after = 0.0
+    while True:
+        gone = await _batch(database, ("forget_seen", {**values, "after": after}))
+        if gone.count < BATCH_ROWS:
+            return
+        after = max(at for (at,) in gone.rows)
+
+
+async def _forget_lanes(database: Database) -> None:
+    after = 0
+    while True:
+        (step,) = await database.read(("lane_step", {"after": after, "limit": BATCH_ROWS}))
+        last = step.rows[0][0]
+        if last is None:
+            return
+        await _batch(database, ("forget_idle_lanes", {"after": after, "last": last}))
+        after = last

@@ -1,0 +1,320 @@
+"""The file behind the SQLite outbox: which file may be used, by whom, and how it is opened so that a commit is durable.
+
+Refused, with what to do: a network file system, a file in use, a file of another user, a file that is no outbox, a place that cannot be
+written. Durable means WAL with `synchronous=FULL`, set and read back. A damaged outbox is set aside, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import IO, Any
+
+from proxy.core.emails import lane_key
+from proxy.errors import StoreRefused
+from proxy.store.sqlite.damage import (
+    CHECKED_BYTES,
+    Damaged,
+    FileMoved,
+    Remedy,
+    keep_copy_of_wal,
+    primary_code,
+    remedy_for,
+    require_sound,
+    set_aside,
+    unreadable_commits,
+)
+
+APPLICATION_ID = 0x73637170  # "scqp"
+SCHEMA_STEPS = ("schema", "schema_2")  # forward only: a store of an older version is brought up to date as it is opened
+START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
+_SITE_KEY_BYTES = 32
+_MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
+_APPLICATION_ID_AT, _HEADER_BYTES = 68, 72  # … and the place of the application id in it
+_LOG_ONLY = ("-wal", "-shm")
+_NETWORK = frozenset(
+    ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "vboxsf")
+)
+
+
+def read_queries(file: str) -> dict[str, str]:
+    """The queries of a file beside this one, by name."""
+    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
+    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
+    return {name.strip(): sql.strip() for name, _, sql in parts}
+
+
+SQL = read_queries("queries.sql")
+
+log = logging.getLogger("proxy.store")
+
+
+class StoreFile:
+    """The file, while this process has it. `create`: it is made if it is missing. All but `take` and `release` run on one thread."""
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self.path = path
+        self.site_key = b""
+        self._create = create
+        self._lock: IO[str] | None = None
+        self._identities: dict[Path, tuple[int, int]] = {}
+
+    def take(self) -> None:
+        """Makes sure of the place and takes the lock, again if somebody deleted it. Raises `StoreRefused`."""
+        require_place(self.path, create=self._create)
+        held = _identity(self._lock.fileno()) if self._lock is not None else None
+        if held is None or held != _identity(_lock_path(self.path)):
+            lock = take_lock(self.path)
+            self.release()
+            self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def open(self, *, after: Exception | None = None) -> sqlite3.Connection:
+        """Opens it. `after`: the failure that made it necessary to open it again. Raises `StoreRefused`."""
+        missing = not self.path.exists()
+        self.take()
+        if missing and after is not None:
+            log.error("%s is gone: a new store takes its place, and what waited in the old one is not sent", self.path)
+        try:
+            self._part_from_log()
+            try:
+                connection = self._open_sound(after)
+            except Damaged as damage:
+                self._replace(damage)
+                connection = self._open_sound(None)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreRefused(f"{self.path} cannot be opened ({error}).") from None
+        watched = (self.path, _wal_path(self.path), _lock_path(self.path))
+        self._identities = {path: found for path in watched if (found := _identity(path)) is not None}
+        return connection
+
+    def require_in_place(self) -> None:
+        """Raises `FileMoved` if what is open is not what stands at the path: what is committed to it would be gone at the next start."""
+        for path, identity in self._identities.items():
+            if _identity(path) != identity:
+                raise FileMoved(f"{path} was deleted or replaced while in use")
+
+    # --- opening
+
+    def _part_from_log(self) -> None:
+        """The log of a file that is gone must not be applied to the one that stands there now."""
+        wal = _wal_path(self.path)
+        had = self._identities.get(wal)
+        if had is not None and _identity(wal) == had and _identity(self.path) != self._identities[self.path]:
+            log.error("%s belongs to a file that is gone. It is set aside as %s", wal, set_aside(self.path, _LOG_ONLY))
+
+    def _open_sound(self, after: Exception | None) -> sqlite3.Connection:
+        header = self._recognisable_header()
+        connection = sqlite3.connect(self.path, isolation_level=None, cached_statements=256)
+        try:
+            self._prepare(connection)
+            suspect = after is not None and remedy_for(after) is Remedy.SUSPECT
+            checked_bytes = START_CHECKED_BYTES if after is None else CHECKED_BYTES
+            require_sound(connection, suspect=suspect, checked_bytes=checked_bytes)
+            self._bring_up_to_date(connection)
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if remedy_for(error) is not Remedy.SUSPECT:
+                raise
+            raise self._judged(header, str(error)) from None
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _recognisable_header(self) -> bytes:
+        """Before SQLite looks: it would delete the log beside an empty file, and write a log that lies there into any other."""
+        with self.path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+        wal = _wal_path(self.path)
+        if not header and wal.exists() and wal.stat().st_size > 0:
+            raise Damaged("the file is empty, and its write-ahead log is not")
+        if header and not header.startswith(_MAGIC):
+            raise self._judged(header, "file is not a database")
+        return header
+
+    def _judged(self, header: bytes, words: str) -> Exception:
+        """A file that SQLite cannot read is damaged if it was ours, and somebody else's if not."""
+        was_open = self._identities.get(self.path, (0, 0)) == _identity(self.path)
+        if was_open or header[_APPLICATION_ID_AT:] == APPLICATION_ID.to_bytes(4, "big"):
+            return Damaged(words)
+        return StoreRefused(f"{self.path} cannot be read as an SQLite database ({words}).")
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.create_function("lane_key", 1, lane_key, deterministic=True)
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # `upkeep` does it, after the answers are out
+        application = pragma(connection, "application_id")
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if tables and application != APPLICATION_ID:
+            raise StoreRefused(f"{self.path} is a database of another program: let SCQ_STORE name a file of its own.")
+        self._take_in_log(connection)  # first of all that writes: it would be written over
+        if not tables:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # in a file with content it would write to no effect
+        _require_durable(connection, self.path)
+        version = pragma(connection, "user_version")
+        if version > len(SCHEMA_STEPS):
+            raise StoreRefused(
+                f"{self.path} was written by a newer scq-proxy (schema {version}, this one knows {len(SCHEMA_STEPS)}): install that one."
+            )
+
+    def _bring_up_to_date(self, connection: sqlite3.Connection) -> None:
+        """All steps of the schema that the file has not seen, in one transaction."""
+        version = pragma(connection, "user_version")
+        if version < len(SCHEMA_STEPS):
+            steps = "\n".join(SQL[step] for step in SCHEMA_STEPS[version:])
+            connection.executescript(f"BEGIN IMMEDIATE;\n{steps}")
+            if version == 0:
+                site_key = self.site_key or secrets.token_bytes(_SITE_KEY_BYTES)
+                connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', ?)", (site_key,))
+                connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={len(SCHEMA_STEPS)}")
+            connection.execute("COMMIT")
+        self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
+
+    def _take_in_log(self, connection: sqlite3.Connection) -> None:
+        """Moves what the log holds into the file and syncs it: after a failed sync, nothing else is sure to be on the disk.
+
+        Says so if the log holds commits that SQLite cannot read, before it is written over.
+        """
+        try:
+            _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_FULL:
+                raise
+            return  # what was acknowledged stays in the log, and deliveries make room
+        lost = unreadable_commits(_wal_path(self.path), max(frames, 0))
+        if lost > 1:
+            copy = keep_copy_of_wal(self.path)
+            log.error(
+                "%s is damaged: up to %d commits behind the damage cannot be read, and pushes acknowledged in them are lost. "
+                "It is kept as %s. Check the disk",
+                _wal_path(self.path),
+                lost,
+                copy,
+            )
+
+    # --- damage
+
+    def _replace(self, damage: Damaged) -> None:
+        if not self._create:
+            raise StoreRefused(f"{self.path} is damaged ({damage}): scq-proxy serve sets it aside and makes a new one.")
+        aside = set_aside(self.path)
+        self.site_key = _read_site_key(aside) or self.site_key
+        require_place(self.path, create=True)
+        log.error(
+            "%s is damaged (%s). It is set aside as %s, and a new store takes its place: pushes are accepted again, and what waited in the "
+            "damaged one is not sent. Check the disk; sqlite3's .recover may still read the file",
+            self.path,
+            damage,
+            aside,
+        )
+
+
+def _identity(file: Path | int) -> tuple[int, int] | None:
+    """Device and inode of what stands at a path or is open; None: nothing is there any more."""
+    try:
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_nlink else None
+
+
+def _wal_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _read_site_key(aside: Path) -> bytes | None:
+    """From a damaged store, so that visitors keep their ids. It is opened so that nothing in it changes."""
+    for option in ("mode=ro", "immutable=1"):  # with its log, or without
+        with contextlib.suppress(sqlite3.Error):
+            with contextlib.closing(sqlite3.connect(f"{aside.absolute().as_uri()}?{option}", uri=True)) as connection:
+                connection.execute("PRAGMA writable_schema=ON")  # so that SQLite reads a file that is cut off
+                row = connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()
+            if row and isinstance(row[0], bytes) and len(row[0]) == _SITE_KEY_BYTES:
+                return row[0]
+    return None
+
+
+def pragma(connection: sqlite3.Connection, name: str) -> Any:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA cache_size=-16384")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA secure_delete=ON")  # what was delivered or erased is not to be found in the file
+    mode, level = pragma(connection, "journal_mode"), pragma(connection, "synchronous")
+    if mode != "wal" or level < 2:
+        raise StoreRefused(f"{path} cannot be made durable: SQLite reports journal_mode={mode}, synchronous={level}.")
+
+
+def require_place(path: Path, *, create: bool) -> None:
+    if not path.parent.is_dir():
+        raise StoreRefused(f"{path.parent} is no directory: make it, or let SCQ_STORE name another place.")
+    kind = file_system(path)
+    if kind in _NETWORK:
+        raise StoreRefused(f"{path} is on a network file system ({kind}), where SQLite's locks and syncs do not hold.")
+    if not path.exists():
+        if not create:
+            raise StoreRefused(f"There is no store at {path}: scq-proxy serve makes it. Check SCQ_STORE.")
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise StoreRefused(
+                f"{path} cannot be made ({error.strerror}): let this user write there, or let SCQ_STORE name another place."
+            ) from None
+    if not path.is_file():
+        raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
+    if path.stat().st_uid != os.geteuid():
+        raise StoreRefused(f"{path} belongs to another user: run this command as the user who runs the server.")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or not os.access(path, os.W_OK):
+        raise StoreRefused(
+            f"{path} and its directory must be writable, and are not: mount or chmod them so, or let SCQ_STORE name another place."
+        )
+
+
+def take_lock(path: Path) -> IO[str]:
+    """The OS lock beside the file, held until the returned file is closed. It goes with the process, however that ends."""
+    lock_path = _lock_path(path)
+    try:
+        lock = os.fdopen(os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+", encoding="ascii")
+    except OSError as error:
+        raise StoreRefused(f"{lock_path} cannot be opened: {error.strerror}.") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StoreRefused(
+            f"{path} is in use by another process. SQLite serves one process; for several, set SCQ_STORE to PostgreSQL."
+        ) from None
+    return lock
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that the path is on, from the kernel's mount table; `unknown` elsewhere."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "unknown"
+    best, kind = -1, "unknown"
+    place = path.parent.resolve()
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        mount = Path(before.split()[4].replace("\\040", " "))
+        if place.is_relative_to(mount) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), after.split()[0]
+    return kind

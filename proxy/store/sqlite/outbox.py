@@ -1,0 +1,276 @@
+"""The outbox on one SQLite file, for one process on one machine.
+
+One connection both writes and checkpoints, on one thread that commits for everybody (`writer`). How the file is opened, and
+when it is refused, is in `file`; the queries are in `queries.sql`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from proxy.core.decision import Decide, Plan, Reads
+from proxy.core.gate import Closure
+from proxy.core.pushes import Attributes
+from proxy.store.outbox import NO_READS, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.store.sqlite.appends import Appends
+from proxy.store.sqlite.file import SQL, StoreFile, pragma
+from proxy.store.sqlite.leases import Lanes
+from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
+from proxy.store.sqlite.reads import DEAD, WAITING, read_dead_letters, read_stats, value
+from proxy.store.sqlite.sweep import Sweep
+from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
+from proxy.store.sqlite.writer import SqliteThread
+
+_VACUUM_PAUSE_SECONDS = 0.02
+
+T = TypeVar("T")
+_INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
+
+
+class SqliteOutbox:
+    """Implements `outbox.Outbox`. Made by `open_outbox`."""
+
+    def __init__(self, file: StoreFile, *, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int) -> None:
+        self.path = file.path
+        self.site_key = b""
+        self._file = file
+        self._hold_age, self._dead_age = hold_age, dead_age
+        self._upkeep = Upkeep(file.path, min_free_bytes=min_free_bytes)
+        self._tallies: Counter[str] = Counter()
+        self._lanes = Lanes(self._tallies)
+        self._appends = Appends(self._tallies)
+        self._ready = asyncio.Event()
+        self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
+        self._loop = asyncio.get_running_loop()
+        self._thread = SqliteThread(
+            file,
+            self._upkeep,
+            opened=self._opened,
+            begun=self._appends.begin,
+            before_commit=self._before_commit,
+            rolled_back=self._rolled_back,
+        )
+
+    async def open(self) -> None:
+        await self._thread.open()
+
+    async def append(self, decide: Decide, reads: Reads = NO_READS) -> Plan:
+        self._upkeep.require_space()
+        return await self._thread.submit(lambda connection: self._append(decide), reads)
+
+    def _submit(self, work: Callable[[sqlite3.Connection], T], *, about_people: bool = False) -> asyncio.Future[T]:
+        """For all but appends. `about_people`: it changes what appends remember."""
+        return self._thread.submit(lambda connection: self._behind_appends(connection, work, about_people))
+
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+        return await self._submit(
+            lambda connection: self._lanes.claim(connection, lanes, per_lane, lease_seconds, probe)
+        )
+
+    async def holds(self, lease: Lease) -> bool:
+        return (lease.lane, lease.epoch) not in self._lanes.revoked
+
+    async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
+        return await self._submit(lambda connection: self._lanes.move_gate(connection, before, after))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        return await self._submit(lambda connection: self._settle(connection, settlement))
+
+    async def wait_ready(self, timeout_seconds: float) -> None:
+        if not self._ready.is_set():
+            next_ready = await self._submit(lambda connection: value(connection, "next_ready"))
+            if next_ready is not None:
+                timeout_seconds = min(timeout_seconds, next_ready - time.time())
+        if timeout_seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await self._ready.wait()
+        self._ready.clear()
+
+    async def reserve(self, sends: int, per_second: float) -> float:
+        """One process sends, so that the schedule is kept in memory."""
+        now = time.monotonic()
+        first = max(now, self._sends_from)
+        self._sends_from = first + sends / per_second
+        return first - now
+
+    async def erase(self, key: str) -> Erased:
+        erased = await self._submit(lambda connection: self._erase(connection, key), about_people=True)
+        held, identities = await self._finish_erasures()
+        return msgspec.structs.replace(erased, held=held, identities=identities)
+
+    async def _finish_erasures(self) -> tuple[int, int]:
+        """Step by step through what is known of browsers, for everybody whose erasure has begun; pushes held and log-ins forgotten."""
+        keys = await self._submit(read_erasures)
+        held, identities = 0, 0
+        after: str | None = ""
+        while keys and after is not None:
+            found, after = await self._submit(partial(self._erase_identities, keys, after), about_people=True)
+            held, identities = held + found[0], identities + found[1]
+        if keys:
+            await self._submit(partial(end_erasures, keys))
+            self._upkeep.cut_log_soon()
+        return held, identities
+
+    async def sweep(self) -> None:
+        await self._finish_erasures()
+        sweep = Sweep(time.time(), hold_age=self._hold_age, dead_age=self._dead_age, tallies=self._tallies)
+        for step in sweep.steps:
+            cursor: float | None = 0.0
+            while cursor is not None:
+                cursor = await self._submit(partial(step, cursor), about_people=True)
+        more = True
+        while more:
+            more = await self._submit(vacuum_step)
+            await asyncio.sleep(_VACUUM_PAUSE_SECONDS)  # pushes go first
+
+    async def ready(self) -> None:
+        self._upkeep.require_space(at_once=True)
+        await self._submit(self._prove)
+
+    async def stats(self) -> Stats:
+        stats = await self._submit(lambda connection: read_stats(connection, self._tallies))
+        return msgspec.structs.replace(stats, health=self._upkeep.health())
+
+    async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
+        return await self._submit(lambda connection: read_dead_letters(connection, matching, after, limit))
+
+    async def replay(self, matching: DeadFilter, limit: int) -> int:
+        return await self._submit(lambda connection: self._replay(connection, matching, limit))
+
+    async def discard(self, matching: DeadFilter, limit: int) -> int:
+        return await self._submit(lambda connection: self._discard(connection, matching, limit))
+
+    async def durability(self) -> Durability:
+        settings = await self._submit(_settings)
+        facts = await asyncio.to_thread(place_facts, self.path)
+        return Durability("an acknowledged push is in the write-ahead log, synced to the disk", {**settings, **facts})
+
+    async def failure(self) -> str:
+        return await asyncio.shield(self._thread.failed)
+
+    async def close(self) -> None:
+        await self._thread.close()
+        self._file.release()
+
+    # --- on the thread
+
+    def _opened(self, connection: sqlite3.Connection, first: bool) -> None:
+        self.site_key = self._appends.site_key = self._file.site_key
+        self._appends.undone()
+        if not first:
+            return  # its leases are of senders of this process, which are still at work
+        connection.execute("BEGIN IMMEDIATE")
+        self._lanes.end_leases_of_the_dead(connection)
+        self._before_commit(connection)
+        connection.execute("COMMIT")
+
+    def _prove(self, connection: sqlite3.Connection) -> None:
+        """Reading proves nothing about writing: after a failure, something is written."""
+        if self._thread.writes:
+            value(connection, "counter", "accepted")
+        else:
+            connection.execute(SQL["tally"], ("gauge:proofs", 1))
+
+    def _before_commit(self, connection: sqlite3.Connection) -> None:
+        self._appends.flush()
+        if self._tallies:
+            connection.executemany(SQL["tally"], self._tallies.items())
+            self._tallies.clear()
+        if self._appends.ready_lanes:
+            self._appends.ready_lanes = False
+            # The loop hears of it before the commit is done; its claim waits in the queue behind this transaction.
+            self._loop.call_soon_threadsafe(self._ready.set)
+
+    def _rolled_back(self) -> None:
+        self._tallies.clear()
+        self._appends.undone()
+
+    def _behind_appends(
+        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], about_people: bool
+    ) -> T:
+        self._appends.flush()
+        result = work(connection)
+        if about_people:
+            self._appends.forget()
+        return result
+
+    def _append(self, decide: Decide) -> Plan:
+        plan = decide(self._appends)
+        self._appends.carry_out(plan)
+        return plan
+
+    def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
+        self._appends.ready_lanes = True
+        lease = settlement.lease
+        moves = any(isinstance(push.body, Attributes) and push.body.new_email is not None for push in lease.pushes)
+        if moves or (lease.lane, lease.epoch) in self._lanes.revoked:
+            self._appends.forget()  # a lane may move, or go
+        return self._lanes.settle(connection, settlement)
+
+    def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
+        erased, leases = erase_person(connection, key, self.site_key, time.time())
+        self._lanes.revoked |= leases
+        gone = {"erased": erased.waiting + erased.dead, WAITING: -erased.waiting, DEAD: -erased.dead}
+        self._tallies.update(gone)
+        return erased
+
+    def _erase_identities(
+        self, keys: Mapping[str, float], after: str, connection: sqlite3.Connection
+    ) -> tuple[tuple[int, int], str | None]:
+        identities, visitors, after_this = forget_identities(connection, keys, after)
+        held = sum(self._appends.unhold("unhold_visitor", visitor) for visitor in visitors)
+        self._tallies["hold_erased"] += held
+        return (held, identities), after_this
+
+    def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
+        letters = read_dead_letters(connection, matching, 0, limit)
+        for letter in letters:
+            increments = isinstance(letter.body, Attributes) and letter.body.increments
+            (lane,) = connection.execute(SQL["undead"], (letter.seq, increments)).fetchone()
+            if not connection.execute(SQL["lane_regains"], (lane, time.time())).rowcount:
+                raise sqlite3.IntegrityError("a dead letter's lane is gone")
+            connection.execute(SQL["bury_for_good"], (letter.seq,))
+        self._tallies.update({"replayed": len(letters), WAITING: len(letters), DEAD: -len(letters)})
+        self._appends.ready_lanes = self._appends.ready_lanes or bool(letters)
+        return len(letters)
+
+    def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
+        letters = read_dead_letters(connection, matching, 0, limit)
+        connection.executemany(SQL["bury_for_good"], [(letter.seq,) for letter in letters])
+        self._tallies.update({"discarded": len(letters), DEAD: -len(letters)})
+        return len(letters)
+
+
+def _settings(connection: sqlite3.Connection) -> dict[str, str]:
+    return {
+        "SQLite": sqlite3.sqlite_version,
+        "journal_mode": str(pragma(connection, "journal_mode")),
+        "synchronous": {2: "FULL", 3: "EXTRA"}[pragma(connection, "synchronous")],
+    }
+
+
+async def open_outbox(
+    path: Path, *, create: bool, hold_age: timedelta, dead_age: timedelta, min_free_bytes: int
+) -> SqliteOutbox:
+    """Opens the file, or makes it if `create`. Raises `StoreRefused` when it must not be used like this."""
+    file = StoreFile(path, create=create)
+    file.take()
+    try:
+        outbox = SqliteOutbox(file, hold_age=hold_age, dead_age=dead_age, min_free_bytes=min_free_bytes)
+        await outbox.open()
+    except BaseException:
+        file.release()
+        raise
+    return outbox

@@ -1,0 +1,105 @@
+"""What happens to a whole person in the SQLite outbox: a confirmed change of address, and erasure. Both inside the caller's transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+
+import msgspec
+
+from proxy.core.emails import lane_key
+from proxy.core.identity import Visitor
+from proxy.store.outbox import Erased
+from proxy.store.sqlite.file import SQL
+from proxy.store.sqlite.reads import tombstone, value
+
+STEP_ROWS = 5_000
+
+
+def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: float) -> None:
+    """SendX has confirmed that the person of this lane is at `address` now; nobody holds a lease on the lane.
+
+    The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
+    """
+    old, new = value(connection, "lane_key", lane), lane_key(address)
+    if old is None or old == new:
+        return  # the lane is one with another already, or only the spelling changes
+    other = value(connection, "lane_by_key", new)
+    connection.execute(SQL["end_alias"], (new,))
+    connection.execute(SQL["add_alias"], (old, lane, now))
+    if other is None:
+        connection.execute(SQL["rename_lane"], (lane, new, address))
+        return
+    waiting, verified = connection.execute(SQL["lane_facts"], (lane,)).fetchone()
+    connection.execute(SQL["move_pushes"], (lane, other))
+    connection.execute(SQL["remove_pushes"], (lane,))
+    connection.execute(SQL["move_dead"], (lane, other))
+    connection.execute(SQL["move_aliases"], (lane, other))
+    connection.execute(SQL["merge_lane"], (other, waiting, verified, now))
+    connection.execute(SQL["readdress_lane"], (other, address))
+    connection.execute(SQL["remove_lane"], (lane,))
+
+
+def erase_person(
+    connection: sqlite3.Connection, key: str, site_key: bytes, now: float
+) -> tuple[Erased, set[tuple[int, int]]]:
+    """Removes what is sent for the person with this lane key or alias, and begins with the rest: see `forget_identities`.
+
+    Also returns the leases, as (lane, epoch), that are void from here on. What is on the wire at this moment may still arrive, and until
+    that is known the lane stays, so that what comes next does not overtake it.
+    """
+    waiting = dead = 0
+    revoked: set[tuple[int, int]] = set()
+    for each in _spellings(connection, key):
+        lane, leased, epoch = connection.execute(SQL["lane_lease"], (each,)).fetchone() or (-1, 0, 0)
+        waiting += connection.execute(SQL["remove_pushes"], (lane,)).rowcount
+        dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
+        connection.execute(SQL["remove_aliases"], (lane, each))
+        connection.execute(SQL["remove_left"], (each,))
+        connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
+        connection.execute(SQL["begin_erasure"], (each, now))
+        if leased:
+            revoked.add((lane, epoch))
+        connection.execute(SQL["empty_lane" if leased else "remove_lane"], (lane,))
+    return Erased(waiting, 0, dead, 0), revoked
+
+
+def read_erasures(connection: sqlite3.Connection) -> dict[str, float]:
+    """The lane keys of people whose erasure has begun, and when (Unix seconds)."""
+    return dict(connection.execute(SQL["erasures"]).fetchall())
+
+
+def end_erasures(keys: Mapping[str, float], connection: sqlite3.Connection) -> None:
+    connection.executemany(SQL["end_erasure"], keys.items())
+
+
+def forget_identities(
+    connection: sqlite3.Connection, keys: Mapping[str, float], after_id: str
+) -> tuple[int, set[str], str | None]:
+    """Forgets who browsers were after log-ins as these people: how many it were, their visitor ids, and where to go on.
+
+    The push ids stay known. Each call looks at some of them; until the last one, the tombstone stands for the rest. Whoever has come back
+    since the erasure is not touched.
+    """
+    forgotten: list[tuple[str]] = []
+    visitors: set[str] = set()
+    rows = connection.execute(SQL["seen_afters"], (after_id, STEP_ROWS)).fetchall()
+    for push_id, at, after in rows:
+        visitor = msgspec.json.decode(after, type=Visitor) if after is not None else None
+        if visitor is not None and visitor.email is not None and at <= keys.get(lane_key(visitor.email), 0):
+            forgotten.append((push_id,))
+            visitors.add(visitor.id)
+    connection.executemany(SQL["forget_after"], forgotten)
+    return len(forgotten), visitors, rows[-1][0] if len(rows) == STEP_ROWS else None
+
+
+def _spellings(connection: sqlite3.Connection, key: str) -> frozenset[str]:
+    """Every lane key of the person: this one, the one to which it moved, and the older ones of either."""
+    keys = {key}
+    moved = connection.execute(SQL["alias_lane"], (key,)).fetchone()
+    if moved is not None:
+        keys.add(moved[1])
+    for each in tuple(keys):
+        lane = value(connection, "lane_by_key", each)
+        keys.update(alias for (alias,) in connection.execute(SQL["lane_aliases"], (lane,)))
+    return frozenset(keys)

@@ -1,0 +1,233 @@
+"""HTTP/1.1 as uvicorn reads it, with what can be turned against others refused.
+
+uvicorn's own reading trusts its peer. Behind a web server that sends many people's requests over one connection, a body that is taken for
+a request is answered to somebody else; and what one peer sends without end costs everybody memory. So a connection here has one request at
+a time, and is closed over anything else:
+
+- An upgrade is never made. A request that asks for one is answered and is the last; one that has a body too, whose end the parser does not
+  find, is refused.
+- Requests are not pipelined: one that begins before the answer to the last has begun is not read. No browser and no web server does that.
+- A head (request line and headers) has MAX_HEAD bytes. So has whatever else the parser reads without a word: chunk extensions, trailers.
+- Trailers are no headers.
+- The rest of a body whose request is answered already has as long to arrive as an idle connection may wait.
+
+It writes nothing to the log: what strangers send must not fill it. It knows no path and no setting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from proxy.errors import RequestError
+from proxy.web.answers import SECURITY, Header
+from proxy.web.bodies import AT_HAND
+
+MAX_HEAD = 65_536  # bytes
+
+_MALFORMED = RequestError(
+    400, "malformed", "The request is not well-formed HTTP/1.1: look at its lines and its length."
+)
+_UPGRADE = RequestError(400, "malformed", "No upgrade is made here: send the body without Connection: Upgrade.")
+_TOO_LARGE = RequestError(431, "headers-too-large", f"The request line and headers are larger than {MAX_HEAD} bytes.")
+
+
+class _Enough(Exception):
+    """Stops the parser within the bytes that it has."""
+
+
+class Http1(HttpToolsProtocol):
+    """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/test_http1.py` checks."""
+
+    _deaf = False  # nothing more is read
+    _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
+    _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
+
+    def data_received(self, data: bytes) -> None:
+        while data and not self._deaf:
+            room = MAX_HEAD - self._silent_bytes
+            self._read(data[:room])
+            data = data[room:]
+        if self._request is None or not self._request.response_complete:
+            self._unset_keepalive_if_required()  # the rest of a body that is answered already does not keep it alive
+
+    def _read(self, data: bytes) -> None:
+        self._silent_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._answer_and_close()
+        except httptools.HttpParserError:
+            if not self._deaf:
+                self._refuse(_MALFORMED)
+        else:
+            if self._silent_bytes >= MAX_HEAD:
+                self._refuse(_TOO_LARGE)
+
+    # What the parser finds
+
+    def on_message_begin(self) -> None:
+        if self._request is not None:
+            # Not "complete": a client can have all of an answer whose last, empty part the application has yet to send.
+            if not self._request.response_started:
+                self._answer_and_close()
+                raise _Enough
+            if self._request.response_complete:
+                self._request = None
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and _has_body(self.headers):
+            self._refuse(_UPGRADE)
+            raise _Enough
+        self._begin(self._describe())
+        self._request = self.cycle
+        self._silent_bytes = 0
+        self.headers = []  # the request keeps its own; trailers end up here
+
+    def on_body(self, body: bytes) -> None:
+        self._silent_bytes = 0
+        super().on_body(body)
+
+    # The application
+
+    def _describe(self) -> Any:
+        """The request as ASGI has it. Raises what makes the parser refuse it, when the address is none."""
+        scope: Any = self.scope
+        version, url = self.parser.get_http_version(), httptools.parse_url(self.url)
+        if version != "1.1":
+            scope["http_version"] = version
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["raw_path"], scope["query_string"] = url.path, url.query or b""
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        return scope
+
+    def _begin(self, scope: Any) -> None:
+        """Like uvicorn, but for what is never on here: upgrades, a root path, a limit of connections."""
+        last: RequestResponseCycle | None = self.cycle
+        self.cycle = _Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        scope["extensions"] = {
+            AT_HAND: self._body_at_hand
+        }  # of the connection: a request that knew itself would be left to the collector
+        if last is None or last.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:  # all but the empty end of the last answer is sent
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _body_at_hand(self) -> bytes | None:
+        """All of the body, if it has come: nobody has to wait, nor to watch for how long."""
+        request = self.cycle
+        if request.more_body or request.disconnected or request.response_started:
+            return None
+        body, request.body = bytes(request.body), bytearray()
+        return body
+
+    # How it ends
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._request is not None:
+            self._request.scope.pop("extensions", None)
+
+    def _answer_and_close(self) -> None:
+        self._deaf = True
+        self.cycle.keep_alive = False
+
+    def _refuse(self, error: RequestError) -> None:
+        """Closes; answers with `error` unless the request at fault has begun to be answered."""
+        self._deaf = True
+        if self._request is None or not self._request.response_started:
+            self.transport.write(_raw(error, self.server_state.default_headers))
+        if self._request is not None:
+            self._request.disconnected = True  # so that the application's answer does not follow ours
+        self.transport.close()
+
+
+class _Cycle(RequestResponseCycle):
+    """A request and its answer. One that is whole goes out in one piece, and its headers are put into bytes once for all that are alike."""
+
+    _start: Any = None  # the head, which waits for the first part of the body
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start" and not self.response_started:
+            self._start = message  # or instead of the one that waits: what was to follow it has failed
+            return
+        start, self._start = self._start, None
+        if start is None:
+            await super().send(message)
+        elif not await self._send_whole(start, message):
+            await super().send(start)
+            await super().send(message)
+
+    async def _send_whole(self, start: Any, message: Any) -> bool:
+        """False: nothing was sent, as this is not all of it, or no plain answer to a plain request."""
+        body = message.get("body", b"")
+        length, head = _rendered(tuple(start.get("headers", ())))
+        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not whole or length != len(body) or self.scope["method"] == "HEAD":
+            return False
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return True
+        self.response_started = self.response_complete = True
+        own = b"".join([b"%s: %s\r\n" % header for header in self.default_headers])
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((STATUS_LINE[start["status"]], own, head, end, body)))
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+        return True
+
+
+@lru_cache(maxsize=512)
+def _rendered(headers: tuple[Header, ...]) -> tuple[int, bytes]:
+    """The body's length and the headers in bytes. -1: uvicorn is to look at these headers."""
+    names = {name.lower(): value for name, value in headers}
+    length = names.get(b"content-length", b"")
+    if not length.isdigit() or names.keys() & {b"connection", b"transfer-encoding"} or len(names) < len(headers):
+        return -1, b""
+    if any(HEADER_RE.search(name) or HEADER_VALUE_RE.search(value) for name, value in headers):
+        return -1, b""
+    return int(length), b"".join([b"%s: %s\r\n" % (name.lower(), value) for name, value in headers])
+
+
+def _has_body(headers: Iterable[Header]) -> bool:
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
+
+
+def _raw(error: RequestError, default_headers: Iterable[Header]) -> bytes:
+    """The answer of `answers.send_error` in bytes: there is no request here to answer through the application."""
+    body = msgspec.json.encode({"error": error.code, "message": error.message})
+    length = str(len(body)).encode("ascii")
+    own = ((b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close"))
+    lines = [b"%s: %s\r\n" % header for header in (*default_headers, *SECURITY, *own)]
+    return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body])

@@ -1,0 +1,167 @@
+"""The browser's edge: `POST {prefix}/push`, answered 202 once every accepted push is durable.
+
+Plain ASGI, because this is the hot path. Whole-request refusals come in the order of the wire contract: 405, 403, 429, 413, 400, 503;
+nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from proxy.core.admission import judge
+from proxy.core.decision import Decide, Plan, Reads
+from proxy.core.emails import lane_key
+from proxy.core.exchange import Answer, Candidate, Limits, Request, Result
+from proxy.core.identity import CookieCodec, TokenCodec, Visitor, cookie_name, random_visitor, read_cookie, set_cookie
+from proxy.core.policy import Policy
+from proxy.core.pushes import BadPush, Identify, Push, parse_batch
+from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
+from proxy.web.answers import Header, send_error, send_json
+from proxy.web.bodies import Gone, read_body
+
+log = logging.getLogger("proxy.collector")
+
+_ALLOW: Header = (b"allow", b"POST, OPTIONS")
+_VARY: Header = (b"vary", b"Origin")
+_PREFLIGHT: tuple[Header, ...] = (
+    (b"access-control-allow-methods", b"POST"),
+    (b"access-control-allow-headers", b"content-type"),
+    (b"access-control-max-age", b"86400"),
+)
+
+
+class Appender(Protocol):
+    async def append(self, decide: Decide, reads: Reads) -> Plan: ...
+
+
+class _Wire(msgspec.Struct, omit_defaults=True):
+    results: tuple[Result, ...]
+    s: str | None = None
+
+
+class Collector:
+    """The ASGI application of the push endpoint."""
+
+    def __init__(
+        self,
+        outbox: Appender,
+        *,
+        origins: Origins,
+        addresses: ClientAddresses,
+        rate: RateLimit,
+        asserted: AddressLimit,
+        cookies: CookieCodec,
+        tokens: TokenCodec,
+        policy: Policy,
+        limits: Limits,
+    ) -> None:
+        self._outbox = outbox
+        self._origins, self._addresses, self._rate = origins, addresses, rate
+        self._asserted = asserted
+        self._cookies, self._tokens, self._policy, self._limits = cookies, tokens, policy, limits
+
+    def use(self, cookies: CookieCodec, tokens: TokenCodec) -> None:
+        """From the next request on."""
+        self._cookies, self._tokens = cookies, tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        cors: Sequence[Header] = (_VARY,)
+        try:
+            headers = scan(scope["headers"])
+            listed = self._origins.lists(headers)
+            if listed and method != "OPTIONS" and headers.fetch_site != "same-origin":
+                cors = _cors(headers.origin or "")  # on refusals too: the page of a listed origin is to learn why
+            if method not in ("POST", "OPTIONS"):
+                cors = (*cors, _ALLOW)
+                raise RequestError(405, "method-not-allowed", "Send pushes by POST.")
+            origin = self._origins.require(headers)
+            if method == "OPTIONS":
+                allowed = (*_cors(origin), *_PREFLIGHT) if listed else (_VARY,)
+                await send({"type": "http.response.start", "status": 204, "headers": allowed})
+                await send({"type": "http.response.body"})
+                return
+            body, cookie = await self._push(scope, receive, headers, origin)
+        except RequestError as error:
+            await send_error(send, error, cors)
+        except Gone:
+            return
+        except Exception as error:
+            # A defect of ours. Nothing was stored, so the shim keeps its pushes; the log says where to look, not what was pushed.
+            log.error("A request could not be judged: %s", describe(error))
+            message = "The pushes could not be stored: the log of the proxy says more."
+            await send_error(send, RequestError(503, "defect", message, retry_after=30), cors)
+        else:
+            await send_json(send, 202, body, (*cors, *cookie))
+
+    async def _push(
+        self, scope: Scope, receive: Receive, headers: Headers, origin: str
+    ) -> tuple[bytes, tuple[Header, ...]]:
+        """The body and the cookie of a 202."""
+        client = scope.get("client")
+        address = self._addresses.of(client[0] if client else None, headers.forwarded_for)
+        self._rate.require(address, time.monotonic())
+        self._rate.spend(address, 1, time.monotonic())  # before the body: many may be on their way at once
+        batch = parse_batch(await read_body(scope, receive, headers.content_length))
+        self._rate.spend(address, max(0, len(batch.items) - 1), time.monotonic())
+        now, name = time.time(), cookie_name(origin)
+        value = read_cookie(headers.cookie, name)
+        visitor = self._cookies.decode(value, now) if value else None
+        candidates = [self._candidate(item, visitor, address, now) for item in batch.items]
+        stranger = random_visitor() if batch.session is None else ""  # with a session value nobody asks
+        request = Request(now, visitor, batch.session, headers.gpc, candidates, stranger)
+        answer = await self._store(request)
+        cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
+        return (
+            msgspec.json.encode(_Wire(answer.results, answer.session)),
+            ((b"set-cookie", set_cookie(name, cookie).encode("ascii")),) if cookie else (),
+        )
+
+    def _candidate(self, item: Push | BadPush, visitor: Visitor | None, address: str, now: float) -> Candidate:
+        """Tokens are verified here, outside the transaction, which has better things to do."""
+        if not isinstance(item, Push) or not isinstance(item.call, Identify):
+            return Candidate(item)
+        if item.call.token is not None:
+            return Candidate(item, self._tokens.verify(item.call.token, now))
+        if item.call.email is None or not self._policy.asserted_identify:
+            return Candidate(item)
+        key = lane_key(item.call.email)
+        own = visitor is not None and visitor.email is not None and lane_key(visitor.email) == key
+        return Candidate(item, excess=not own and not self._asserted.admits(address, key, time.monotonic()))
+
+    async def _store(self, request: Request) -> Answer:
+        if not request.candidates:
+            return Answer(())
+        try:
+            plan = await self._outbox.append(
+                lambda facts: judge(request, facts, self._policy, self._limits), _reads(request)
+            )
+        except StoreUnavailable as error:
+            raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
+        answer = plan.answer
+        assert isinstance(answer, Answer)  # noqa: S101 - judge's own, which append hands back
+        return answer
+
+
+def _reads(request: Request) -> Reads:
+    ids = [candidate.push.id for candidate in request.candidates if candidate.push.id is not None]
+    visitor = request.cookie
+    return Reads(tuple(ids), lane_key(visitor.email) if visitor is not None and visitor.email is not None else None)
+
+
+@lru_cache(maxsize=256)
+def _cors(origin: str) -> tuple[Header, ...]:
+    return (
+        _VARY,
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-allow-credentials", b"true"),
+        (b"access-control-expose-headers", b"Retry-After"),
+    )

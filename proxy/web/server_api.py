@@ -1,0 +1,211 @@
+"""The edge for the site's own servers: identify, bulk identify and track, spoken as SendX speaks them (source: SendX docs), in both dialects.
+
+SendX's official SDKs work unchanged with only the host replaced. An answer of 200 means that the call is durable here; it is sent on
+later, in order per contact. A server is trusted like an identity token's `contact`: no list of tags or fields restricts it.
+
+It refuses browsers, since a server key that is in a page is everybody's; it stores a call whole or not at all; and it offers no other part
+of SendX's API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from proxy.core.decision import Decide, Plan
+from proxy.core.pushes import MAX_TEXT, Attributes, Track
+from proxy.core.server_calls import (
+    MAX_BULK_BODY,
+    OPERATIONS,
+    Operation,
+    Outcome,
+    ServerCall,
+    ServerPush,
+    admit,
+    parse_server_call,
+    unprocessable,
+)
+from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.web.access import RateLimit, scan
+from proxy.web.answers import Header, send_json, send_not_found
+from proxy.web.bodies import MAX_BODY, Gone, read_body
+
+LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
+
+log = logging.getLogger("proxy.server_api")
+
+
+class Appender(Protocol):
+    async def append(self, decide: Decide) -> Plan: ...
+
+
+class ServerKeys:
+    """The keys of SCQ_SERVER_KEYS; only digests are kept. False without any."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = tuple(_digest(key.encode()) for key in keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def find(self, given: bytes) -> int | None:
+        """Which key it is, None for no key. Takes the same time for each: all are compared, by their digests."""
+        digest = _digest(given)
+        matches = [hmac.compare_digest(known, digest) for known in self._digests]
+        return matches.index(True) if any(matches) else None
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class ServerApi:
+    """The ASGI application of the paths in `OPERATIONS`. `team_id`: what a legacy call may not contradict.
+
+    Without keys it does not exist: 404. `keys` may be replaced while it serves.
+    """
+
+    def __init__(
+        self, outbox: Appender, *, keys: ServerKeys, rate: RateLimit, lane_max: int, team_id: str | None = None
+    ) -> None:
+        self._outbox = outbox
+        self.keys = keys
+        self._rate, self._lane_max, self._team_id = rate, lane_max, team_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operation = OPERATIONS.get(scope["path"])
+        if operation is None or not self.keys:
+            await send_not_found(scope, receive, send)
+            return
+        try:
+            body = await self._call(operation, scope, receive)
+        except RequestError as error:
+            await _send_error(send, error)
+        except Gone:
+            return
+        except Exception as error:
+            # A defect of ours. Nothing was stored; the log says where to look, not what was sent.
+            log.error("A server's call could not be judged: %s", describe(error))
+            message = "The call could not be stored: the log of the proxy says more."
+            await _send_error(send, RequestError(503, "defect", message, retry_after=30))
+        else:
+            await send_json(send, 200, body)
+
+    async def _call(self, operation: Operation, scope: Scope, receive: Receive) -> bytes:
+        """The body of a 200."""
+        headers = scan(scope["headers"])
+        if headers.origin is not None or headers.fetch_site is not None:
+            raise RequestError(
+                403,
+                "browser",
+                "This request comes from a browser. Server keys do not belong in pages: whoever reads one can act as anybody. "
+                "Push from pages with the shim, and replace this key if a page has it.",
+            )
+        if scope["method"] != "POST":
+            raise RequestError(405, "method-not-allowed", "Send the call by POST.")
+        query = _query(scope) if operation.legacy else {}
+        name = str(self._authenticated(operation, scope, query))
+        idempotency_key = _idempotency_key(scope)
+        self._require_rate(name)
+        pushes: tuple[ServerPush, ...] = ()
+        try:
+            limit = MAX_BULK_BODY if operation.bulk else MAX_BODY
+            pushes = parse_server_call(operation, await read_body(scope, receive, headers.content_length, limit), query)
+        finally:
+            self._rate.spend(name, max(1, len(pushes)), time.monotonic())
+        ids = tuple(secrets.token_urlsafe(16) for _ in pushes)
+        await self._store(ServerCall(operation.name, pushes, ids, idempotency_key))
+        return _answer(operation, pushes)
+
+    def _authenticated(self, operation: Operation, scope: Scope, query: Mapping[str, Sequence[str]]) -> int:
+        """Which key the caller has. Raises 401."""
+        given = _values(scope, b"api_key" if operation.legacy else b"x-team-apikey")
+        found = self.keys.find(given[0] if len(given) == 1 else b"")
+        teams = query.get("team_id", ())
+        if found is None or (self._team_id is not None and any(team != self._team_id for team in teams)):
+            raise RequestError(401, "unauthorized", "The Team ID or API Key specified is not valid")
+        return found
+
+    def _require_rate(self, name: str) -> None:
+        try:
+            self._rate.require(name, time.monotonic())
+        except RequestError as error:
+            message = "Rate limit exceeded: this key has sent too many pushes. Try again later."
+            raise RequestError(429, "too-fast", message, retry_after=error.retry_after) from None
+
+    async def _store(self, call: ServerCall) -> None:
+        try:
+            plan = await self._outbox.append(lambda facts: admit(call, facts, self._lane_max))
+        except StoreUnavailable as error:
+            raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
+        if plan.answer is Outcome.LANE_FULL:
+            message = "Rate limit exceeded: too much is waiting for this contact. Nothing of this call is stored; see SCQ_LANE_MAX."
+            raise RequestError(429, "lane-full", message, retry_after=LANE_FULL_SECONDS)
+        if plan.answer is Outcome.KEY_REUSED:
+            raise unprocessable("this Idempotency-Key was used for a call that said something else; take a new one")
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for each, value in scope["headers"] if each == name]
+
+
+def _query(scope: Scope) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, value in parse_qsl(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _idempotency_key(scope: Scope) -> str | None:
+    given = _values(scope, b"idempotency-key")
+    if not given:
+        return None
+    if len(given) > 1 or not 1 <= len(given[0]) <= MAX_TEXT:
+        raise RequestError(400, "malformed", f"Send one Idempotency-Key of 1 to {MAX_TEXT} characters, or none.")
+    return given[0].decode("latin-1")
+
+
+# --- SendX's answers (source: SendX docs) -------------------------------------------------------------------------------
+
+_OK = b'{"status":"200","message":"OK"}'
+_BULK_OK = b'{"status":"success","message":"All contacts processed successfully"}'
+_LEGACY_TRACKED = b'{"status":"200","message":"OK","data":"success"}'
+
+
+def _answer(operation: Operation, pushes: Sequence[ServerPush]) -> bytes:
+    if operation.bulk:
+        return _BULK_OK
+    if not operation.legacy:
+        return _OK
+    body = pushes[0].body
+    return _LEGACY_TRACKED if isinstance(body, Track) else _legacy_identified(pushes[0].address, body)
+
+
+def _legacy_identified(address: str, attributes: Attributes) -> bytes:
+    """The legacy dialect shows the contact. What SendX has of it is not known here: the call's own words, and no ids of SendX."""
+    data: dict[str, Any] = {"encryptedTeamId": "", "encryptedId": "", "tags": attributes.tags}
+    data |= {name: attributes.fields.get(name, "") for name in ("firstName", "lastName")}
+    data["email"] = address
+    data |= {name: attributes.fields.get(name, "") for name in ("company", "birthday")}
+    data["customFields"] = attributes.custom_fields
+    return msgspec.json.encode({"status": "200", "message": "OK", "data": data})
+
+
+async def _send_error(send: Send, error: RequestError) -> None:
+    """SendX's error body, whose status is a number for 401 and a word otherwise."""
+    headers: list[Header] = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode("ascii")))
+    if error.status == 405:
+        headers.append((b"allow", b"POST"))
+    body = msgspec.json.encode({"status": 401 if error.status == 401 else "error", "message": error.message})
+    await send_json(send, error.status, body, headers)
