@@ -10,7 +10,7 @@ help:
 	@echo 'make run     the demo: a fake SendX, the proxy and a shop; prints the addresses to open'
 	@echo '             make run ARGS="--port 9000 --sandbox-port 9001" for other ports'
 	@echo 'make test    every check and test, as CI runs them'
-	@echo '             make test ARGS="tests/test_settings.py -k secret" for some of the tests'
+	@echo '             make test ARGS="tests/config/test_settings.py -k secret" for some of the tests'
 	@echo '             make test PYTHON=python3.13 on another Python'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
@@ -36,35 +36,35 @@ test:
 
 soak:
 	@bash .ci/setup test
-	@exec .venv/bin/python -m tests.soak --kills 200 $(ARGS)
+	@exec .venv/bin/python -m tests.load.soak --kills 200 $(ARGS)
 
 soak-nodes:
 	@bash .ci/setup test
-	@exec .venv/bin/python -m tests.soak_nodes --faults 100 $(ARGS)
+	@exec .venv/bin/python -m tests.load.soak_nodes --faults 100 $(ARGS)
 
 soak-browser:
 	@bash .ci/setup test
-	@exec .venv/bin/python -m tests.soak_browser --leaves 1000 --engine all $(ARGS)
+	@exec .venv/bin/python -m tests.load.soak_browser --leaves 1000 --engine all $(ARGS)
 
 page-cost:
 	@bash .ci/setup test
-	@exec .venv/bin/python -m tests.page_cost $(ARGS)
+	@exec .venv/bin/python -m tests.load.page_cost $(ARGS)
 
 scale:
 	@bash .ci/setup test
-	@exec .venv/bin/python -m tests.scale $(ARGS)
+	@exec .venv/bin/python -m tests.load.scale $(ARGS)
 
 bench:
 	@bash .ci/setup bench
-	@exec .venv/bin/python -m tests.bench $(ARGS)
+	@exec .venv/bin/python -m tests.load.bench $(ARGS)
 
 bench-quick:
 	@bash .ci/setup bench
-	@exec .venv/bin/python -m tests.bench --quick $(ARGS)
+	@exec .venv/bin/python -m tests.load.bench --quick $(ARGS)
 
 sizes:
 	@bash .ci/setup test
-	@exec .venv/bin/python -m tests.sizes $(ARGS)
+	@exec .venv/bin/python -m tests.load.sizes $(ARGS)
 
 lint:
 	@bash .ci/setup lint

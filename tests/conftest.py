@@ -4,14 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser
 
 from proxy.app import create_app
 from proxy.config.settings import load_settings
 from proxy.sandbox.api import create_sandbox
-from tests.browser import Visit, chromium, visiting
-from tests.live import serving
-from tests.site import Pages, SendX, Site, environment
+from tests.support.browser import Visit, chromium, visiting
+from tests.support.live import serving
+from tests.support.site import Pages, SendX, Site, environment
+
+# How fast this machine makes an example is not what a test is about. Fixtures are the servers under test, which serve all examples.
+settings.register_profile("checks", deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("checks")
 
 
 @pytest.fixture(scope="module")

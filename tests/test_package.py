@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from proxy import __version__
-from tests.live import eventually, free_port
+from tests.support.live import eventually, free_port
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60

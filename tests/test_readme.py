@@ -25,7 +25,7 @@ from proxy.config.settings import SPECS
 from proxy.core.identity import TokenCodec, Vouched
 from proxy.core.pushes import Attributes, Reason
 from proxy.store.postgres.outbox import open_outbox
-from tests.live import serving
+from tests.support.live import serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ class _Enough(Exception):
 
 
 class Http1(HttpToolsProtocol):
-    """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/test_http1.py` checks."""
+    """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/web/test_http1.py` checks."""
 
     _deaf = False  # nothing more is read
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -485,8 +485,6 @@ def test_whatever_is_done_to_it_an_outbox_does_what_lists_would_do(adapter: str)
         settings=settings(
             max_examples=60 if adapter == "sqlite" else 20,  # a step takes ten times as long over a network
             stateful_step_count=40,
-            deadline=None,
             derandomize=True,  # a run of the suite says the same of the same code; seek new paths with more examples
-            suppress_health_check=[HealthCheck.too_slow],
         ),
     )

@@ -55,7 +55,7 @@ from proxy.store.outbox import (
 )
 from proxy.store.postgres.outbox import open_outbox as open_postgres_outbox
 from proxy.store.sqlite.outbox import open_outbox
-from tests.postgres import database
+from tests.support.postgres import database
 
 INCREMENT = Attributes(custom_fields={"Visits": "++1"})
 

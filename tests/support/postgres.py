@@ -1,0 +1,203 @@
+"""A real PostgreSQL for the tests: Debian's, in a temporary directory, on a free port of 127.0.0.1, synced to the disk as it comes.
+
+`postgres()` is the one server of a test run; `database()` makes a fresh, migrated database in it. Tests that stop, break or configure a
+server start one of their own: `Server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import psycopg
+
+from proxy.store.postgres.schema import migrate
+from tests.support.live import eventually, free_port
+
+_PASSWORD = "a-password-that-no-log-may-show"
+_TEMPLATE = "scq_template"
+_SECONDS = 60.0
+
+
+def programs() -> Path | None:
+    """The newest server that is installed: Debian keeps them out of PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).parent if on_path else None
+
+
+def _as_postgres() -> list[str]:
+    """PostgreSQL refuses to run as root: then it runs as the user whom Debian's package has made."""
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"] if os.geteuid() == 0 else []
+
+
+class Server:
+    """Started at once. `settings`: lines of postgresql.conf, by name."""
+
+    def __init__(self, **settings: str) -> None:
+        found = programs()
+        if found is None:
+            import pytest  # here, because the benchmark uses servers as well, and is installed without it
+
+            missing = "no PostgreSQL: install Debian's package postgresql"
+            if os.environ.get("CI"):
+                pytest.fail(missing)
+            pytest.skip(missing)
+        self._programs = found
+        self._directory = Path(tempfile.mkdtemp(prefix="scq-postgres-"))
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count()
+        self._has_template = False
+        self._make(settings)
+        self.start()
+
+    def _make(self, settings: dict[str, str]) -> None:
+        password = self._directory / "password"
+        password.write_text(_PASSWORD, encoding="ascii")
+        if os.geteuid() == 0:
+            for path in (self._directory, password):
+                shutil.chown(path, "postgres", "postgres")
+        options = ["-U", "scq", "-E", "UTF8", "--locale=C.UTF-8", "-A", "scram-sha-256", f"--pwfile={password}"]
+        subprocess.run(
+            [*_as_postgres(), self._programs / "initdb", "-D", self._data, *options],
+            check=True,
+            timeout=_SECONDS,
+            cwd=self._directory,
+            stdout=subprocess.DEVNULL,
+        )
+        usual = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self._directory),
+        }
+        # Its memory comes from files, as /dev/shm is small in many containers.
+        usual |= {"max_connections": "100", "shared_buffers": "64MB", "dynamic_shared_memory_type": "mmap"}
+        lines = [f"{name} = '{value}'" for name, value in (usual | settings).items()]
+        with (self._data / "postgresql.conf").open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+    @property
+    def _data(self) -> Path:
+        return self._directory / "data"
+
+    @property
+    def log(self) -> str:
+        return (self._directory / "log").read_text(encoding="utf-8", errors="replace")
+
+    def dsn(self, database: str = "postgres", *, user: str = "scq", password: str = _PASSWORD) -> str:
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
+
+    # --- its life
+
+    def start(self) -> None:
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_as_postgres(), self._programs / "postgres", "-D", self._data],
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        eventually(self._answers, _SECONDS)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"the server has ended: {self.log[-2000:]}"
+        try:
+            psycopg.connect(self.dsn(), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Shuts down in order, ending whatever is connected."""
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """As if its machine had crashed: nothing it has not synced is written any more. `start` starts it again."""
+        if self._process is None:
+            return
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        self._signal(signal.SIGKILL)
+        for child in map(int, children):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        eventually(lambda: not any(_runs(child) for child in children), _SECONDS)
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(_SECONDS)
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # --- databases
+
+    def execute(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
+        """One statement of the superuser, outside a transaction."""
+        with psycopg.connect(self.dsn(database), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def cut_connections(self, database: str) -> None:
+        """All to this database."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database,))
+
+    def empty_database(self) -> str:
+        """The DSN of a new one without tables."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.dsn(name)
+
+    def database(self) -> str:
+        """The DSN of a new one that is migrated."""
+        if not self._has_template:
+            self._has_template = True
+            self.execute(f"CREATE DATABASE {_TEMPLATE}")
+            with ThreadPoolExecutor(1) as thread:  # the caller's may run an event loop
+                thread.submit(asyncio.run, migrate(self.dsn(_TEMPLATE))).result(_SECONDS)
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        return self.dsn(name)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] != "Z"
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@cache
+def postgres() -> Server:
+    """The server that all tests of this run share, unless they need their own."""
+    server = Server()
+    atexit.register(server.remove)
+    return server
+
+
+def database() -> str:
+    """The DSN of a fresh, migrated database."""
+    return postgres().database()

@@ -1,0 +1,56 @@
+"""What is bounded stays bounded, and nobody can use a bound against somebody else (DESIGN § 5.7). SendX is down throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.live import free_port
+from tests.support.server import Browser, Server, identify, login, new_email, running, track
+
+LANE, HOLD = 8, 5
+LONG_TAG = "cart-" + "x" * 250
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    limits = {"SCQ_LANE_MAX": str(LANE), "SCQ_HOLD_MAX": str(HOLD), "SCQ_HOLD_MB": "1", "SCQ_IDENTIFY": "asserted"}
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    with running(tmp_path_factory.mktemp("limits"), nowhere, SCQ_GPC="ignore", **limits) as started:
+        yield started
+
+
+def test_a_full_lane_refuses_and_the_others_go_on(server: Server) -> None:
+    ann, bob = Browser(server), Browser(server)
+    ann.logs_in(new_email("ann"))
+    assert ann.statuses(*[track("cart-1")] * LANE) == ["accepted"] * (LANE - 1) + ["lane-full"]
+    assert ann.statuses(login(new_email("other"))) == ["accepted"], "another person's lane has room"
+    bob.logs_in(new_email("bob"))
+
+
+def test_what_strangers_assert_cannot_fill_the_lane_of_the_person_whose_address_it_is(server: Server) -> None:
+    victim = new_email("victim")
+    answers = [Browser(server).statuses(identify(email=victim, tags=["newsletter"]))[0] for _ in range(LANE)]
+    assert answers == ["accepted"] * (LANE // 4) + ["lane-full"] * (LANE - LANE // 4)
+    ann = Browser(server)
+    ann.logs_in(victim)
+    assert ann.statuses(*[track("cart-1")] * (LANE - LANE // 4 - 1)) == ["accepted"] * (LANE - LANE // 4 - 1)
+
+
+def test_an_anonymous_visitor_is_held_up_to_a_number(server: Server) -> None:
+    ann, bob = Browser(server), Browser(server)
+    assert ann.statuses(*[track("cart-1")] * (HOLD + 1)) == ["held"] * HOLD + ["hold-full"]
+    assert bob.statuses(track("cart-1")) == ["held"]
+    assert ann.statuses(login(new_email()), track("cart-1")) == ["accepted", "accepted"], "and nothing bars the log-in"
+
+
+def test_strangers_can_fill_the_room_for_held_pushes_but_shut_out_no_customer(server: Server) -> None:
+    heavy = track(*[f"{LONG_TAG[:-3]}{number:03}" for number in range(100)])
+    answers: list[str] = []
+    while "hold-full" not in answers:
+        answers += Browser(server).statuses(heavy, heavy)
+        assert len(answers) < 100, "a megabyte is never full"
+    customer = Browser(server)
+    customer.logs_in(new_email())
+    assert customer.statuses(track("cart-1")) == ["accepted"]

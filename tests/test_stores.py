@@ -1,0 +1,295 @@
+"""`scq-proxy copy`: what an SQLite store knows is what the PostgreSQL store knows afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pty
+import re
+import sqlite3
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from proxy.core.decision import (
+    Born,
+    Enqueue,
+    Facts,
+    Hold,
+    Identified,
+    NotOffered,
+    Op,
+    Plan,
+    Refused,
+    Remember,
+    Retire,
+    Schedule,
+    Scheduled,
+    Verify,
+)
+from proxy.core.gate import Closure, Halt
+from proxy.core.identity import Trust, Visitor
+from proxy.core.pushes import Attributes, Reason, Track
+from proxy.store.outbox import DeadFilter, DeadReason, Fate, Outbox, Settled, Settlement
+from proxy.store.postgres.outbox import open_outbox as open_postgres
+from proxy.store.sqlite.outbox import open_outbox as open_sqlite
+from tests.support import postgres
+from tests.support.server import clean_environ, command
+
+HOLD_AGE, DEAD_AGE = timedelta(days=30), timedelta(days=90)
+INCREMENT = Attributes(custom_fields={"Visits": "++1"})
+SHUT = Closure(time.time() + 1_000, 2, Halt.KEY)
+ANN = Visitor("v-ann", "ann@example.com", Trust.VERIFIED, 1_700_000_000, 1_700_000_000)
+
+
+def queued(address: str, body: Attributes | Track | None = None) -> Enqueue:
+    return Enqueue(str(uuid.uuid4()), address, address, Trust.VERIFIED, body or Track(("a",)))
+
+
+async def carry_out(outbox: Outbox, *ops: Op) -> None:
+    await outbox.append(lambda facts: Plan(ops, None))
+
+
+@contextlib.asynccontextmanager
+async def file(path: Path) -> AsyncIterator[Outbox]:
+    outbox = await open_sqlite(path, create=True, hold_age=HOLD_AGE, dead_age=DEAD_AGE, min_free_bytes=0)
+    try:
+        yield outbox
+    finally:
+        await outbox.close()
+
+
+@contextlib.asynccontextmanager
+async def database(dsn: str) -> AsyncIterator[Outbox]:
+    outbox = await open_postgres(dsn, hold_age=HOLD_AGE, dead_age=DEAD_AGE)
+    try:
+        yield outbox
+    finally:
+        await outbox.close()
+
+
+def copied(path: Path, dsn: str) -> subprocess.CompletedProcess[str]:
+    environ = clean_environ({"SCQ_STORE": dsn})
+    ran = command("copy", "--from", f"sqlite:///{path}")
+    return subprocess.run(ran, cwd=path.parent, env=environ, capture_output=True, text=True, check=False, timeout=60)
+
+
+async def fill(outbox: Outbox) -> None:
+    """Something of everything; the last thing is an increment that is claimed and not settled."""
+    moves = queued("old@example.com", Attributes(new_email="new@example.com"))
+    await carry_out(outbox, moves, queued("erased@example.com"), queued("dead@example.com", INCREMENT))
+    for lease in (await outbox.claim(10, 10, 60)).leases:
+        push = lease.pushes[0]
+        fate = Fate.DEAD if push.body == INCREMENT else Fate.DELIVERED
+        reason = DeadReason.REJECTED if fate is Fate.DEAD else None
+        await outbox.settle(Settlement(lease, (Settled(push.seq, fate, reason=reason, detail="HTTP 400"),)))
+    await outbox.erase("erased@example.com")
+    await carry_out(
+        outbox,
+        *(queued(f"{name}@example.com", Track((str(number),))) for number in range(3) for name in ("ada", "bob")),
+        Verify("ada@example.com"),
+        Verify("new@example.com"),
+        Hold("h1", "v1", Track(("held 1",))),
+        Hold("h2", "v1", Track(("held 2",))),
+        Remember("h1", "v1"),
+        Remember("login", "v1", ANN),
+        Retire("v2"),
+        Born("v3", "ann@example.com"),
+        Identified("v4"),
+        Refused(Reason.TAG_NOT_ALLOWED),
+        NotOffered("a", "SCQ_TAGS"),
+        Scheduled(Schedule.SIGN_UPS, time.time() + 500),
+        queued("cut@example.com", INCREMENT),
+        queued("cut@example.com"),
+    )
+    for lease in (await outbox.claim(10, 10, 60)).leases:
+        if lease.pushes[0].address != "cut@example.com":
+            await outbox.settle(Settlement(lease, ()))
+    await outbox.move_gate(None, SHUT)
+
+
+async def everything(outbox: Outbox) -> dict[str, object]:
+    """What can be asked of it."""
+
+    def decide(known: Facts) -> Plan:
+        return Plan(
+            (),
+            {
+                "seen": [known.seen(each) for each in ("h1", "login", "never")],
+                "visitors": [known.visitor(each) for each in ("v1", "v2", "v3", "v4", "v5")],
+                "lanes": [known.lane(f"{name}@example.com") for name in ("ada", "bob", "dead", "cut", "nobody")],
+                "alias": known.alias("old@example.com"),
+                "erased": [known.erased_at(f"{name}@example.com") for name in ("erased", "ada")],
+                "held": list(known.held("v1")),
+                "schedule": known.schedule(Schedule.SIGN_UPS),
+            },
+        )
+
+    facts: dict[str, object] = (await outbox.append(decide)).answer
+    stats = await outbox.stats()
+    return facts | {
+        "key": outbox.site_key,
+        "gate": (await outbox.claim(0, 1, 0)).closure,
+        "dead": await outbox.dead_letters(DeadFilter(), 0, 100),
+        "stats": (stats.counters, stats.waiting, stats.holding, stats.dead, stats.oldest, stats.refused_names),
+    }
+
+
+async def emptied(outbox: Outbox) -> list[tuple[str, tuple[str, ...]]]:
+    """What leaves it, in order."""
+    await outbox.move_gate(SHUT, None)
+    left = []
+    while leases := (await outbox.claim(10, 1, 60)).leases:
+        for lease in leases:
+            (push,) = lease.pushes
+            assert isinstance(push.body, Track)
+            left.append((push.address, push.body.add_tags))
+            await outbox.settle(Settlement(lease, (Settled(push.seq, Fate.DELIVERED),)))
+    return left
+
+
+@pytest.fixture
+def dsn() -> str:
+    return postgres.database()
+
+
+@pytest.fixture
+async def filled(tmp_path: Path) -> Path:
+    path = tmp_path / "scq.db"
+    async with file(path) as outbox:
+        await fill(outbox)
+    return path
+
+
+async def test_a_copy_knows_all_that_the_original_knows(filled: Path, dsn: str) -> None:
+    said = await asyncio.to_thread(copied, filled, dsn)
+    assert said.returncode == 0, said.stderr
+    async with file(filled) as original, database(dsn) as copy:
+        assert await everything(copy) == await everything(original)
+        (ambiguous, rejected) = sorted(letter.reason for letter in await copy.dead_letters(DeadFilter(), 0, 100))
+        assert (ambiguous, rejected) == (DeadReason.AMBIGUOUS, DeadReason.REJECTED)
+        new = queued("ada@example.com", Track(("behind all",)))
+        await carry_out(original, new)
+        await carry_out(copy, new)
+        sent = await emptied(copy)
+        assert [tags for address, tags in sent if address.startswith("ada")] == [
+            ("0",),
+            ("1",),
+            ("2",),
+            ("behind all",),
+        ]
+        assert sorted(sent) == sorted(await emptied(original))
+        for outbox in (original, copy):
+            await outbox.replay(DeadFilter(), 10)
+        assert (await copy.stats()).counters == (await original.stats()).counters
+
+
+async def test_a_copy_says_what_was_copied_and_leaves_the_file_as_it_was(filled: Path, dsn: str) -> None:
+    before = filled.read_bytes()
+    said = await asyncio.to_thread(copied, filled, dsn)
+    assert (said.returncode, said.stderr.count("Store: PostgreSQL at ")) == (0, 1)
+    assert "the numbers of both stores are the same" in said.stdout
+    assert re.search(r"^  pushes +7$", said.stdout, re.MULTILINE)
+    assert "must not be served again" in said.stdout
+    async with file(filled) as original:
+        assert (await original.stats()).waiting == 7
+    assert len(filled.read_bytes()) >= len(before)
+
+
+async def test_a_target_that_was_used_is_refused_and_left_as_it_was(filled: Path, dsn: str) -> None:
+    async with database(dsn) as outbox:
+        await carry_out(outbox, queued("somebody@example.com"))
+    for _ in range(2):
+        said = await asyncio.to_thread(copied, filled, dsn)
+        assert (said.returncode, said.stdout) == (2, "")
+        assert "The target is not empty (1 in lanes, 1 in pushes): nothing was copied." in said.stderr
+    async with database(dsn) as outbox:
+        assert (await outbox.stats()).waiting == 1
+
+
+async def test_a_file_that_is_served_is_refused(filled: Path, dsn: str) -> None:
+    async with file(filled):
+        said = await asyncio.to_thread(copied, filled, dsn)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "is in use by another process" in said.stderr
+    async with database(dsn) as outbox:
+        assert (await outbox.stats()).waiting == 0
+
+
+async def test_a_target_that_a_node_serves_is_refused(filled: Path, dsn: str) -> None:
+    async with database(dsn):
+        said = await asyncio.to_thread(copied, filled, dsn)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "A node is connected to the target: stop it" in said.stderr
+
+
+async def test_a_target_without_a_schema_is_refused(filled: Path) -> None:
+    said = await asyncio.to_thread(copied, filled, postgres.postgres().empty_database())
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "run scq-proxy migrate" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong"),
+    [
+        (["--from", "postgresql://h/d", "--to", "postgresql://h/d"], "this must begin with sqlite://"),
+        (["--from", "sqlite:///a.db", "--to", "sqlite:///b.db"], "this must begin with postgresql://"),
+        (["--from", "sqlite:///a.db"], "SCQ_STORE is no PostgreSQL store"),
+        (["--from", "scq.db"], "it must begin with sqlite:///"),
+    ],
+)
+def test_a_store_is_moved_from_sqlite_to_postgresql_and_in_no_other_way(
+    tmp_path: Path, arguments: list[str], wrong: str
+) -> None:
+    environ = clean_environ({"SCQ_STORE": "sqlite:///c.db"})
+    said = subprocess.run(
+        command("copy", *arguments), cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (said.returncode, said.stdout) == (2, "")
+    assert wrong in " ".join(said.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_erasure_that_had_begun_is_finished_first(filled: Path, dsn: str) -> None:
+    with contextlib.closing(sqlite3.connect(filled)) as connection:
+        connection.execute("INSERT INTO erasures VALUES ('ann@example.com', ?)", (time.time() + 1,))
+        connection.commit()
+    assert (await asyncio.to_thread(copied, filled, dsn)).returncode == 0
+    async with database(dsn) as copy:
+        known = await everything(copy)
+    assert known["seen"][1].after is None  # type: ignore[index]
+
+
+async def test_a_name_that_postgresql_cannot_hold_is_counted_under_one_that_it_can(filled: Path, dsn: str) -> None:
+    async with file(filled) as original:
+        await carry_out(original, NotOffered("x\0y", "SCQ_TAGS"), NotOffered("x\ufffdy", "SCQ_TAGS"))
+    assert (await asyncio.to_thread(copied, filled, dsn)).returncode == 0
+    async with database(dsn) as copy:
+        names = (await copy.stats()).refused_names
+    assert {refused.name: refused.count for refused in names} == {"a": 1, "x\ufffdy": 2}
+
+
+async def test_a_terminal_is_shown_how_far_it_has_come(filled: Path, dsn: str) -> None:
+    assert re.search(rb"(\d\d)/\1", await asyncio.to_thread(shown_on_a_terminal, filled, dsn))
+
+
+def shown_on_a_terminal(path: Path, dsn: str) -> bytes:
+    ours, theirs = pty.openpty()
+    environ = clean_environ({"SCQ_STORE": dsn, "TERM": "xterm"})
+    process = subprocess.Popen(
+        command("copy", "--from", f"sqlite:///{path}"), env=environ, stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(ours, 4_096):
+            shown += chunk
+    os.close(ours)
+    assert process.wait(60) == 0
+    return shown

@@ -1,0 +1,223 @@
+"""The script as it is built and served: small enough, made from its source, readable by the engines it promises, with types that hold.
+
+What it does in browsers is in `test_engines`; here are its files, its development build, and `static/scq.d.ts`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.core.pushes import Reason
+from tests.load.sizes import size_of
+from tests.support.browser import Visit
+from tests.support.live import eventually
+from tests.support.server import Server
+from tests.support.site import TOLD, Site, token
+
+ROOT = Path(__file__).parents[2]
+STATIC = ROOT / "static"
+NPM = ROOT / ".venv" / "npm" / "node_modules"
+BROTLI_CAP, GZIP_CAP = 1_000, 1_200
+
+
+def needs_npm() -> None:
+    if NPM.is_dir() and shutil.which("node"):
+        return
+    reason = "the npm packages are missing: .ci/setup test installs them"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def run(*command: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=given, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+# The build
+
+
+def test_both_builds_are_those_of_the_source(tmp_path: Path) -> None:
+    needs_npm()
+    built = run(ROOT / ".ci" / "shim", tmp_path)
+    assert built.returncode == 0, built.stderr
+    for name in ("scq.min.js", "scq.debug.js"):
+        same = (tmp_path / name).read_bytes() == (STATIC / name).read_bytes()
+        assert same, f"static/{name} is not what static/scq.js makes: run .ci/shim, and commit what it writes"
+
+
+def test_what_browsers_load_stays_under_its_caps() -> None:
+    size = size_of((STATIC / "scq.min.js").read_bytes())
+    assert size.brotli <= BROTLI_CAP, f"{size.brotli} bytes after brotli, {BROTLI_CAP} are allowed"
+    assert size.gzip <= GZIP_CAP, f"{size.gzip} bytes after gzip -9, {GZIP_CAP} are allowed"
+
+
+PARSE = """
+const { parse } = require("acorn");
+const source = require("fs").readFileSync(0, "utf8");
+try { parse(source, { ecmaVersion: %s, sourceType: "script" }); } catch (error) { console.log(error.message); }
+"""
+
+
+def complaint(source: str, version: int) -> str:
+    """What a parser of that year's JavaScript has against a script; nothing if it is fine."""
+    environ = {**os.environ, "NODE_PATH": str(NPM)}
+    command = ["node", "--eval", PARSE % version]
+    done = subprocess.run(command, input=source, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["scq.min.js", "scq.debug.js"])
+def test_engines_of_2018_can_read_it(name: str) -> None:
+    needs_npm()
+    assert complaint((STATIC / name).read_text("utf-8"), 2018) == ""
+
+
+def test_what_engines_of_2018_cannot_read_is_found() -> None:
+    needs_npm()
+    assert "Unexpected token" in complaint("try { a } catch { b }", 2018)
+
+
+def test_it_can_stand_inside_a_page() -> None:
+    source = (STATIC / "scq.min.js").read_bytes()
+    assert not re.search(rb"</script|<!--|\r|\n", source, re.IGNORECASE)
+    assert source.isascii(), "a page may have another encoding"
+
+
+def test_nothing_of_the_development_build_is_in_what_browsers_load() -> None:
+    assert b"console" not in (STATIC / "scq.min.js").read_bytes()
+    assert b"console" in (STATIC / "scq.debug.js").read_bytes()
+
+
+# As it is served
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("shim"), "http://127.0.0.1:9/api/v1/rest")
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("path", ["/scq/scq.js", "/prod/TEAMID.js"])
+def test_browsers_get_the_small_build(server: Server, path: str) -> None:
+    assert server.client.get(path).content == (STATIC / "scq.min.js").read_bytes()
+
+
+def test_the_development_build_has_an_address_and_is_never_kept_for_ever(server: Server) -> None:
+    answer = server.client.get("/scq/scq.debug.js")
+    assert answer.content == (STATIC / "scq.debug.js").read_bytes()
+    assert "javascript" in answer.headers["content-type"]
+    assert "immutable" not in answer.headers["cache-control"]
+    assert int(re.findall(r"max-age=(\d+)", answer.headers["cache-control"])[0]) <= 600
+    etag = answer.headers["etag"]
+    assert server.client.get("/scq/scq.debug.js", headers={"If-None-Match": etag}).status_code == 304
+    digest = re.findall(r"[0-9a-f]{12}", etag)[0]
+    assert "immutable" not in server.client.get(f"/scq/scq.{digest}.js").headers["cache-control"]
+
+
+# What it says to whoever builds the site
+
+
+def said_by(visit: Visit, site: Site, tag: str) -> list[str]:
+    """What the console says while a log-in, a tag that is offered and two that are not are pushed and answered."""
+    said: list[str] = []
+    visit.context.on("console", lambda message: said.append(message.text))
+    page = visit.open(site.put("/", f"<script>{TOLD}</script>", tag))
+    page.evaluate(
+        """(argument) => _scq.push(
+          ["identify", {...argument, company: "Engines", plan: "gold", ...told("log-in")}],
+          ["track", {addTags: ["t-offered"], ...told("offered")}],
+          ["track", {addTags: ["t-fine", "paid user"], ...told("refused")}],
+          ["track", {addTags: "paid user", ...told("malformed")}])""",
+        token("ann@example.com"),
+    )
+    eventually(lambda: page.evaluate("outcomes.length") == 4)
+    assert page.evaluate("outcomes.map(([name]) => name)") == ["log-in", "offered", "refused", "malformed"]
+    page.evaluate("0")
+    return said
+
+
+DEBUG_TAG = (
+    '<script>window._scq = window._scq || [];</script><script async src="/scq/scq.debug.js" data-debug></script>'
+)
+
+
+@pytest.mark.browser
+def test_with_data_debug_the_console_tells_what_became_of_each_push(site: Site, visit: Visit) -> None:
+    log_in, offered, refused, malformed = said_by(visit, site, DEBUG_TAG)
+    assert "identify" in log_in
+    assert "accepted" in log_in
+    assert "plan" in log_in.partition("accepted")[2], "what was left out is named"
+    assert "t-offered" in offered
+    assert "accepted" in offered
+    assert "paid user" in refused
+    assert "not offered" in refused
+    assert "SCQ_TAGS" in refused
+    assert "addTags" in malformed
+    assert "bad-shape" in malformed
+
+
+@pytest.mark.browser
+def test_the_console_tells_each_outcome_once(site: Site, visit: Visit) -> None:
+    said: list[str] = []
+    visit.context.on("console", lambda message: said.append(message.text))
+    url = site.put("/", f"<script>{TOLD}</script>", DEBUG_TAG)
+    page = visit.context.new_page()
+    page.clock.install()
+    page.goto(url)
+    page.evaluate("_scq.push(['track', {addTags: ['t-1'], ...told('t-1')}])")
+    eventually(lambda: page.evaluate("outcomes.length") == 1)
+    page.clock.run_for(11_000)  # beyond the time-out of a push
+    assert page.evaluate("outcomes.length") == 1
+    assert len(said) == 1
+
+
+@pytest.mark.browser
+def test_the_console_does_not_tell_who_can_log_in_as_the_visitor(site: Site, visit: Visit) -> None:
+    assert not any("eyJ" in line for line in said_by(visit, site, DEBUG_TAG)), "an identity token is a secret"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "tag", [DEBUG_TAG.replace(" data-debug", ""), DEBUG_TAG.replace("scq.debug.js", "scq.js")], ids=["plain", "small"]
+)
+def test_the_console_stays_empty_otherwise(site: Site, visit: Visit, tag: str) -> None:
+    assert said_by(visit, site, tag) == []
+
+
+# The types
+
+
+def compiled(*files: Path | str, options: tuple[str, ...] = ()) -> str:
+    """What the TypeScript compiler has against the files, together with `static/scq.d.ts`."""
+    needs_npm()
+    command = (NPM / ".bin" / "tsc", "--strict", "--noEmit", "--target", "es2018", "--lib", "es2021,dom,dom.iterable")
+    return run(*command, *options, STATIC / "scq.d.ts", *files).stdout
+
+
+def test_what_pages_push_compiles() -> None:
+    assert compiled(ROOT / "tests/types/ok.ts") == ""
+
+
+def test_each_mistake_is_an_error() -> None:
+    # An expected error that does not come is one itself.
+    assert compiled(ROOT / "tests/types/wrong.ts") == ""
+    assert (ROOT / "tests/types/wrong.ts").read_text("utf-8").count("@ts-expect-error") > 20
+
+
+def test_the_types_compile_under_the_strictest_options_too() -> None:
+    strictest = ("--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--noPropertyAccessFromIndexSignature")
+    assert compiled(ROOT / "tests/types/ok.ts", options=strictest) == ""
+
+
+def test_the_types_list_every_reason_and_no_other() -> None:
+    listed = re.findall(r"type Reason =([^;]*);", (STATIC / "scq.d.ts").read_text("utf-8"))[0]
+    assert re.findall(r'"([^"]+)"', listed) == [str(reason) for reason in Reason]
