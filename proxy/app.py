@@ -1,7 +1,7 @@
 """The root: puts the parts together, opens them in order, watches over the forwarder, and closes them in reverse.
 
 Everything is opened in the application's lifespan, so a `Starlette` app made here can be served by any ASGI server, with one worker on SQLite;
-`serving` is how the command line does it. A process has one of three roles: it takes pushes and sends them, or does one of the two.
+`web.server` is how the command line does it. A process has one of three roles: it takes pushes and sends them, or does one of the two.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.config.settings import Settings, rotated
-from proxy.config.values import Gpc, Identify
+from proxy.config.types import Gpc, IdentifyMode
+from proxy.core.cookies import CookieCodec, ProbeCodec
 from proxy.core.exchange import Limits
-from proxy.core.identity import CookieCodec, ProbeCodec, TokenCodec
 from proxy.core.policy import Policy
 from proxy.core.server_calls import OPERATIONS
+from proxy.core.tokens import TokenCodec
 from proxy.delivery.forwarder import Delivery
 from proxy.delivery.sendx import Upstream
 from proxy.errors import ConfigError, RequestError, StoreError, describe
@@ -36,8 +37,8 @@ from proxy.ops.pages import Ops
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
-from proxy.web.answers import SECURITY, send_error, send_not_found
-from proxy.web.push import Collector
+from proxy.web.asgi import SECURITY, send_error, send_not_found
+from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi, ServerKeys
 from proxy.web.shim import load_debug_shim, load_shim
 
@@ -187,7 +188,7 @@ def create_app(
             stack.push_async_callback(outbox.close)
             service = Service(settings, outbox, reread, delivers=delivers)
             await stack.enter_async_context(service.running())
-            app.state.failure = service.failure  # `serving` ends the process when it is done
+            app.state.failure = service.failure  # `web.server` ends the process when it is done
             if reread is not None:
                 app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
@@ -238,8 +239,8 @@ class _App(Starlette):
         await (app or super().__call__)(scope, receive, send)
 
 
-def make_collector(settings: Settings, outbox: Outbox) -> Collector:
-    return Collector(
+def make_collector(settings: Settings, outbox: Outbox) -> PushEndpoint:
+    return PushEndpoint(
         outbox,
         origins=Origins(settings.origins),
         addresses=ClientAddresses(settings.trusted_proxies),
@@ -252,7 +253,7 @@ def make_collector(settings: Settings, outbox: Outbox) -> Collector:
             fields=settings.fields,
             asserted_tags=settings.asserted_tags,
             asserted_fields=settings.asserted_fields,
-            asserted_identify=settings.identify is Identify.ASSERTED,
+            asserted_identify=settings.identify is IdentifyMode.ASSERTED,
         ),
         limits=Limits(
             settings.verified_for,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy.config.settings import Settings
-from proxy.config.values import StoreUrl
+from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
 from proxy.store.outbox import Outbox
 from proxy.store.sqlite.export import TABLES, Export

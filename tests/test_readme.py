@@ -22,8 +22,9 @@ from typer.main import get_command
 
 from proxy.cli.main import cli
 from proxy.config.settings import SPECS
-from proxy.core.identity import TokenCodec, Vouched
-from proxy.core.pushes import Attributes, Reason
+from proxy.core.calls import Attributes
+from proxy.core.reasons import Reason
+from proxy.core.tokens import TokenCodec, Vouched
 from proxy.store.postgres.outbox import open_outbox
 from tests.support.live import serving
 

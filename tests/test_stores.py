@@ -17,15 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from proxy.core.calls import Attributes, Track
 from proxy.core.decision import (
     Born,
+    Change,
+    Decision,
     Enqueue,
     Facts,
     Hold,
     Identified,
     NotOffered,
-    Op,
-    Plan,
     Refused,
     Remember,
     Retire,
@@ -34,10 +35,11 @@ from proxy.core.decision import (
     Verify,
 )
 from proxy.core.gate import Closure, Halt
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Attributes, Reason, Track
-from proxy.store.outbox import DeadFilter, DeadReason, Fate, Outbox, Settled, Settlement
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust, Visitor
+from proxy.store.outbox import Outbox
 from proxy.store.postgres.outbox import open_outbox as open_postgres
+from proxy.store.records import DeadFilter, DeadReason, Fate, Settled, Settlement
 from proxy.store.sqlite.outbox import open_outbox as open_sqlite
 from tests.support import postgres
 from tests.support.server import clean_environ, command
@@ -52,8 +54,8 @@ def queued(address: str, body: Attributes | Track | None = None) -> Enqueue:
     return Enqueue(str(uuid.uuid4()), address, address, Trust.VERIFIED, body or Track(("a",)))
 
 
-async def carry_out(outbox: Outbox, *ops: Op) -> None:
-    await outbox.append(lambda facts: Plan(ops, None))
+async def carry_out(outbox: Outbox, *ops: Change) -> None:
+    await outbox.append(lambda facts: Decision(ops, None))
 
 
 @contextlib.asynccontextmanager
@@ -117,8 +119,8 @@ async def fill(outbox: Outbox) -> None:
 async def everything(outbox: Outbox) -> dict[str, object]:
     """What can be asked of it."""
 
-    def decide(known: Facts) -> Plan:
-        return Plan(
+    def decide(known: Facts) -> Decision[dict[str, object]]:
+        return Decision(
             (),
             {
                 "seen": [known.seen(each) for each in ("h1", "login", "never")],

@@ -15,14 +15,15 @@ import httpx
 import msgspec
 
 from proxy.config.settings import Settings
-from proxy.config.values import Identify, StoreUrl
-from proxy.core.identity import ProbeCodec, TokenCodec, TokenProblem, cookie_name
-from proxy.core.pushes import Attributes
+from proxy.config.types import IdentifyMode, StoreUrl
+from proxy.core.calls import Attributes
+from proxy.core.cookies import ProbeCodec, cookie_name
 from proxy.core.retry import Verdict
+from proxy.core.tokens import TokenCodec, TokenProblem
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreError
 from proxy.ops.control import ask
-from proxy.store.outbox import Durability
+from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing, open_store_file
 
 _SECONDS = 10.0
@@ -56,7 +57,7 @@ def check_settings(settings: Settings) -> list[Finding]:
         found.append(
             Finding(False, "SCQ_ASSERTED_TAGS offers every tag to anyone who types an address: list them instead.")
         )
-    if settings.asserted_tags and settings.identify is Identify.VERIFIED:
+    if settings.asserted_tags and settings.identify is IdentifyMode.VERIFIED:
         found.append(
             Finding(False, "SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified: remove it or set asserted.")
         )

@@ -24,10 +24,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from proxy.cli.terminal import EnvFile, address, answers, escaped, store_of
-from proxy.config.values import StoreUrl
+from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
 from proxy.ops.dead_letters import STEP, Advance, Letter, Selection
-from proxy.store.outbox import DeadReason
+from proxy.store.records import DeadReason
 
 SHOWN = 50  # letters in a list for a person, unless told
 _DAY_SECONDS = 86_400

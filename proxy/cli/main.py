@@ -32,8 +32,8 @@ from proxy.cli.snippet import snippet
 from proxy.cli.store import copy, erase, migrate, status
 from proxy.cli.terminal import EnvFile, address, env_file_of, escaped, from_input, public_address
 from proxy.config.settings import Settings, load_identity_settings, load_settings
-from proxy.core.identity import TokenCodec
-from proxy.core.pushes import parse_vouched
+from proxy.core.parsing import parse_vouched
+from proxy.core.tokens import TokenCodec
 from proxy.demo import run_demo
 from proxy.errors import ConfigError, ScqError, describe
 from proxy.sandbox.api import create_sandbox

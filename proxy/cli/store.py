@@ -22,12 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from proxy.cli.terminal import AsJson, EnvFile, address, answers, escaped, store_of
-from proxy.config.values import StoreUrl, Wrong
-from proxy.config.values import store as parse_store
+from proxy.config.parsers import Wrong
+from proxy.config.parsers import store as parse_store
+from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask
-from proxy.ops.pages import Report, read_report
-from proxy.store.outbox import Erased, RefusedName
+from proxy.ops.report import Report, read_report
+from proxy.store.records import Erased, RefusedName
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
 
 _WHAT_THE_FILE_SAYS = "No server is running: this is what the store says."

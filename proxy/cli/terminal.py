@@ -16,7 +16,7 @@ from rich.text import Text
 
 from proxy.cli.check import public_url
 from proxy.config.settings import load_store_settings
-from proxy.config.values import StoreUrl
+from proxy.config.types import StoreUrl
 from proxy.core.emails import clean_address
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask

@@ -23,18 +23,9 @@ from typing import Any, TypeVar
 
 from dotenv.parser import parse_stream
 
-from proxy.config import values
-from proxy.config.values import (
-    DEFAULT_UPSTREAMS,
-    Dialect,
-    Gpc,
-    Identify,
-    IdentityKey,
-    LogLevel,
-    Secret,
-    StoreUrl,
-    Wrong,
-)
+from proxy.config import parsers
+from proxy.config.parsers import Wrong
+from proxy.config.types import DEFAULT_UPSTREAMS, Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, Secret, StoreUrl
 from proxy.errors import ConfigError, Problem
 
 T = TypeVar("T")
@@ -93,116 +84,116 @@ class Settings:
 
     # fmt: off
     api_key: Secret = _setting(
-        "SCQ_API_KEY", values.api_key, None, "SendX Team API key, which never leaves the server",
+        "SCQ_API_KEY", parsers.api_key, None, "SendX Team API key, which never leaves the server",
         example="<Team API key from SendX>", secret=True)
     dialect: Dialect = _setting(
-        "SCQ_DIALECT", values.choice(Dialect), "rest",
+        "SCQ_DIALECT", parsers.choice(Dialect), "rest",
         "`rest` (header `X-Team-ApiKey`) or `legacy` (header `api_key`, query `team_id`)")
     team_id: str | None = _setting(
-        "SCQ_TEAM_ID", values.optional(values.printable), "", "SendX team id; required with `SCQ_DIALECT=legacy`",
+        "SCQ_TEAM_ID", parsers.optional(parsers.printable), "", "SendX team id; required with `SCQ_DIALECT=legacy`",
         example="<team id from SendX>")
     upstream: str = _setting(
-        "SCQ_UPSTREAM", values.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
+        "SCQ_UPSTREAM", parsers.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
         "base URL of SendX's API, plain http to loopback only; "
         f"with `legacy` the default is {DEFAULT_UPSTREAMS[Dialect.LEGACY]}")
     secret_keys: tuple[Secret, ...] = _setting(
-        "SCQ_SECRET_KEYS", values.keys, None,
+        "SCQ_SECRET_KEYS", parsers.keys, None,
         "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify",
         example=_KEYGEN, secret=True)
-    identify: Identify = _setting(
-        "SCQ_IDENTIFY", values.choice(Identify), "verified",
+    identify: IdentifyMode = _setting(
+        "SCQ_IDENTIFY", parsers.choice(IdentifyMode), "verified",
         "`verified`: only signed tokens identify; `asserted`: an address typed in the page does too")
     identity_keys: tuple[IdentityKey, ...] = _setting(
-        "SCQ_IDENTITY_KEYS", values.identity_keys, "",
+        "SCQ_IDENTITY_KEYS", parsers.identity_keys, "",
         "HS256 keys shared with the site's back end, `secret` or `kid=secret` (a kid only if at least 32 "
         "characters follow the first `=`), comma separated; required unless `SCQ_IDENTIFY=asserted`",
         example=_KEYGEN, secret=True)
     origins: frozenset[str] = _setting(
-        "SCQ_ORIGINS", values.origins, None, "exact origins whose pages may push, comma separated",
+        "SCQ_ORIGINS", parsers.origins, None, "exact origins whose pages may push, comma separated",
         example="https://www.example.com")
     tags: tuple[str, ...] = _setting(
-        "SCQ_TAGS", values.globs, None,
+        "SCQ_TAGS", parsers.globs, None,
         "tags a verified visitor's browser may add or remove: case-sensitive globs, comma separated "
         "(`?` matches a literal comma); `*` offers every tag, empty none",
         example="newsletter,cart-*", may_be_empty=True)
     fields: tuple[str, ...] = _setting(
-        "SCQ_FIELDS", values.globs, "firstName,lastName,company,birthday",
+        "SCQ_FIELDS", parsers.globs, "firstName,lastName,company,birthday",
         "fields and custom fields a verified visitor's browser may set: globs as above", may_be_empty=True)
     asserted_tags: tuple[str, ...] = _setting(
-        "SCQ_ASSERTED_TAGS", values.globs, "", "tags a self-asserted visitor's browser may add: globs as above",
+        "SCQ_ASSERTED_TAGS", parsers.globs, "", "tags a self-asserted visitor's browser may add: globs as above",
         example="newsletter")
     asserted_fields: tuple[str, ...] = _setting(
-        "SCQ_ASSERTED_FIELDS", values.globs, "firstName,lastName",
+        "SCQ_ASSERTED_FIELDS", parsers.globs, "firstName,lastName",
         "fields and custom fields a self-asserted visitor's browser may set: globs as above", may_be_empty=True)
     verified_for: timedelta = _setting(
-        "SCQ_VERIFIED_DAYS", values.days, "30", "days after the last token until a verified visitor counts as asserted")
+        "SCQ_VERIFIED_DAYS", parsers.days, "30", "days after the last token until a verified visitor counts as asserted")
     server_keys: tuple[Secret, ...] = _setting(
-        "SCQ_SERVER_KEYS", values.keys, "",
+        "SCQ_SERVER_KEYS", parsers.keys, "",
         "keys with which the site's own servers may use the SendX-compatible API, comma separated; "
         "without one that API does not exist", example=_KEYGEN, secret=True)
     rate_per_key: float = _setting(
-        "SCQ_RATE_PER_KEY", values.number(0, 1_000_000), "200",
+        "SCQ_RATE_PER_KEY", parsers.number(0, 1_000_000), "200",
         "pushes per second and server key before 429, in each process; 0: no limit")
     store: StoreUrl = _setting(
-        "SCQ_STORE", values.store, "sqlite:///scq.db",
+        "SCQ_STORE", parsers.store, "sqlite:///scq.db",
         "where pushes are kept: `sqlite:///relative.db`, `sqlite:////absolute/path.db` or `postgresql://...`",
         secret=True)
     store_unsafe: bool = _setting(
-        "SCQ_STORE_UNSAFE", values.switch, "0",
+        "SCQ_STORE_UNSAFE", parsers.switch, "0",
         "`1` serves on a PostgreSQL server that would lose acknowledged pushes, such as one with fsync off: for trials", example="1")
-    prefix: str = _setting("SCQ_PREFIX", values.prefix, "/scq", "path under which everything public lives")
-    host: str = _setting("SCQ_HOST", values.listen_host, "127.0.0.1", "address to listen on")
-    port: int = _setting("SCQ_PORT", values.whole(0, 65535), "8000", "port to listen on; 0 takes any free one")
+    prefix: str = _setting("SCQ_PREFIX", parsers.prefix, "/scq", "path under which everything public lives")
+    host: str = _setting("SCQ_HOST", parsers.listen_host, "127.0.0.1", "address to listen on")
+    port: int = _setting("SCQ_PORT", parsers.whole(0, 65535), "8000", "port to listen on; 0 takes any free one")
     hosts: frozenset[str] = _setting(
-        "SCQ_HOSTS", values.hosts, "",
+        "SCQ_HOSTS", parsers.hosts, "",
         "host names under which the proxy answers, comma separated, without port; empty: under any",
         example="www.example.com")
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
-        "SCQ_TRUSTED_PROXIES", values.networks, "127.0.0.0/8,::1",
+        "SCQ_TRUSTED_PROXIES", parsers.networks, "127.0.0.0/8,::1",
         "addresses and networks whose `X-Forwarded-*` is believed, comma separated; empty: nobody's",
         may_be_empty=True)
     rate_per_ip: float = _setting(
-        "SCQ_RATE_PER_IP", values.number(0, 1_000_000), "50",
+        "SCQ_RATE_PER_IP", parsers.number(0, 1_000_000), "50",
         "pushes per second and client address before 429, in each process; 0: no limit")
     sign_ups_per_ip: int = _setting(
-        "SCQ_SIGNUPS_PER_IP", values.whole(0, 1_000_000), "20",
+        "SCQ_SIGNUPS_PER_IP", parsers.whole(0, 1_000_000), "20",
         "addresses that one client address may assert in an hour, in each process; 0: no limit")
     sign_ups_per_hour: int = _setting(
-        "SCQ_SIGNUPS_PER_HOUR", values.whole(0, 1_000_000), "1000",
+        "SCQ_SIGNUPS_PER_HOUR", parsers.whole(0, 1_000_000), "1000",
         "asserted addresses not known here that are forwarded in an hour; more wait their turn; 0: no limit")
     admin_token: Secret | None = _setting(
-        "SCQ_ADMIN_TOKEN", values.optional(values.key), "",
+        "SCQ_ADMIN_TOKEN", parsers.optional(parsers.key), "",
         "opens `/metrics` and the status page to its bearer; without it they do not exist",
         example=_KEYGEN, secret=True)
-    hold_max: int = _setting("SCQ_HOLD_MAX", values.whole(1, 1_000_000), "100", "pushes held per anonymous visitor")
-    hold_age: timedelta = _setting("SCQ_HOLD_DAYS", values.days, "30", "days an anonymous visitor's push is held")
+    hold_max: int = _setting("SCQ_HOLD_MAX", parsers.whole(1, 1_000_000), "100", "pushes held per anonymous visitor")
+    hold_age: timedelta = _setting("SCQ_HOLD_DAYS", parsers.days, "30", "days an anonymous visitor's push is held")
     hold_max_bytes: int = _setting(
-        "SCQ_HOLD_MB", values.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
-    lane_max: int = _setting("SCQ_LANE_MAX", values.whole(1, 10_000_000), "10000",
+        "SCQ_HOLD_MB", parsers.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
+    lane_max: int = _setting("SCQ_LANE_MAX", parsers.whole(1, 10_000_000), "10000",
         "pushes that may wait per contact; a self-asserted visitor's only up to a quarter of it")
     max_attempts: int = _setting(
-        "SCQ_MAX_ATTEMPTS", values.whole(1, 100_000), "20",
+        "SCQ_MAX_ATTEMPTS", parsers.whole(1, 100_000), "20",
         "attempts before a push becomes a dead letter; `SCQ_MAX_AGE` must have passed too")
     max_age: timedelta = _setting(
-        "SCQ_MAX_AGE", values.days, "3",
+        "SCQ_MAX_AGE", parsers.days, "3",
         "days before a push becomes a dead letter; `SCQ_MAX_ATTEMPTS` must have been made too")
     identify_refresh: timedelta = _setting(
-        "SCQ_IDENTIFY_REFRESH", values.seconds, "3600",
+        "SCQ_IDENTIFY_REFRESH", parsers.seconds, "3600",
         "seconds in which an identify equal to the last one delivered for its contact is not sent again; 0: always sent")
-    dead_age: timedelta = _setting("SCQ_DEAD_DAYS", values.days, "90", "days a dead letter is kept")
+    dead_age: timedelta = _setting("SCQ_DEAD_DAYS", parsers.days, "90", "days a dead letter is kept")
     upstream_concurrency: int = _setting(
-        "SCQ_UPSTREAM_CONCURRENCY", values.whole(1, 64), "8", "requests to SendX at the same time, 1 to 64")
+        "SCQ_UPSTREAM_CONCURRENCY", parsers.whole(1, 64), "8", "requests to SendX at the same time, 1 to 64")
     upstream_timeout_seconds: float = _setting(
-        "SCQ_UPSTREAM_TIMEOUT", values.number(1, 50), "20", "seconds for one request to SendX in total, 1 to 50")
+        "SCQ_UPSTREAM_TIMEOUT", parsers.number(1, 50), "20", "seconds for one request to SendX in total, 1 to 50")
     upstream_rate: float = _setting(
-        "SCQ_UPSTREAM_RATE", values.rate, "0", "requests to SendX in a second, of all nodes together, at most, 0.1 to 10000; 0: no limit")
+        "SCQ_UPSTREAM_RATE", parsers.rate, "0", "requests to SendX in a second, of all nodes together, at most, 0.1 to 10000; 0: no limit")
     gpc: Gpc = _setting(
-        "SCQ_GPC", values.choice(Gpc), "honour", "the browser's Global Privacy Control signal: `honour` or `ignore` it")
+        "SCQ_GPC", parsers.choice(Gpc), "honour", "the browser's Global Privacy Control signal: `honour` or `ignore` it")
     min_free_bytes: int = _setting(
-        "SCQ_MIN_FREE_MB", values.whole(1, 1_000_000, _MB), "256",
+        "SCQ_MIN_FREE_MB", parsers.whole(1, 1_000_000, _MB), "256",
         "free disk space, in MB, below which nothing more is accepted (503); SQLite only")
     log_level: LogLevel = _setting(
-        "SCQ_LOG_LEVEL", values.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
+        "SCQ_LOG_LEVEL", parsers.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
     # fmt: on
 
 
@@ -265,7 +256,7 @@ def _in_context(name: str, spec: Spec, earlier: Mapping[str, Any]) -> Spec:
         return replace(spec, default=DEFAULT_UPSTREAMS[Dialect.LEGACY])
     if name == "team_id" and earlier["dialect"] is Dialect.LEGACY:
         return spec.required()
-    if name == "identity_keys" and earlier["identify"] is Identify.VERIFIED:
+    if name == "identity_keys" and earlier["identify"] is IdentifyMode.VERIFIED:
         return spec.required()
     return spec
 

@@ -1,6 +1,6 @@
 """One request, judged: who is pushing, and what becomes of each push, in order, against what the store knows.
 
-Pure: `judge` reads `Facts` and returns a `Plan`; the outbox calls it inside the transaction that carries the plan out, because
+Pure: `judge` reads `Facts` and returns a `Decision`; the outbox calls it inside the transaction that carries the plan out, because
 duplicates, log-outs and full lanes are known only there. The rules (DESIGN "One browser, several people, several tabs"):
 
 1. A retired cookie is no cookie. Without a cookie the visitor id is derived from the browser-session value `s`.
@@ -19,9 +19,13 @@ from datetime import timedelta
 
 import msgspec
 
+from proxy.core.calls import Attributes, BadPush, Consent, Identify, Push, Reset, Track
+from proxy.core.cookies import RENEW_AFTER
 from proxy.core.decision import (
     Bind,
     Born,
+    Change,
+    Decision,
     Drop,
     EndAlias,
     Enqueue,
@@ -30,8 +34,6 @@ from proxy.core.decision import (
     Hold,
     Identified,
     NotOffered,
-    Op,
-    Plan,
     Refused,
     Remember,
     Retire,
@@ -39,11 +41,12 @@ from proxy.core.decision import (
     Verify,
 )
 from proxy.core.emails import lane_key
-from proxy.core.exchange import Answer, Candidate, Limits, Request, Result
-from proxy.core.identity import RENEW_AFTER, TokenProblem, Trust, Visitor, Vouched, derived_visitor, next_session
+from proxy.core.exchange import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.policy import Policy, Refusal, vouch
-from proxy.core.pushes import ADVICE, Attributes, BadPush, Consent, Identify, Push, Reason, Reset, Status, Track
-from proxy.core.turns import Turns
+from proxy.core.reasons import ADVICE, Reason, Status
+from proxy.core.tokens import TokenProblem, Vouched
+from proxy.core.turns import HourlyQuota
+from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
 
 _TYPED_AGE = timedelta(days=1)
 # After a log-in, for what was on its way: who knew this browser before must not push for who is in it now.
@@ -55,8 +58,8 @@ _ASSERTED_SHARE = 4  # the part of a lane that pushes of asserted trust may fill
 _REVERIFY_AFTER = timedelta(hours=1)  # a login on every page need not renew the cookie on every page
 
 
-def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Plan:
-    """What to store for the request, and what to answer (`Plan.answer` is an `Answer`)."""
+def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Decision[PushAnswer]:
+    """What to store for the request, and what to answer (`Decision.answer` is a `PushAnswer`)."""
     return _Judgement(request, facts, policy, limits).plan()
 
 
@@ -66,10 +69,10 @@ class _Judgement:
     def __init__(self, request: Request, facts: Facts, policy: Policy, limits: Limits) -> None:
         self.request, self.facts, self.policy, self.limits = request, facts, policy, limits
         self.now = request.now
-        self.ops: list[Op] = []
+        self.changes: list[Change] = []
         self.taken: set[str] = set()  # ids accepted or held by this request
         self.queued: dict[str, int] = {}  # pushes this request adds, by lane key
-        self.turns = Turns(facts, self.ops, self.now)
+        self.turns = HourlyQuota(facts, self.changes, self.now)
         self.held: list[Hold] = []  # by this request, for the current visitor
         self.emptied: set[str] = set()  # visitors of whom this request has taken all that the store holds
         self.not_offered: set[tuple[str, str]] = set()
@@ -99,10 +102,10 @@ class _Judgement:
             return msgspec.structs.replace(cookie, email=alias.address)
         return cookie
 
-    def plan(self) -> Plan:
+    def plan(self) -> Decision[PushAnswer]:
         self._bind_stragglers()
         results = tuple([self._result(candidate) for candidate in self.request.candidates])
-        return Plan(tuple(self.ops), Answer(results, self._new_cookie(), self.next_session))
+        return Decision(tuple(self.changes), PushAnswer(results, self._new_cookie(), self.next_session))
 
     def _bind_stragglers(self) -> None:
         """Pushes held for a visitor who is identified by now: sent by a tab that had no cookie yet."""
@@ -190,7 +193,7 @@ class _Judgement:
         if refusal is not None:
             return self._refuse(push_id, refusal)
         if trust is Trust.ASSERTED and self._recently_erased():
-            self.ops.append(Forgotten())
+            self.changes.append(Forgotten())
         else:
             self._enqueue(push_id, self._address(), trust, track)
         self._remember(push_id)
@@ -204,7 +207,7 @@ class _Judgement:
             return self._refuse(push_id, Refusal(Reason.HOLD_FULL))
         hold = Hold(push_id, self.who.id, track)
         self.held.append(hold)
-        self.ops.append(hold)
+        self.changes.append(hold)
         self._remember(push_id)
         return Result(push_id, Status.HELD)
 
@@ -223,7 +226,7 @@ class _Judgement:
 
     def _login(self, push_id: str, identify: Identify, token: Vouched) -> Result:
         if self._is_late(token):
-            self.ops.append(Forgotten())
+            self.changes.append(Forgotten())
             self._remember(push_id)
             return Result(push_id, Status.ACCEPTED)
         known = Visitor(self.who.id, token.email, Trust.VERIFIED, verified=int(self.now), consent=self.who.consent)
@@ -262,7 +265,7 @@ class _Judgement:
         attributes, dropped = self._offered(identify, trust, token)
         forgotten = trust is Trust.ASSERTED and self._recently_erased(email)
         if forgotten:
-            self.ops.append(Forgotten())
+            self.changes.append(Forgotten())
         else:
             signs_up = trust is Trust.ASSERTED and not self._is_own(email)
             not_before = self._sign_up(email) if signs_up else 0.0
@@ -271,7 +274,7 @@ class _Judgement:
             self.who, self.moved = after, True
             self._bind(email, trust, forgotten=forgotten)
         if token is not None:
-            self.ops += [Verify(lane_key(email)), EndAlias(lane_key(email))]
+            self.changes += [Verify(lane_key(email)), EndAlias(lane_key(email))]
         self._remember(push_id, after=after)
         return Result(push_id, Status.ACCEPTED, dropped=dropped)
 
@@ -311,7 +314,7 @@ class _Judgement:
         trace = self._leaves_trace()
         self._start_anew(push_id, trace=trace)
         if self.left is not None:
-            self.ops.append(Born(self.who.id, self.left))
+            self.changes.append(Born(self.who.id, self.left))
         self._remember(push_id, after=self.who, trace=trace)
         return Result(push_id, Status.ACCEPTED)
 
@@ -319,7 +322,7 @@ class _Judgement:
         trace = self._leaves_trace()
         self.who, self.moved = msgspec.structs.replace(self.who, consent=granted), True
         if not granted:
-            self.ops.append(Drop(self.who.id, Reason.CONSENT_DENIED))
+            self.changes.append(Drop(self.who.id, Reason.CONSENT_DENIED))
             self.emptied.add(self.who.id)
             self.held.clear()
         self._remember(push_id, after=self.who, trace=trace)
@@ -340,7 +343,7 @@ class _Judgement:
         """Retire this visitor and its `s`, and go on as a new anonymous one."""
         for visitor in {self.who.id, self.derived or self.who.id}:
             if trace and not self._is_somebody_elses(visitor):
-                self.ops.append(Retire(visitor))
+                self.changes.append(Retire(visitor))
             self.emptied.add(visitor)
         self.next_session = next_session(push_id, self.facts.site_key)
         self.derived = derived_visitor(self.next_session, self.facts.site_key)
@@ -363,7 +366,7 @@ class _Judgement:
         late = float("inf") if facts.identified is None else facts.identified + _STRAGGLER_SECONDS
         left, self.left = self.left, None
         if left is not None or not facts.identified:
-            self.ops.append(Identified(self.who.id))
+            self.changes.append(Identified(self.who.id))
         if not held:
             return
         keep: list[str] = []
@@ -377,7 +380,7 @@ class _Judgement:
             else:
                 keep.append(push_id)
         self.held.clear()
-        self.ops.append(Bind(self.who.id, key, email, trust, tuple(keep), tuple(refuse)))
+        self.changes.append(Bind(self.who.id, key, email, trust, tuple(keep), tuple(refuse)))
 
     def _holding(self) -> int:
         """How many pushes the store holds for this visitor, less those that this request has taken."""
@@ -388,7 +391,7 @@ class _Judgement:
     ) -> None:
         key = lane_key(email)
         self.queued[key] = self.queued.get(key, 0) + 1
-        self.ops.append(Enqueue(push_id, key, email, trust, body, not_before))
+        self.changes.append(Enqueue(push_id, key, email, trust, body, not_before))
 
     def _sign_up(self, email: str) -> float:
         """When an assertion may be sent. One attacker must not close the form, nor use it to mail the whole world at once."""
@@ -405,10 +408,10 @@ class _Judgement:
         if after is not None:
             after = msgspec.structs.replace(after, issued=int(self.now))
         if trace:
-            self.ops.append(Remember(push_id, self.shown, after))
+            self.changes.append(Remember(push_id, self.shown, after))
 
     def _refuse(self, push_id: str | None, refusal: Refusal) -> Result:
-        self.ops.append(Refused(refusal.reason))
+        self.changes.append(Refused(refusal.reason))
         if refusal.tag is not None:
             self._note_not_offered(refusal.tag, self.policy.tag_setting(self._trust()))
         return Result(push_id, Status.REFUSED, refusal.reason, refusal.where, ADVICE[refusal.reason])
@@ -416,7 +419,7 @@ class _Judgement:
     def _note_not_offered(self, name: str, setting: str) -> None:
         if len(self.not_offered) < _NAMES_COUNTED and (name, setting) not in self.not_offered:
             self.not_offered.add((name, setting))
-            self.ops.append(NotOffered(name, setting))
+            self.changes.append(NotOffered(name, setting))
 
     def _trust(self) -> Trust:
         return self.who.trust_at(self.now, self.limits.verified_for)

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
+from proxy.core.calls import Attributes, Track
+from proxy.core.visitors import Trust
 
 MAX_TAGS = 100  # in one merged request
 
@@ -53,7 +53,7 @@ class Group(Generic[P]):
         return self.members[0].trust
 
 
-def plan(pushes: Sequence[P]) -> list[Group[P]]:
+def groups_of(pushes: Sequence[P]) -> list[Group[P]]:
     """The requests for a lane's pushes, in order; as few as this module's rules allow."""
     groups: list[Group[P]] = []
     for push in pushes:

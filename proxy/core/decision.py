@@ -1,4 +1,4 @@
-"""What a decision is shown of the store and what it asks of it: `Facts`, and the operations of a `Plan`.
+"""What a decision is shown of the store and what it asks of it: `Facts`, and the changes of a `Decision`.
 
 Decisions are pure and made elsewhere (`admission`, `server_calls`). The outbox shows `Facts` to one inside a transaction and carries its plan
 out there, whole or not at all.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Attributes, Reason, Track
+from proxy.core.calls import Attributes, Track
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust, Visitor
+
+T = TypeVar("T")
 
 # --- What the store knows ----------------------------------------------------------------------------------------------
 
@@ -184,7 +187,7 @@ class Scheduled(msgspec.Struct, frozen=True):
     until: float
 
 
-Op = (
+Change = (
     Enqueue
     | Hold
     | Bind
@@ -202,11 +205,11 @@ Op = (
 )
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """`ops` in order; `answer` is the decision's own and comes back from `append` untouched."""
+class Decision(msgspec.Struct, Generic[T], frozen=True):
+    """What to store, `changes` in order, and what to answer once that is durable."""
 
-    ops: tuple[Op, ...]
-    answer: Any
+    changes: tuple[Change, ...]
+    answer: T
 
 
 class Reads(msgspec.Struct, frozen=True):
@@ -216,4 +219,4 @@ class Reads(msgspec.Struct, frozen=True):
     key: str | None = None
 
 
-Decide = Callable[[Facts], Plan]
+Decide = Callable[[Facts], Decision[T]]

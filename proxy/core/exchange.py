@@ -7,8 +7,10 @@ from datetime import timedelta
 
 import msgspec
 
-from proxy.core.identity import TokenProblem, Visitor, Vouched, random_visitor
-from proxy.core.pushes import BadPush, Push, Reason, Status
+from proxy.core.calls import BadPush, Push
+from proxy.core.reasons import Reason, Status
+from proxy.core.tokens import TokenProblem, Vouched
+from proxy.core.visitors import Visitor, random_visitor
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -60,7 +62,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     dropped: tuple[str, ...] = ()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class PushAnswer(msgspec.Struct, frozen=True):
     """`visitor`: set this cookie, None leaves the browser's as it is; `session`: the new `s`."""
 
     results: tuple[Result, ...]

@@ -16,7 +16,6 @@ it is each sender's own. What becomes of one push is in `retry`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from enum import Enum, StrEnum, auto
 from typing import Literal, NamedTuple
@@ -32,8 +31,6 @@ MAX_DOWN_SECONDS = 30.0
 _REMEMBERED_REFUSALS = 256  # lanes; beyond that the oldest starts over
 _CUT_SECONDS = 1.0  # one overload shows in many answers at once
 _GROW_AFTER = 20  # successes
-_CHUNK_SECONDS = 0.25  # worth of turns that are reserved at a time: one call to the store for all of them
-_SOON_SECONDS = 0.02  # turns under SCQ_UPSTREAM_RATE that are given out ahead: an increment that waits for its turn counts as started
 
 
 class Halt(StrEnum):
@@ -44,7 +41,7 @@ class Halt(StrEnum):
     WRONG_URL = "wrong base URL"
 
 
-class Admission(Enum):
+class Permit(Enum):
     """What may be sent now."""
 
     ALL = auto()
@@ -64,7 +61,7 @@ class Closure(msgspec.Struct, frozen=True):
     down: bool = False
 
 
-def agreed(stored: Closure | None, before: Closure | None, after: Closure | None) -> Closure | None:
+def merge_closures(stored: Closure | None, before: Closure | None, after: Closure | None) -> Closure | None:
     """What holds for the account when a sender that knew `before` wants `after`, while others may have moved the gate meanwhile.
 
     Nobody opens a gate that somebody else has shut since, and of two closures the longer one holds.
@@ -108,10 +105,10 @@ class Gate(msgspec.Struct, frozen=True):
     def halted(self) -> Halt | None:
         return self.closure.halted if self.closure else None
 
-    def admits(self, now: float) -> Admission:
+    def admits(self, now: float) -> Permit:
         if self.closure is None:
-            return Admission.ALL
-        return Admission.PROBE if now >= self.closure.until else Admission.NONE
+            return Permit.ALL
+        return Permit.PROBE if now >= self.closure.until else Permit.NONE
 
     def name(self, now: float) -> Literal["open", "closed", "half-open", "halted"]:
         if self.closure is None:
@@ -254,60 +251,3 @@ class Concurrency(msgspec.Struct, frozen=True):
         if now < self.cut_at + _CUT_SECONDS:
             return self
         return _replace(self, limit=max(1, self.limit // 2), successes=0, cut_at=now)
-
-
-class Pace(msgspec.Struct, frozen=True):
-    """Requests at an even pace: at most `rate` a second, 0 for as many as there are.
-
-    Turns are reserved in chunks, from the one schedule that all senders of the store share: `left` turns remain of the last chunk, the
-    first of them at `slot`; `last` is when the turn before it was. All in seconds of a clock that never goes back.
-    """
-
-    rate: float = 0.0
-    slot: float = 0.0
-    left: int = 0
-    last: float = float("-inf")
-
-    @property
-    def chunk(self) -> int:
-        """Turns to reserve at a time."""
-        return max(1, int(self.rate * _CHUNK_SECONDS))
-
-    @property
-    def free_at(self) -> float:
-        """When the next turn in hand is. One that is taken late moves the next one, never closer than the rate allows."""
-        return max(self.slot, self.last + 1 / self.rate) if self.rate else self.slot
-
-    def reserved(self, turns: int, at: float) -> Pace:
-        """With a new chunk, whose first turn is at `at`."""
-        return _replace(self, slot=at, left=turns)
-
-    def taken(self, now: float) -> tuple[Pace, float | None]:
-        """One turn: the pace after it, and when it is. None: another chunk has to be reserved first."""
-        if self.rate == 0:
-            return self, now
-        pace = self._without_missed(now)
-        if pace.left == 0:
-            return pace, None
-        at = max(now, pace.free_at)
-        return _replace(pace, slot=pace.slot + 1 / self.rate, left=pace.left - 1, last=at), at
-
-    def turns(self, now: float, most: int) -> int:
-        """How many of the turns in hand come at once or very soon."""
-        if self.rate == 0:
-            return most
-        pace = self._without_missed(now)
-        soon = now + _SOON_SECONDS - max(pace.free_at, now)
-        return min(most, pace.left, math.floor(soon * self.rate) + 1) if soon >= 0 else 0
-
-    def is_spent(self, now: float) -> bool:
-        """Whether another chunk is needed before the next turn."""
-        return self.rate > 0 and self._without_missed(now).left == 0
-
-    def _without_missed(self, now: float) -> Pace:
-        """A turn that nobody took in time is gone: others send in its place by now."""
-        late = now - self.slot - max(1 / self.rate, _SOON_SECONDS)
-        if late <= 0 or self.left == 0:
-            return self
-        missed = min(self.left, math.ceil(late * self.rate))
-        return _replace(self, slot=self.slot + missed / self.rate, left=self.left - missed)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Reason, Track
+from proxy.core.calls import Attributes, Track
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust
 
 
 class Refusal(msgspec.Struct, frozen=True):

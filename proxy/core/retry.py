@@ -112,7 +112,7 @@ RULES: Mapping[Verdict, _Rule] = {
 }
 
 
-class Limits(msgspec.Struct, frozen=True):
+class GiveUp(msgspec.Struct, frozen=True):
     """A push is given up only when both are reached."""
 
     max_attempts: int
@@ -134,7 +134,7 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 def next_step(
-    verdict: Verdict, tried: Tried, *, limits: Limits, retry_at: float, halted: bool = False, lone_refusals: int = 0
+    verdict: Verdict, tried: Tried, *, limits: GiveUp, retry_at: float, halted: bool = False, lone_refusals: int = 0
 ) -> Step:
     """What becomes of a push after this verdict.
 

@@ -1,6 +1,6 @@
 """What a server of the site may say, parsed once, and the decision about it: all of a call is stored or nothing.
 
-    bytes → parse_server_call → (ServerPush, …) → ServerCall → admit → Plan
+    bytes → parse_server_call → (ServerPush, …) → ServerCall → admit → Decision
 
 The wire is SendX's (source: SendX docs), in both dialects. A server is trusted like an identity token's `contact`: no list of tags or fields
 restricts it.
@@ -18,22 +18,12 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.decision import EndAlias, Enqueue, Facts, Op, Plan, Refused, Remember, Verify
+from proxy.core.calls import FIELDS, Attributes, BadPush, Identify, Kind, Track
+from proxy.core.decision import Change, Decision, EndAlias, Enqueue, Facts, Refused, Remember, Verify
 from proxy.core.emails import clean_address, lane_key
-from proxy.core.identity import Trust
-from proxy.core.pushes import (
-    FIELDS,
-    MAX_NAMES,
-    MAX_TEXT,
-    Attributes,
-    BadPush,
-    Identify,
-    Kind,
-    Reason,
-    Track,
-    parse_call,
-    read_json,
-)
+from proxy.core.parsing import parse_call, read_json
+from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
+from proxy.core.visitors import Trust
 from proxy.errors import RequestError
 
 MAX_BULK = 25
@@ -173,8 +163,8 @@ def unprocessable(what: str) -> RequestError:
 # --- The decision -------------------------------------------------------------------------------------------------------
 
 
-def admit(call: ServerCall, facts: Facts, lane_max: int) -> Plan:
-    """What to store for the call, and what came of it (`Plan.answer` is an `Outcome`).
+def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
+    """What to store for the call, and what came of it (`Decision.answer` is an `Outcome`).
 
     Pure: the outbox calls it inside the transaction that carries the plan out. All of the call or nothing. An erasure does not stand in
     the way: whoever calls now knows this person, and a retry of an older call is known by its ids.
@@ -186,19 +176,19 @@ def admit(call: ServerCall, facts: Facts, lane_max: int) -> Plan:
         seen = [facts.seen(push_id) for push_id in ids]
         if any(seen):
             same = all(each is not None and each.shown == fingerprint for each in seen)
-            return Plan((), Outcome.DUPLICATE if same else Outcome.KEY_REUSED)
+            return Decision((), Outcome.DUPLICATE if same else Outcome.KEY_REUSED)
     gains = Counter(lane_key(push.address) for push in call.pushes)
     if any(facts.lane(key).waiting + count > lane_max for key, count in gains.items()):
-        return Plan(tuple(Refused(Reason.LANE_FULL) for _ in call.pushes), Outcome.LANE_FULL)
-    ops: list[Op] = []
+        return Decision(tuple(Refused(Reason.LANE_FULL) for _ in call.pushes), Outcome.LANE_FULL)
+    changes: list[Change] = []
     for push_id, push in zip(ids, call.pushes, strict=True):
-        ops += _stored(push_id, push)
+        changes += _stored(push_id, push)
         if fingerprint is not None:
-            ops.append(Remember(push_id, fingerprint))
-    return Plan(tuple(ops), Outcome.STORED)
+            changes.append(Remember(push_id, fingerprint))
+    return Decision(tuple(changes), Outcome.STORED)
 
 
-def _stored(push_id: str, push: ServerPush) -> Iterable[Op]:
+def _stored(push_id: str, push: ServerPush) -> Iterable[Change]:
     key = lane_key(push.address)
     yield Enqueue(push_id, key, push.address, Trust.VERIFIED, push.body)
     yield Verify(key)

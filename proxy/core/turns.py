@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from proxy.core.decision import Facts, Op, Schedule, Scheduled
+from proxy.core.decision import Change, Facts, Schedule, Scheduled
 
 _HOUR = 3_600.0  # seconds
 
 
-class Turns:
-    """The turns that one request takes. `ops`: where it says so; `now`: Unix seconds."""
+class HourlyQuota:
+    """The turns that one request takes. `changes`: where it says so; `now`: Unix seconds."""
 
-    def __init__(self, facts: Facts, ops: list[Op], now: float) -> None:
-        self._facts, self._ops, self._now = facts, ops, now
+    def __init__(self, facts: Facts, changes: list[Change], now: float) -> None:
+        self._facts, self._changes, self._now = facts, changes, now
         self._taken: dict[Schedule, float] = {}  # as this request leaves them
 
     def is_free(self, name: Schedule) -> bool:
@@ -24,5 +24,5 @@ class Turns:
             return self._now
         until = max(self._taken.get(name) or self._facts.schedule(name), self._now) + _HOUR / per_hour
         self._taken[name] = until
-        self._ops.append(Scheduled(name, until))
+        self._changes.append(Scheduled(name, until))
         return max(until - _HOUR, self._now)

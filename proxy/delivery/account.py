@@ -14,12 +14,12 @@ from typing import Literal
 
 import msgspec
 
-from proxy.core.gate import Admission, Closure, Concurrency, Gate, Halt
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
-from proxy.core.retry import Limits, Step, Tried, Verdict, backoff_seconds, next_step
-from proxy.delivery.sendx import Answer
-from proxy.store.outbox import Fate, Lease, Settled, Waiting
+from proxy.core.calls import Attributes, Track
+from proxy.core.gate import Closure, Concurrency, Gate, Halt, Permit
+from proxy.core.retry import GiveUp, Step, Tried, Verdict, backoff_seconds, next_step
+from proxy.core.visitors import Trust
+from proxy.delivery.sendx import Reply
+from proxy.store.records import Fate, Lease, Settled, Waiting
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
@@ -64,7 +64,7 @@ class Account:
         self,
         *,
         concurrency: int,
-        limits: Limits,
+        limits: GiveUp,
         clock: Callable[[], float],
         rng: random.Random | None,
     ) -> None:
@@ -84,12 +84,12 @@ class Account:
     def room(self, busy: int, *, probing: bool) -> int:
         """How many lanes may be claimed now, `busy` being out already. `probing`: one of them is a probe."""
         admission = self.gate.admits(self._clock())
-        if admission is Admission.ALL:
+        if admission is Permit.ALL:
             return max(0, self._concurrency.limit - busy)
-        return min(1, self._concurrency.maximum - busy) if admission is Admission.PROBE and not probing else 0
+        return min(1, self._concurrency.maximum - busy) if admission is Permit.PROBE and not probing else 0
 
     def admits_all(self) -> bool:
-        return self.gate.admits(self._clock()) is Admission.ALL
+        return self.gate.admits(self._clock()) is Permit.ALL
 
     def adopt(self, closure: Closure | None) -> None:
         """The gate as the outbox has it."""
@@ -108,7 +108,7 @@ class Account:
         """How long to wait while the gate is shut and no probe is out."""
         return most if self.gate.until is None else min(max(self.gate.until - self._clock(), 0.0), most)
 
-    def observe(self, answer: Answer, *, lane: int, probe: bool) -> None:
+    def observe(self, answer: Reply, *, lane: int, probe: bool) -> None:
         """Take in one answer. `probe`: its request was let through a shut gate."""
         now = self._clock()
         self._requests[answer.verdict] += 1

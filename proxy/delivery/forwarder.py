@@ -24,15 +24,16 @@ from datetime import timedelta
 import msgspec
 
 from proxy.aio import unbroken, wait
-from proxy.core.coalesce import Group, plan, singly
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
-from proxy.core.retry import Dead, Delivered, Keep, Limits, Retry, Step, Verdict
+from proxy.core.calls import Attributes, Track
+from proxy.core.coalesce import Group, groups_of, singly
+from proxy.core.retry import Dead, Delivered, GiveUp, Keep, Retry, Step, Verdict
+from proxy.core.visitors import Trust
 from proxy.delivery.account import Account, DeliveryState, increments
-from proxy.delivery.pacing import Turns
-from proxy.delivery.sendx import Answer, Client, Upstream
+from proxy.delivery.pacing import Pacer
+from proxy.delivery.sendx import Client, Reply, Upstream
 from proxy.errors import StoreUnavailable
-from proxy.store.outbox import DeadReason, Fate, LastIdentify, Lease, Outbox, Settled, Settlement, Waiting
+from proxy.store.outbox import Outbox
+from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
 
 PER_LANE = 25  # pushes in one lease: bounds what is sent again after a crash
 MIN_LEASE_SECONDS = 60.0
@@ -104,9 +105,9 @@ class Delivery:
         self._timeout_seconds = timeout_seconds
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._clock = clock
-        limits = Limits(max_attempts, max_age.total_seconds())
+        limits = GiveUp(max_attempts, max_age.total_seconds())
         self._account = Account(concurrency=concurrency, limits=limits, clock=clock, rng=rng)
-        self._turns = Turns(outbox, rate)
+        self._turns = Pacer(outbox, rate)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._sharing = asyncio.Lock()
@@ -273,7 +274,7 @@ class Delivery:
     async def _take_turn(self, client: Client, turn: _Turn) -> None:
         probe = turn.probe
         try:
-            for group in plan(turn.lease.pushes):
+            for group in groups_of(turn.lease.pushes):
                 if not await self._send_group(client, turn, group):
                     break
         except BaseException as error:
@@ -330,7 +331,7 @@ class Delivery:
         turn.on_wire = None
         return self._account.gate.closure is None
 
-    async def _send_or_introduce(self, client: Client, turn: _Turn, group: Group[Waiting]) -> Answer | None:
+    async def _send_or_introduce(self, client: Client, turn: _Turn, group: Group[Waiting]) -> Reply | None:
         """A track whose verified contact SendX does not know: identify the contact, then track again."""
         answer = await self._send(client, turn, group.address, group.body)
         if answer is None or answer.verdict is not Verdict.MISSING or group.trust is not Trust.VERIFIED:
@@ -340,7 +341,7 @@ class Delivery:
             return introduced
         return await self._send(client, turn, group.address, group.body)
 
-    async def _send(self, client: Client, turn: _Turn, address: str, body: Attributes | Track) -> Answer | None:
+    async def _send(self, client: Client, turn: _Turn, address: str, body: Attributes | Track) -> Reply | None:
         """None: nothing was sent, because of the gate, the lease or the stop."""
         if not self._may_send(turn):
             return None
@@ -375,7 +376,7 @@ class Delivery:
 
     # --- judging
 
-    def _note(self, turn: _Turn, push: Waiting, step: Step, answer: Answer) -> None:
+    def _note(self, turn: _Turn, push: Waiting, step: Step, answer: Reply) -> None:
         if isinstance(step, Delivered):
             turn.results[push.seq] = Settled(push.seq, Fate.DELIVERED)
         elif isinstance(step, Dead):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from proxy.core.gate import Pace
+from proxy.core.pace import Pace
 from proxy.store.outbox import Outbox
 
 
-class Turns:
+class Pacer:
     """`rate`: requests in a second, of all senders together, at most; 0 for no limit. Times are of the clock that never goes back."""
 
     def __init__(self, outbox: Outbox, rate: float) -> None:

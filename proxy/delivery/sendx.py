@@ -26,8 +26,8 @@ from urllib.parse import quote
 import httpx
 
 from proxy import __version__
-from proxy.config.values import Dialect, Secret
-from proxy.core.pushes import FIELDS, Attributes, Track
+from proxy.config.types import Dialect, Secret
+from proxy.core.calls import FIELDS, Attributes, Track
 from proxy.core.retry import Verdict, retry_after_seconds
 from proxy.delivery.connection import OneConnection
 
@@ -122,7 +122,7 @@ def _identify_payload(address: str, attributes: Attributes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """What came of one request. `status` is None without an answer; `detail` is for the operator and safe to show.
 
     `retry_after_seconds`: what SendX asks for. `timed_out`: the deadline passed, a sign of overload.
@@ -235,7 +235,7 @@ class Client:
     ) -> None:
         await self._connection.aclose()
 
-    async def send(self, request: SendxRequest) -> Answer:
+    async def send(self, request: SendxRequest) -> Reply:
         """Send once. Whatever the network does is an answer; what is raised is a fault in this program."""
         started = time.monotonic()
         received = _Received()
@@ -271,10 +271,10 @@ class Client:
         finally:
             await response.aclose()
 
-    def _answer(self, request: SendxRequest, status: int, received: _Received, latency: float) -> Answer:
+    def _answer(self, request: SendxRequest, status: int, received: _Received, latency: float) -> Reply:
         verdict = verdict_for(status, tracks=request.tracks)
         said = b"" if verdict is Verdict.DELIVERED else received.body
-        return Answer(
+        return Reply(
             verdict,
             status,
             error_detail(status, said, hide=(request.key.reveal(), request.address)),
@@ -294,11 +294,11 @@ def _tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _no_answer(error: httpx.TransportError | TimeoutError | None, latency: float) -> Answer:
+def _no_answer(error: httpx.TransportError | TimeoutError | None, latency: float) -> Reply:
     if error is None:
         raise RuntimeError("a request ended with neither an answer nor an error")
     timed_out = isinstance(error, TimeoutError | httpx.TimeoutException)
-    return Answer(verdict_for_error(error), None, _failure(error), latency, timed_out=timed_out)
+    return Reply(verdict_for_error(error), None, _failure(error), latency, timed_out=timed_out)
 
 
 def _quiet_http_logs() -> None:

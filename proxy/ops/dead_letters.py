@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 
+from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.emails import lane_key
-from proxy.core.pushes import Attributes, Kind, Track
 from proxy.errors import StoreRefused
 from proxy.ops.control import Command
-from proxy.store.outbox import DeadFilter, DeadLetter, DeadReason, Erased, Outbox
+from proxy.store.outbox import Outbox
+from proxy.store.records import DeadFilter, DeadLetter, DeadReason, Erased
 
 STEP = 500  # dead letters in one transaction: pushes that come in meanwhile wait for no more than these
 

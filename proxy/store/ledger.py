@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from proxy.core.calls import Kind, Track
 from proxy.core.decision import (
     Alias,
     Bind,
     Born,
+    Change,
+    Decision,
     Drop,
     EndAlias,
     Enqueue,
@@ -27,8 +30,6 @@ from proxy.core.decision import (
     Identified,
     LaneFacts,
     NotOffered,
-    Op,
-    Plan,
     Refused,
     Remember,
     Retire,
@@ -38,8 +39,8 @@ from proxy.core.decision import (
     Verify,
     VisitorFacts,
 )
-from proxy.core.identity import Trust
-from proxy.core.pushes import Kind, Reason, Track
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust
 
 HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
@@ -137,7 +138,7 @@ class PushRow(msgspec.Struct, frozen=True):
 
 
 class Draft:
-    """Implements `plans.Facts`, and gathers what carries out the plans: the attributes that have no underscore are for whoever writes them."""
+    """Implements `decision.Facts`, and gathers what carries out the plans: the attributes that have no underscore are for whoever writes them."""
 
     def __init__(self, known: Known) -> None:
         self.site_key = known.site_key
@@ -217,10 +218,10 @@ class Draft:
 
     # --- a plan
 
-    def look_up(self, plan: Plan) -> None:
+    def look_up(self, decision: Decision[Any]) -> None:
         """Notes as missed what has to be known before the plan is carried out."""
-        for op in plan.ops:
-            match op:
+        for change in decision.changes:
+            match change:
                 case Enqueue(key=key) | Verify(key=key) | EndAlias(key=key):
                     self._want("keys", key)
                 case Remember(id=push_id):
@@ -239,29 +240,29 @@ class Draft:
         self.visitor(visitor_id)
         self._want("held", visitor_id)
 
-    def carry_out(self, plan: Plan) -> None:
+    def carry_out(self, decision: Decision[Any]) -> None:
         """Everything that the plan needs is known (`look_up`). If this raises, the draft is of no use any more."""
-        for op in plan.ops:
-            self._apply[type(op)](self, op)
+        for change in decision.changes:
+            self._apply[type(change)](self, change)
 
-    def _enqueue(self, op: Enqueue) -> None:
-        self._queue(op, _encode(op.body), self._known.now)
+    def _enqueue(self, change: Enqueue) -> None:
+        self._queue(change, _encode(change.body), self._known.now)
         self.tallies["accepted"] += 1
 
-    def _queue(self, op: Enqueue, body: bytes, since: float) -> None:
+    def _queue(self, change: Enqueue, body: bytes, since: float) -> None:
         kind, increments = Kind.TRACK, False
-        if not isinstance(op.body, Track):
-            kind, increments = Kind.IDENTIFY, op.body.increments
-        verified = op.trust is Trust.VERIFIED
-        delay = max(0.0, op.not_before + self._known.ahead - self._known.now)
-        lane = self._lane(op.key)
+        if not isinstance(change.body, Track):
+            kind, increments = Kind.IDENTIFY, change.body.increments
+        verified = change.trust is Trust.VERIFIED
+        delay = max(0.0, change.not_before + self._known.ahead - self._known.now)
+        lane = self._lane(change.key)
         if lane.gained == 0:
             lane.delay, lane.put_off = delay, delay > 0
         elif lane.put_off and verified:
             lane.delay, lane.put_off = 0.0, False
         lane.gained += 1
         lane.vouched = lane.vouched or verified
-        self.pushes.append(PushRow(op.id, op.key, op.address, op.trust, kind, body, since, increments))
+        self.pushes.append(PushRow(change.id, change.key, change.address, change.trust, kind, body, since, increments))
         self.tallies[WAITING] += 1
 
     def _lane(self, key: str) -> LaneChange:
@@ -270,24 +271,24 @@ class Draft:
     def _visitor(self, visitor_id: str) -> VisitorChange:
         return self.visitors.setdefault(visitor_id, VisitorChange())
 
-    def _hold(self, op: Hold) -> None:
-        row = HeldRow(None, op.id, _encode(op.track), self._known.now)
-        self.held_rows.setdefault(op.visitor, []).append(row)
+    def _hold(self, change: Hold) -> None:
+        row = HeldRow(None, change.id, _encode(change.track), self._known.now)
+        self.held_rows.setdefault(change.visitor, []).append(row)
         self.tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(row.body) + HELD_OVERHEAD})
 
-    def _bind(self, op: Bind) -> None:
-        held = {row.id: row for row in self._held_of(op.visitor)}
-        for push_id in op.keep:
+    def _bind(self, change: Bind) -> None:
+        held = {row.id: row for row in self._held_of(change.visitor)}
+        for push_id in change.keep:
             row = held.pop(push_id, None)
             if row is not None:
-                self._unhold(op.visitor, row)
+                self._unhold(change.visitor, row)
                 self.tallies["bound"] += 1
                 track = msgspec.json.decode(row.body, type=Track)
-                self._queue(Enqueue(push_id, op.key, op.address, op.trust, track), row.body, row.since)
-        for push_id, reason in op.refuse:
+                self._queue(Enqueue(push_id, change.key, change.address, change.trust, track), row.body, row.since)
+        for push_id, reason in change.refuse:
             row = held.pop(push_id, None)
             if row is not None:
-                self._unhold(op.visitor, row)
+                self._unhold(change.visitor, row)
                 self.tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
 
     def _unhold(self, visitor: str, row: HeldRow) -> None:
@@ -303,47 +304,47 @@ class Draft:
             self._unhold(visitor, row)
             self.tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
 
-    def _retire(self, op: Retire) -> None:
-        self._visitor(op.visitor).retired = True
-        self._refuse_held(op.visitor, op.reason)
+    def _retire(self, change: Retire) -> None:
+        self._visitor(change.visitor).retired = True
+        self._refuse_held(change.visitor, change.reason)
 
-    def _drop(self, op: Drop) -> None:
-        self._refuse_held(op.visitor, op.reason)
+    def _drop(self, change: Drop) -> None:
+        self._refuse_held(change.visitor, change.reason)
 
-    def _born(self, op: Born) -> None:
-        self._visitor(op.visitor).left = op.left
+    def _born(self, change: Born) -> None:
+        self._visitor(change.visitor).left = change.left
 
-    def _identified(self, op: Identified) -> None:
-        visitor = self._visitor(op.visitor)
+    def _identified(self, change: Identified) -> None:
+        visitor = self._visitor(change.visitor)
         visitor.identified, visitor.left = True, None
 
-    def _verify(self, op: Verify) -> None:
-        if not self.lane(op.key).verified:
-            self._lane(op.key).verify = True
+    def _verify(self, change: Verify) -> None:
+        if not self.lane(change.key).verified:
+            self._lane(change.key).verify = True
 
-    def _end_alias(self, op: EndAlias) -> None:
-        if self.alias(op.key) is not None:
-            self.ended_aliases.add(op.key)
+    def _end_alias(self, change: EndAlias) -> None:
+        if self.alias(change.key) is not None:
+            self.ended_aliases.add(change.key)
 
-    def _forgotten(self, op: Forgotten) -> None:
+    def _forgotten(self, change: Forgotten) -> None:
         self.tallies.update({"accepted": 1, "erased": 1})
 
-    def _remember(self, op: Remember) -> None:
+    def _remember(self, change: Remember) -> None:
         """What is known of an id already stays."""
-        if self.seen(op.id) is None:
-            self.remembered.append(op)
-            self._remembered[op.id] = Seen(op.shown, op.after, self._known.now)
+        if self.seen(change.id) is None:
+            self.remembered.append(change)
+            self._remembered[change.id] = Seen(change.shown, change.after, self._known.now)
 
-    def _refused(self, op: Refused) -> None:
-        self.tallies[f"refused:{op.reason}"] += 1
+    def _refused(self, change: Refused) -> None:
+        self.tallies[f"refused:{change.reason}"] += 1
 
-    def _not_offered(self, op: NotOffered) -> None:
-        self.not_offered[op.setting, op.name] += 1
+    def _not_offered(self, change: NotOffered) -> None:
+        self.not_offered[change.setting, change.name] += 1
 
-    def _scheduled(self, op: Scheduled) -> None:
-        self.schedules[op.name] = op.until
+    def _scheduled(self, change: Scheduled) -> None:
+        self.schedules[change.name] = change.until
 
-    _apply: ClassVar[dict[type[Op], Callable[..., None]]] = {
+    _apply: ClassVar[dict[type[Change], Callable[..., None]]] = {
         Enqueue: _enqueue,
         Hold: _hold,
         Bind: _bind,

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.config.values import is_loopback_host
+from proxy.core.hosts import is_loopback_host
 from proxy.errors import RequestError
 
 Network = IPv4Network | IPv6Network

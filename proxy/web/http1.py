@@ -33,8 +33,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from proxy.errors import RequestError
-from proxy.web.answers import SECURITY, Header
-from proxy.web.bodies import AT_HAND
+from proxy.web.asgi import AT_HAND, SECURITY, Header
 
 MAX_HEAD = 65_536  # bytes
 

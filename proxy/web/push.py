@@ -10,22 +10,24 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from proxy.core.admission import judge
-from proxy.core.decision import Decide, Plan, Reads
+from proxy.core.calls import BadPush, Identify, Push
+from proxy.core.cookies import CookieCodec, cookie_name, read_cookie, set_cookie
+from proxy.core.decision import Reads
 from proxy.core.emails import lane_key
-from proxy.core.exchange import Answer, Candidate, Limits, Request, Result
-from proxy.core.identity import CookieCodec, TokenCodec, Visitor, cookie_name, random_visitor, read_cookie, set_cookie
+from proxy.core.exchange import Candidate, Limits, PushAnswer, Request, Result
+from proxy.core.parsing import parse_batch
 from proxy.core.policy import Policy
-from proxy.core.pushes import BadPush, Identify, Push, parse_batch
+from proxy.core.tokens import TokenCodec
+from proxy.core.visitors import Visitor, random_visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
-from proxy.web.answers import Header, send_error, send_json
-from proxy.web.bodies import Gone, read_body
+from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
 
 log = logging.getLogger("proxy.collector")
 
@@ -38,21 +40,17 @@ _PREFLIGHT: tuple[Header, ...] = (
 )
 
 
-class Appender(Protocol):
-    async def append(self, decide: Decide, reads: Reads) -> Plan: ...
-
-
 class _Wire(msgspec.Struct, omit_defaults=True):
     results: tuple[Result, ...]
     s: str | None = None
 
 
-class Collector:
+class PushEndpoint:
     """The ASGI application of the push endpoint."""
 
     def __init__(
         self,
-        outbox: Appender,
+        outbox: Outbox,
         *,
         origins: Origins,
         addresses: ClientAddresses,
@@ -137,9 +135,9 @@ class Collector:
         own = visitor is not None and visitor.email is not None and lane_key(visitor.email) == key
         return Candidate(item, excess=not own and not self._asserted.admits(address, key, time.monotonic()))
 
-    async def _store(self, request: Request) -> Answer:
+    async def _store(self, request: Request) -> PushAnswer:
         if not request.candidates:
-            return Answer(())
+            return PushAnswer(())
         try:
             plan = await self._outbox.append(
                 lambda facts: judge(request, facts, self._policy, self._limits), _reads(request)
@@ -147,7 +145,7 @@ class Collector:
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
         answer = plan.answer
-        assert isinstance(answer, Answer)  # noqa: S101 - judge's own, which append hands back
+        assert isinstance(answer, PushAnswer)  # noqa: S101 - judge's own, which append hands back
         return answer
 
 

@@ -15,14 +15,14 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from proxy.core.decision import Decide, Plan
-from proxy.core.pushes import MAX_TEXT, Attributes, Track
+from proxy.core.calls import Attributes, Track
+from proxy.core.reasons import MAX_TEXT
 from proxy.core.server_calls import (
     MAX_BULK_BODY,
     OPERATIONS,
@@ -35,17 +35,13 @@ from proxy.core.server_calls import (
     unprocessable,
 )
 from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.store.outbox import Outbox
 from proxy.web.access import RateLimit, scan
-from proxy.web.answers import Header, send_json, send_not_found
-from proxy.web.bodies import MAX_BODY, Gone, read_body
+from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, send_json, send_not_found
 
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
 
 log = logging.getLogger("proxy.server_api")
-
-
-class Appender(Protocol):
-    async def append(self, decide: Decide) -> Plan: ...
 
 
 class ServerKeys:
@@ -75,7 +71,7 @@ class ServerApi:
     """
 
     def __init__(
-        self, outbox: Appender, *, keys: ServerKeys, rate: RateLimit, lane_max: int, team_id: str | None = None
+        self, outbox: Outbox, *, keys: ServerKeys, rate: RateLimit, lane_max: int, team_id: str | None = None
     ) -> None:
         self._outbox = outbox
         self.keys = keys

@@ -22,13 +22,13 @@ from typing import Any
 
 import pytest
 
-from proxy.core.decision import Enqueue, Plan
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
+from proxy.core.calls import Attributes, Track
+from proxy.core.decision import Decision, Enqueue
+from proxy.core.visitors import Trust
 from proxy.ops.control import socket_path
 from proxy.ops.dead_letters import STEP, Letters
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
-from proxy.store.outbox import DeadReason, Fate, Settled, Settlement
+from proxy.store.records import DeadReason, Fate, Settled, Settlement
 from proxy.store.sqlite.outbox import open_outbox
 from proxy.stores import open_store_file
 from tests.cli.test_main import SECONDS, Said, clean, scq
@@ -626,7 +626,7 @@ async def _buried(directory: Path, count: int) -> Path:
     age = timedelta(days=30)
     outbox = await open_outbox(path, create=True, hold_age=age, dead_age=age, min_free_bytes=0)
     ops = tuple(_enqueued(number) for number in range(count))
-    await outbox.append(lambda facts: Plan(ops, None))
+    await outbox.append(lambda facts: Decision(ops, None))
     await _kill_all(outbox)
     await outbox.close()
     return path

@@ -28,8 +28,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from proxy import __version__
-from proxy.core.identity import TokenCodec, TokenProblem, Vouched
-from proxy.core.pushes import Reason
+from proxy.core.reasons import Reason
+from proxy.core.tokens import TokenCodec, TokenProblem, Vouched
 from proxy.ops.control import socket_path
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests.support.live import eventually, free_port, serving

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.settings import SPECS, Settings, Spec, load_identity_settings, load_settings, load_store_settings
-from proxy.config.values import Dialect, Gpc, Identify, IdentityKey, LogLevel, Secret, StoreUrl, is_loopback_host
+from proxy.config.types import Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, Secret, StoreUrl
+from proxy.core.hosts import is_loopback_host
 from proxy.errors import ConfigError, Problem
 
 KEY, OTHER_KEY = "k" * 32, "o" * 32
@@ -55,7 +56,7 @@ def only_problem(environ: dict[str, str], env_file: Path | None = None) -> Probl
 def test_the_smallest_environment_gets_the_documented_defaults() -> None:
     given = loaded()
     assert (given.dialect, given.upstream, given.team_id) == (Dialect.REST, "https://api.sendx.io/api/v1/rest", None)
-    assert (given.identify, given.gpc, given.log_level) == (Identify.VERIFIED, Gpc.HONOUR, LogLevel.INFO)
+    assert (given.identify, given.gpc, given.log_level) == (IdentifyMode.VERIFIED, Gpc.HONOUR, LogLevel.INFO)
     assert given.fields == ("firstName", "lastName", "company", "birthday")
     assert (given.asserted_tags, given.asserted_fields) == ((), ("firstName", "lastName"))
     assert (given.server_keys, given.admin_token) == ((), None)
@@ -107,7 +108,7 @@ def test_the_legacy_dialect_has_an_upstream_of_its_own() -> None:
 
 def test_asserted_identity_needs_no_identity_keys() -> None:
     given = load_settings(without("SCQ_IDENTITY_KEYS", SCQ_IDENTIFY="asserted"), None)
-    assert (given.identify, given.identity_keys) == (Identify.ASSERTED, ())
+    assert (given.identify, given.identity_keys) == (IdentifyMode.ASSERTED, ())
 
 
 def test_all_problems_are_reported_at_once() -> None:

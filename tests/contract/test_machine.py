@@ -21,11 +21,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from proxy.core.decision import Bind, Drop, Enqueue, Facts, Hold, Op, Plan, Remember, Retire, Seen
+from proxy.core.calls import Attributes, Track
+from proxy.core.decision import Bind, Change, Decision, Drop, Enqueue, Facts, Hold, Remember, Retire, Seen
 from proxy.core.emails import lane_key
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Attributes, Reason, Track
-from proxy.store.outbox import DeadFilter, DeadReason, Erased, Fate, Lease, Outbox, Settled, Settlement, Stats
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust, Visitor
+from proxy.store.outbox import Outbox
+from proxy.store.records import DeadFilter, DeadReason, Erased, Fate, Lease, Settled, Settlement, Stats
 from tests.contract.test_outbox import ADAPTERS, INCREMENT, carry_out, push_id, read, told
 
 T = TypeVar("T")
@@ -247,7 +249,7 @@ class OutboxMachine(RuleBasedStateMachine):
     async def _opened(self) -> Outbox:
         return await self._open(Path(self._directory.name))
 
-    def carry_out(self, *ops: Op) -> None:
+    def carry_out(self, *ops: Change) -> None:
         self.run(carry_out(self.outbox, *ops))
 
     @rule(step=steps())
@@ -260,7 +262,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def push(self, address: str, pushed: list[Body], visitor: str) -> None:
         """An identify also says who the browser is after it."""
-        key, ops = lane_key(address), list[Op]()
+        key, ops = lane_key(address), list[Change]()
         for body in pushed:
             push = push_id()
             after = Visitor(visitor, address, Trust.VERIFIED) if isinstance(body, Attributes) else None
@@ -276,9 +278,9 @@ class OutboxMachine(RuleBasedStateMachine):
             return
         push = list(self.model.seen)[pick % len(self.model.seen)]
 
-        def decide(facts: Facts) -> Plan:
+        def decide(facts: Facts) -> Decision[None]:
             enqueue = Enqueue(push, lane_key(address), address, Trust.VERIFIED, Track(("a",)))
-            return Plan((Remember(push, "another"),) if facts.seen(push) else (enqueue,), None)
+            return Decision((Remember(push, "another"),) if facts.seen(push) else (enqueue,), None)
 
         self.run(self.outbox.append(decide))
 

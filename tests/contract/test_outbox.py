@@ -12,10 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from proxy.core.calls import Attributes, Track
 from proxy.core.decision import (
     Alias,
     Bind,
     Born,
+    Change,
+    Decision,
     Drop,
     EndAlias,
     Enqueue,
@@ -25,8 +28,6 @@ from proxy.core.decision import (
     Identified,
     LaneFacts,
     NotOffered,
-    Op,
-    Plan,
     Refused,
     Remember,
     Retire,
@@ -37,10 +38,12 @@ from proxy.core.decision import (
     VisitorFacts,
 )
 from proxy.core.gate import Closure, Halt
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Attributes, Reason, Track
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust, Visitor
 from proxy.errors import StoreUnavailable
-from proxy.store.outbox import (
+from proxy.store.outbox import Outbox
+from proxy.store.postgres.outbox import open_outbox as open_postgres_outbox
+from proxy.store.records import (
     Claim,
     DeadFilter,
     DeadReason,
@@ -48,12 +51,10 @@ from proxy.store.outbox import (
     Fate,
     LastIdentify,
     Lease,
-    Outbox,
     Settled,
     Settlement,
     Stats,
 )
-from proxy.store.postgres.outbox import open_outbox as open_postgres_outbox
 from proxy.store.sqlite.outbox import open_outbox
 from tests.support.postgres import database
 
@@ -102,14 +103,14 @@ def queued(address: str, body: Attributes | Track | None = None, *, trust: Trust
     return Enqueue(push_id(), address.lower(), address, trust, body or Track(("a",)))
 
 
-async def carry_out(outbox: Outbox, *ops: Op) -> None:
-    await outbox.append(lambda facts: Plan(ops, None))
+async def carry_out(outbox: Outbox, *ops: Change) -> None:
+    await outbox.append(lambda facts: Decision(ops, None))
 
 
 async def read(outbox: Outbox, ask: object) -> object:
     """What a decision sees."""
     assert callable(ask)
-    return (await outbox.append(lambda facts: Plan((), ask(facts)))).answer
+    return (await outbox.append(lambda facts: Decision((), ask(facts)))).answer
 
 
 def told(seen: Seen | None) -> Seen | None:
@@ -331,7 +332,7 @@ async def test_refusals_are_counted_and_what_was_not_offered_is_listed(outbox: O
 
 
 async def test_a_decision_that_fails_stores_nothing_and_harms_no_other(outbox: Outbox) -> None:
-    def fail(facts: Facts) -> Plan:
+    def fail(facts: Facts) -> Decision[None]:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.values import Dialect, Secret
-from proxy.core.coalesce import MAX_TAGS, Group, plan, singly
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
+from proxy.config.types import Dialect, Secret
+from proxy.core.calls import Attributes, Track
+from proxy.core.coalesce import MAX_TAGS, Group, groups_of, singly
+from proxy.core.visitors import Trust
 from proxy.delivery.sendx import Upstream
 from proxy.sandbox.api import Call, Contact, Sandbox
 
@@ -25,7 +25,7 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 def bodies(*pushes: Attributes | Track) -> list[Attributes | Track]:
-    return [group.body for group in plan([Sent(body) for body in pushes])]
+    return [group.body for group in groups_of([Sent(body) for body in pushes])]
 
 
 # --- examples
@@ -81,7 +81,7 @@ def test_two_increments_stay_two() -> None:
 def test_pushes_of_another_spelling_or_trust_are_not_merged() -> None:
     same = Sent(Track(("a",)))
     for other in (Sent(Track(("b",)), address="Ann@example.com"), Sent(Track(("b",)), trust=Trust.ASSERTED)):
-        assert len(plan([same, other])) == len(plan([other, same])) == 2
+        assert len(groups_of([same, other])) == len(groups_of([other, same])) == 2
 
 
 def test_a_merged_request_has_at_most_a_hundred_tags() -> None:
@@ -92,7 +92,7 @@ def test_a_merged_request_has_at_most_a_hundred_tags() -> None:
 
 
 def test_nothing_to_send_is_no_request() -> None:
-    assert plan([]) == []
+    assert groups_of([]) == []
 
 
 # --- properties, against the sandbox's SendX
@@ -141,7 +141,7 @@ def tags_of(sandbox: Sandbox) -> set[str]:
 
 @given(lanes)
 def test_the_contact_and_the_history_of_its_tags_are_the_same_as_one_by_one(lane: list[Sent]) -> None:
-    contact, history = outcome(plan(lane))
+    contact, history = outcome(groups_of(lane))
     alone, history_alone = outcome(lane)
     assert contact is not None
     assert alone is not None
@@ -152,7 +152,7 @@ def test_the_contact_and_the_history_of_its_tags_are_the_same_as_one_by_one(lane
 
 @given(lanes)
 def test_no_push_is_lost_doubled_or_overtaken_by_merging(lane: list[Sent]) -> None:
-    groups = plan(lane)
+    groups = groups_of(lane)
     assert [push for group in groups for push in group.members] == lane
     assert len(groups) <= len(lane)
     assert [single.members for group in groups for single in singly(group)] == [(push,) for push in lane]
@@ -160,4 +160,4 @@ def test_no_push_is_lost_doubled_or_overtaken_by_merging(lane: list[Sent]) -> No
 
 @given(lanes)
 def test_a_push_that_travels_alone_travels_unchanged(lane: list[Sent]) -> None:
-    assert all(group.body == group.members[0].body for group in plan(lane) if len(group.members) == 1)
+    assert all(group.body == group.members[0].body for group in groups_of(lane) if len(group.members) == 1)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.gate import PROBE_SECONDS, Admission, Closure, Concurrency, Gate, Halt, Pace, agreed
+from proxy.core.gate import PROBE_SECONDS, Closure, Concurrency, Gate, Halt, Permit, merge_closures
+from proxy.core.pace import Pace
 from proxy.core.retry import MAX_RETRY_AFTER_SECONDS, Verdict
 
 NOW = 1_000_000.0
@@ -24,10 +25,10 @@ def halted(reason: Halt, now: float = NOW) -> Gate:
 
 def test_a_429_closes_the_gate_and_a_probe_opens_it() -> None:
     gate = after(Gate(), Verdict.THROTTLED)
-    assert (gate.name(NOW), gate.until, gate.admits(NOW)) == ("closed", NOW + 1, Admission.NONE)
-    assert (gate.name(NOW + 1), gate.admits(NOW + 1)) == ("half-open", Admission.PROBE)
+    assert (gate.name(NOW), gate.until, gate.admits(NOW)) == ("closed", NOW + 1, Permit.NONE)
+    assert (gate.name(NOW + 1), gate.admits(NOW + 1)) == ("half-open", Permit.PROBE)
     opened = after(gate, Verdict.DELIVERED, probe=True, now=NOW + 1)
-    assert (opened.name(NOW + 1), opened.admits(NOW + 1)) == ("open", Admission.ALL)
+    assert (opened.name(NOW + 1), opened.admits(NOW + 1)) == ("open", Permit.ALL)
 
 
 def test_retry_after_is_a_minimum_for_the_whole_account() -> None:
@@ -204,23 +205,23 @@ closures = st.none() | st.builds(
 
 def test_nobody_opens_a_gate_that_somebody_else_has_shut_since() -> None:
     known, news = Closure(NOW), Closure(NOW + 300, halted=Halt.KEY)
-    assert agreed(news, known, None) == news
-    assert agreed(known, known, None) is None
+    assert merge_closures(news, known, None) == news
+    assert merge_closures(known, known, None) is None
 
 
 def test_of_two_closures_the_longer_one_holds_and_a_halt_stays() -> None:
     throttled, refused = Closure(NOW + 300, tries=3), Closure(NOW + 60, halted=Halt.FORBIDDEN)
-    assert agreed(throttled, None, refused) == Closure(NOW + 300, 3, Halt.FORBIDDEN)
-    assert agreed(refused, None, throttled) == Closure(NOW + 300, 3, Halt.FORBIDDEN)
+    assert merge_closures(throttled, None, refused) == Closure(NOW + 300, 3, Halt.FORBIDDEN)
+    assert merge_closures(refused, None, throttled) == Closure(NOW + 300, 3, Halt.FORBIDDEN)
 
 
 @given(closures, closures, closures)
 def test_what_is_agreed_is_stored_as_it_is_and_agreed_again_changes_nothing(
     stored: Closure | None, before: Closure | None, after: Closure | None
 ) -> None:
-    found = agreed(stored, before, after)
+    found = merge_closures(stored, before, after)
     assert msgspec.json.decode(msgspec.json.encode(found), type=Closure | None) == found
-    assert agreed(found, found, found) == found
+    assert merge_closures(found, found, found) == found
     if stored is not None and stored != before:
         assert found is not None
         assert found.until >= stored.until

@@ -10,21 +10,11 @@ from typing import Any
 import jwt
 import pytest
 
-from proxy.core.identity import (
-    CookieCodec,
-    ProbeCodec,
-    TokenCodec,
-    TokenProblem,
-    Trust,
-    Visitor,
-    Vouched,
-    cookie_name,
-    derived_visitor,
-    next_session,
-    read_cookie,
-    set_cookie,
-)
-from proxy.core.pushes import Attributes, Reason
+from proxy.core.calls import Attributes
+from proxy.core.cookies import CookieCodec, ProbeCodec, cookie_name, read_cookie, set_cookie
+from proxy.core.reasons import Reason
+from proxy.core.tokens import TokenCodec, TokenProblem, Vouched
+from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
 
 OLD, NEW, OTHER = "o" * 32, "n" * 32, "x" * 32
 NOW = 1_800_000_000.0

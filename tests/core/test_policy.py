@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.core.identity import Trust
+from proxy.core.calls import Attributes, Track
 from proxy.core.policy import Policy, vouch
-from proxy.core.pushes import Attributes, Reason, Track
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust
 
 
 def policy(*, asserted_identify: bool = True) -> Policy:

@@ -9,21 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.calls import Attributes, BadPush, Batch, Consent, Identify, Push, Reset, Track
 from proxy.core.emails import clean_address, lane_key
-from proxy.core.pushes import (
-    ADVICE,
-    MAX_PUSHES,
-    Attributes,
-    BadPush,
-    Batch,
-    Consent,
-    Identify,
-    Push,
-    Reason,
-    Reset,
-    Track,
-    parse_batch,
-)
+from proxy.core.parsing import MAX_PUSHES, parse_batch
+from proxy.core.reasons import ADVICE, Reason
 from proxy.errors import RequestError
 
 ID = "0192f3a1-7c5e-7b6e-8a2b-1234567890ab"

@@ -14,8 +14,8 @@ from proxy.core.retry import (
     RULES,
     Dead,
     Delivered,
+    GiveUp,
     Keep,
-    Limits,
     Retry,
     Step,
     Tried,
@@ -26,7 +26,7 @@ from proxy.core.retry import (
 )
 
 NOW = 1_000_000.0
-LIMITS = Limits(max_attempts=20, max_age_seconds=3 * 86_400.0)
+LIMITS = GiveUp(max_attempts=20, max_age_seconds=3 * 86_400.0)
 FRESH = Tried(increments=False, attempts=0, age_seconds=1.0)
 SPENT = Tried(increments=False, attempts=10_000, age_seconds=1e9)
 verdicts = st.sampled_from(Verdict)

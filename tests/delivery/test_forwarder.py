@@ -13,19 +13,20 @@ from typing import Any
 
 import pytest
 
-from proxy.config.values import Dialect, Secret
-from proxy.core.decision import Enqueue, Facts, Plan
+from proxy.config.types import Dialect, Secret
+from proxy.core.calls import Attributes, Track
+from proxy.core.decision import Decision, Enqueue, Facts
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, Halt
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
 from proxy.core.retry import Verdict
+from proxy.core.visitors import Trust
 from proxy.delivery.account import DeliveryState
 from proxy.delivery.forwarder import Delivery
 from proxy.delivery.sendx import Upstream
 from proxy.errors import StoreUnavailable
 from proxy.sandbox.api import Fault, Recorded, Sandbox, create_sandbox
-from proxy.store.outbox import Claim, DeadFilter, DeadReason, Outbox, Settlement
+from proxy.store.outbox import Outbox
+from proxy.store.records import Claim, DeadFilter, DeadReason, Settlement
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from tests.support.live import free_port, serving
 
@@ -81,8 +82,8 @@ async def push(outbox: Outbox, address: str, *bodies: Attributes | Track, trust:
     """Put pushes into the lane of this address."""
     ops = tuple(Enqueue(f"push-{next(numbers):012}", lane_key(address), address, trust, body) for body in bodies)
 
-    def decide(_: Facts) -> Plan:
-        return Plan(ops, None)
+    def decide(_: Facts) -> Decision[None]:
+        return Decision(ops, None)
 
     await outbox.append(decide)
 

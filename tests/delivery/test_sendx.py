@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import __version__
-from proxy.config.values import Dialect, Secret
-from proxy.core.pushes import Attributes, Track
+from proxy.config.types import Dialect, Secret
+from proxy.core.calls import Attributes, Track
 from proxy.core.retry import Verdict
-from proxy.delivery.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Answer, Client, Upstream, error_detail, verdict_for
+from proxy.delivery.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Client, Reply, Upstream, error_detail, verdict_for
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from tests.support.live import eventually, free_port, serving
 
@@ -49,7 +49,7 @@ def legacy(url: str) -> Upstream:
     return Upstream(Dialect.LEGACY, f"{url}/api/v1", Secret(KEY), "TEAM ID")
 
 
-async def send(upstream: Upstream, body: Attributes | Track, *, now: float = 0) -> Answer:
+async def send(upstream: Upstream, body: Attributes | Track, *, now: float = 0) -> Reply:
     async with Client(timeout_seconds=10, clock=lambda: now) as client:
         return await client.send(upstream.request_for(ADDRESS, body))
 

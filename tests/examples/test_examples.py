@@ -30,7 +30,7 @@ from starlette.staticfiles import StaticFiles
 
 from proxy.app import create_app
 from proxy.config.settings import SPECS, load_settings
-from proxy.core.identity import TokenCodec, Vouched
+from proxy.core.tokens import TokenCodec, Vouched
 from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.support.live import eventually, free_port, serving
 

@@ -40,9 +40,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import uvloop
 
-from proxy.core.decision import Enqueue, Identified, Op, Plan, Remember, Verify
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Attributes, Track
+from proxy.core.calls import Attributes, Track
+from proxy.core.decision import Change, Decision, Enqueue, Identified, Remember, Verify
+from proxy.core.visitors import Trust, Visitor
 from proxy.ops.control import ask
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from proxy.store.sqlite.outbox import open_outbox
@@ -429,13 +429,13 @@ async def fill(store: Path, size: Size, say: Say) -> None:
         for first in range(0, size.waiting, BATCH):
             say(f"filling the store, {first:,} of {size.waiting:,}")
             numbers = range(first, min(first + BATCH, size.waiting))
-            plan = Plan(tuple(op for number in numbers for op in _stored(number, size.contacts)), None)
+            plan = Decision(tuple(op for number in numbers for op in _stored(number, size.contacts)), None)
             await outbox.append(lambda facts, plan=plan: plan)  # type: ignore[misc]
     finally:
         await outbox.close()
 
 
-def _stored(number: int, contacts: int) -> Iterator[Op]:
+def _stored(number: int, contacts: int) -> Iterator[Change]:
     """What the server stores of a push: the first of each contact is a log-in, the others are tracks."""
     turn, contact = divmod(number, contacts)
     push_id, email, visitor = page_id(), f"contact{contact}@example.com", f"visitor-{contact:014}"

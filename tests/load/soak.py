@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from proxy.config import values
+from proxy.config import parsers
 from proxy.sandbox.api import Sandbox, create_sandbox
-from proxy.store.outbox import DeadFilter
+from proxy.store.records import DeadFilter
 from proxy.stores import open_existing
 from tests.support.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of
 from tests.support.live import eventually, serving
@@ -110,7 +110,7 @@ class Mortal(Server):
 
         async def read() -> dict[str, str]:
             found: dict[str, str] = {}
-            async with open_existing(values.store(self.settings["SCQ_STORE"])) as outbox:
+            async with open_existing(parsers.store(self.settings["SCQ_STORE"])) as outbox:
                 after = 0
                 while letters := await outbox.dead_letters(DeadFilter(), after, 500):
                     found |= {letter.id: str(letter.reason) for letter in letters}

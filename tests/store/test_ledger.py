@@ -5,18 +5,19 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from proxy.core.calls import Track
 from proxy.core.decision import (
     Alias,
     Bind,
     Born,
+    Change,
+    Decision,
     EndAlias,
     Enqueue,
     HeldPush,
     Hold,
     Identified,
     LaneFacts,
-    Op,
-    Plan,
     Remember,
     Retire,
     Schedule,
@@ -25,8 +26,7 @@ from proxy.core.decision import (
     Verify,
     VisitorFacts,
 )
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Track
+from proxy.core.visitors import Trust, Visitor
 from proxy.store.ledger import HELD_BYTES, HOLDING, WAITING, Draft, HeldRow, Known
 
 KEY, TRACK = "a@example.com", Track(("a",))
@@ -42,10 +42,10 @@ def known(**read: set[str]) -> Known:
     return known
 
 
-def carry_out(draft: Draft, *ops: Op) -> None:
-    draft.look_up(Plan(ops, None))
+def carry_out(draft: Draft, *ops: Change) -> None:
+    draft.look_up(Decision(ops, None))
     assert not draft.missed
-    draft.carry_out(Plan(ops, None))
+    draft.carry_out(Decision(ops, None))
 
 
 def enqueue(push_id: str = "i", *, trust: Trust = Trust.VERIFIED, not_before: float = 0.0) -> Enqueue:
@@ -83,9 +83,9 @@ def test_what_was_read_and_not_found_is_missed_by_nobody() -> None:
         Scheduled(Schedule.TRACES, 1.0),
     ],
 )
-def test_a_plan_is_not_carried_out_before_what_it_touches_is_known(op: Op) -> None:
+def test_a_plan_is_not_carried_out_before_what_it_touches_is_known(op: Change) -> None:
     draft = Draft(known())
-    draft.look_up(Plan((op,), None))
+    draft.look_up(Decision((op,), None))
     assert draft.missed
 
 

@@ -31,7 +31,7 @@ import httpx
 import jwt
 import msgspec
 
-from proxy.core.identity import CookieCodec
+from proxy.core.cookies import CookieCodec
 from proxy.sandbox.api import Recorded, Sandbox
 from tests.support.live import eventually, free_port
 

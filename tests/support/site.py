@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from proxy.core.identity import TokenCodec
+from proxy.core.tokens import TokenCodec
 from tests.support.live import eventually
 
 KEY = "an-identity-key-of-the-tests-long-enough"

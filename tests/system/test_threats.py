@@ -32,7 +32,8 @@ from itsdangerous import BadData, Signer, TimestampSigner
 from itsdangerous.encoding import base64_decode
 
 from proxy.config.settings import SPECS
-from proxy.core.identity import CookieCodec, ProbeCodec, Trust, Visitor
+from proxy.core.cookies import CookieCodec, ProbeCodec
+from proxy.core.visitors import Trust, Visitor
 from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.support.live import eventually, serving
 from tests.support.server import (

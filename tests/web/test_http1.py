@@ -22,8 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.web.answers import Header, send_json
-from proxy.web.bodies import read_body
+from proxy.web.asgi import Header, read_body, send_json
 from proxy.web.http1 import MAX_HEAD, Http1
 from tests.support.live import eventually, free_port
 from tests.support.server import ADMIN_TOKEN, SHOP, Server, dumps, new_id, running, track

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.core.pushes import Reason
+from proxy.core.reasons import Reason
 from tests.load.sizes import size_of
 from tests.support.browser import Visit
 from tests.support.live import eventually

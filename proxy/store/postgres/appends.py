@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.decision import Alias, Decide, LaneFacts, Plan, Reads, Schedule, Seen, VisitorFacts
+from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Schedule, Seen, VisitorFacts
 from proxy.core.emails import lane_key
-from proxy.core.identity import Visitor
+from proxy.core.visitors import Visitor
 from proxy.errors import StoreUnavailable
 from proxy.store.ledger import Draft, HeldRow, Kinds, Known, LaneChange, Wants
 from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction
@@ -29,7 +29,7 @@ _ROUNDS = 4  # of reading until a decision that still asks for something else is
 
 _encode = msgspec.json.Encoder().encode
 
-Append = tuple[Decide, Reads]
+Append = tuple[Decide[Any], Reads]
 
 
 class Appends:
@@ -161,7 +161,7 @@ class _Group:
     """Decisions made in order, until one asks for what is not known. `failures`: those that raised, which are not in `jobs` any more."""
 
     def __init__(self, jobs: Sequence[Job[Append]], known: Known) -> None:
-        self.jobs, self.plans = list(jobs), list[Plan]()
+        self.jobs, self.plans = list(jobs), list[Decision[Any]]()
         self.failures: list[tuple[Job[Append], Exception]] = []
         self._known = known
         self.draft = Draft(known)

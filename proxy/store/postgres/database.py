@@ -78,7 +78,7 @@ class StatementFailed(StoreUnavailable):
     """The database is well, and would not carry out this: what one of several jobs asks for may be the reason."""
 
 
-class Result(msgspec.Struct, frozen=True):
+class Rows(msgspec.Struct, frozen=True):
     rows: list[tuple[Any, ...]]
     count: int  # of rows that were returned or changed
 
@@ -93,11 +93,11 @@ class Transaction:
         self._reads_only = reads_only
         self.committing = False  # from here on, a lost connection leaves it unknown whether anything was changed
 
-    async def run(self, *queries: Query) -> list[Result]:
+    async def run(self, *queries: Query) -> list[Rows]:
         """All in one round trip. Each sees what the one before it has done, and what others have committed meanwhile."""
         return await self._send([(SQL[name], values) for name, values in queries])
 
-    async def commit(self, *queries: Query) -> list[Result]:
+    async def commit(self, *queries: Query) -> list[Rows]:
         """The same, and commits. Returns when that is durable."""
         self.committing = True
         warned: list[object] = []
@@ -120,7 +120,7 @@ class Transaction:
         except (psycopg.Error, TimeoutError):
             await self._connection.close()
 
-    async def _send(self, statements: Sequence[Statement], last: Sequence[Statement] = ()) -> list[Result]:
+    async def _send(self, statements: Sequence[Statement], last: Sequence[Statement] = ()) -> list[Rows]:
         """One round trip; with `last`, the transaction's last one."""
         async with asyncio.timeout(_ANSWER_SECONDS):
             if self._pipeline is None:
@@ -135,7 +135,7 @@ class Transaction:
             else:
                 # The pipeline stays open, because leaving it sends a message that would stop the server's clock for idle transactions.
                 await self._pipeline.sync()
-        return [Result(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
+        return [Rows(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
 
 
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
@@ -208,7 +208,7 @@ class Database:
                 if row is not None and row[0]:
                     log.warning("A node that does not go on held up others: %d of its transactions were ended", row[0])
 
-    async def read(self, *queries: Query) -> list[Result]:
+    async def read(self, *queries: Query) -> list[Rows]:
         """All in one round trip, each for itself."""
         return await self.run(lambda transaction: transaction.run(*queries), reads_only=True)
 

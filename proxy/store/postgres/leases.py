@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.core.emails import lane_key
-from proxy.core.gate import Closure, agreed
-from proxy.core.identity import Trust
+from proxy.core.gate import Closure, merge_closures
+from proxy.core.visitors import Trust
 from proxy.store.ledger import DEAD, WAITING
-from proxy.store.outbox import Claim, DeadReason, LastIdentify, Lease, Waiting
 from proxy.store.postgres.database import Database, Query, Transaction
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import GATE, lock, share_lock
 from proxy.store.postgres.reads import decode_closure, tally, waiting
+from proxy.store.records import Claim, DeadReason, LastIdentify, Lease, Waiting
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 _GATE = (GATE, "")
@@ -134,7 +134,7 @@ class Lanes:
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
         async def move(transaction: Transaction) -> Closure | None:
             _, gate = await transaction.run(lock((_GATE,)), ("gate", {}))
-            closure = agreed(decode_closure(gate.rows[0][0]), before, after)
+            closure = merge_closures(decode_closure(gate.rows[0][0]), before, after)
             encoded = msgspec.json.encode(closure) if closure is not None else None
             await transaction.commit(("move_gate", {"closure": encoded}))
             return closure

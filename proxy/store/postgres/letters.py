@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from proxy.core.pushes import Attributes
+from proxy.core.calls import Attributes
 from proxy.store.ledger import DEAD, WAITING
-from proxy.store.outbox import DeadFilter
 from proxy.store.postgres.database import Database, Overtaken, Transaction
 from proxy.store.postgres.reads import dead_letters, read_dead_letters, tally
+from proxy.store.records import DeadFilter
 
 
 async def replay(database: Database, matching: DeadFilter, limit: int) -> int:

@@ -12,24 +12,14 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 import msgspec
 
-from proxy.core.decision import Decide, Plan, Reads
+from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.store.outbox import (
-    NO_READS,
-    Claim,
-    DeadFilter,
-    DeadLetter,
-    Durability,
-    Erased,
-    Health,
-    Lease,
-    Settlement,
-    Stats,
-)
+from proxy.store.outbox import NO_READS
 from proxy.store.postgres.appends import Append, Appends
 from proxy.store.postgres.database import Database, Transaction
 from proxy.store.postgres.groups import Groups, Job
@@ -40,6 +30,9 @@ from proxy.store.postgres.reads import dead_letters, read_dead_letters, read_sta
 from proxy.store.postgres.schema import UNSAFE, assess
 from proxy.store.postgres.settles import settle
 from proxy.store.postgres.sweep import sweep
+from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Health, Lease, Settlement, Stats
+
+T = TypeVar("T")
 
 _GROUP = 128  # appends, or settlements, in one transaction
 _POLL_SECONDS, _MAX_POLL_SECONDS = (
@@ -71,8 +64,8 @@ class PostgresOutbox:
         self._poll_seconds = _POLL_SECONDS
         self._found = True  # the last claim has found something
 
-    async def append(self, decide: Decide, reads: Reads = NO_READS) -> Plan:
-        plan: Plan = await self._appends.submit((decide, reads))
+    async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
+        plan: Decision[T] = await self._appends.submit((decide, reads))
         return plan
 
     async def _append_all(self, jobs: Sequence[Job[Append]]) -> None:

@@ -7,12 +7,12 @@ from collections import Counter
 import msgspec
 
 from proxy.core.emails import lane_key
-from proxy.core.identity import Visitor
+from proxy.core.visitors import Visitor
 from proxy.store.ledger import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
-from proxy.store.outbox import Erased
 from proxy.store.postgres.database import Database, Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.reads import tally, tombstone
+from proxy.store.records import Erased
 
 
 async def move_lane(transaction: Transaction, lane: int, address: str) -> None:

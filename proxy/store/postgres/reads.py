@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
+from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.decision import Schedule
 from proxy.core.gate import Closure
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Kind, Track
+from proxy.core.visitors import Trust
 from proxy.store.ledger import DEAD, HOLDING, WAITING
-from proxy.store.outbox import DeadFilter, DeadLetter, DeadReason, RefusedName, Stats, Waiting
 from proxy.store.postgres.database import Database, Query
+from proxy.store.records import DeadFilter, DeadLetter, DeadReason, RefusedName, Stats, Waiting
 
 MAX_REFUSED_NAMES = 500
 

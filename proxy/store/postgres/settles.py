@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from proxy.core.calls import Attributes
 from proxy.core.emails import lane_key
-from proxy.core.pushes import Attributes
 from proxy.errors import StoreUnavailable
 from proxy.store.ledger import WAITING
-from proxy.store.outbox import DeadReason, Fate, Settled, Settlement
-from proxy.store.postgres.database import Database, Overtaken, Query, Result, StatementFailed, Transaction
+from proxy.store.postgres.database import Database, Overtaken, Query, Rows, StatementFailed, Transaction
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.leases import Burial, bury, tally_of
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.people import move_lane
 from proxy.store.postgres.reads import tally
+from proxy.store.records import DeadReason, Fate, Settled, Settlement
 
 
 class _Held(NamedTuple):
@@ -121,7 +121,7 @@ def _addresses(settlements: Sequence[Settlement]) -> list[Query]:
     return [("addresses", {"seqs": dead})] if dead else []
 
 
-def _by_seq(buried: Sequence[Result]) -> dict[int, str]:
+def _by_seq(buried: Sequence[Rows]) -> dict[int, str]:
     return dict(row for result in buried for row in result.rows)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from proxy.core.identity import COOKIE_AGE
-from proxy.core.pushes import Reason
+from proxy.core.cookies import COOKIE_AGE
+from proxy.core.reasons import Reason
 from proxy.store.ledger import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING
-from proxy.store.postgres.database import Database, Query, Result, Transaction
+from proxy.store.postgres.database import Database, Query, Rows, Transaction
 from proxy.store.postgres.locks import SWEEP, try_lock
 from proxy.store.postgres.reads import MAX_REFUSED_NAMES, tally
 
@@ -41,7 +41,7 @@ async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta)
 
 
 async def _batches(
-    database: Database, query: str, age: timedelta, tallies: Callable[[Result], Mapping[str, int]]
+    database: Database, query: str, age: timedelta, tallies: Callable[[Rows], Mapping[str, int]]
 ) -> None:
     values = {"age": age.total_seconds(), "limit": BATCH_ROWS}
     while (await _batch(database, (query, values), tallies)).count == BATCH_ROWS:
@@ -49,9 +49,9 @@ async def _batches(
 
 
 async def _batch(
-    database: Database, query: Query, tallies: Callable[[Result], Mapping[str, int]] = lambda gone: {}
-) -> Result:
-    async def work(transaction: Transaction) -> Result:
+    database: Database, query: Query, tallies: Callable[[Rows], Mapping[str, int]] = lambda gone: {}
+) -> Rows:
+    async def work(transaction: Transaction) -> Rows:
         free, *_ = await transaction.run(try_lock(((SWEEP, ""),)))
         if not free.rows[0][0]:
             raise _Busy
@@ -63,13 +63,13 @@ async def _batch(
     return await database.run(work)
 
 
-def _expired(gone: Result) -> dict[str, int]:
+def _expired(gone: Rows) -> dict[str, int]:
     freed = sum(size for (size,) in gone.rows) + HELD_OVERHEAD * gone.count
     refused = f"refused:{Reason.HOLD_EXPIRED}"
     return {"hold_expired": gone.count, refused: gone.count, HOLDING: -gone.count, HELD_BYTES: -freed}
 
 
-def _aged_out(gone: Result) -> dict[str, int]:
+def _aged_out(gone: Rows) -> dict[str, int]:
     return {"discarded": gone.count, DEAD: -gone.count}
 
 

@@ -15,10 +15,13 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from proxy.core.calls import Kind, Track
 from proxy.core.decision import (
     Alias,
     Bind,
     Born,
+    Change,
+    Decision,
     Drop,
     EndAlias,
     Enqueue,
@@ -28,8 +31,6 @@ from proxy.core.decision import (
     Identified,
     LaneFacts,
     NotOffered,
-    Op,
-    Plan,
     Reads,
     Refused,
     Remember,
@@ -40,8 +41,8 @@ from proxy.core.decision import (
     Verify,
     VisitorFacts,
 )
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Kind, Reason, Track
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust, Visitor
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import HELD_BYTES, HELD_OVERHEAD, HOLDING, MAX_REFUSED_NAMES, WAITING, tombstone, value
 
@@ -62,7 +63,7 @@ class _Lane:
 
 
 class Appends:
-    """`plans.Facts`, and what carries out a plan. `tallies` are written with the transaction by its owner."""
+    """`decision.Facts`, and what carries out a plan. `tallies` are written with the transaction by its owner."""
 
     def __init__(self, tallies: Counter[str]) -> None:
         self.site_key = b""
@@ -167,29 +168,29 @@ class Appends:
 
     # --- a plan
 
-    def carry_out(self, plan: Plan) -> None:
+    def carry_out(self, decision: Decision[Any]) -> None:
         self._now = time.time()
-        for op in plan.ops:
-            self._apply[type(op)](self, op)
+        for change in decision.changes:
+            self._apply[type(change)](self, change)
 
-    def _enqueue(self, op: Enqueue) -> None:
-        self._queue(op, _encode(op.body), self._now)
+    def _enqueue(self, change: Enqueue) -> None:
+        self._queue(change, _encode(change.body), self._now)
         self._tallies["accepted"] += 1
 
-    def _queue(self, op: Enqueue, body: bytes, since: float) -> None:
-        if isinstance(op.body, Track):
+    def _queue(self, change: Enqueue, body: bytes, since: float) -> None:
+        if isinstance(change.body, Track):
             kind, increments = Kind.TRACK, False
         else:
-            kind, increments = Kind.IDENTIFY, op.body.increments
-        verified = op.trust is Trust.VERIFIED
-        lane = self._lanes.get(op.key) or self._read_lane(op.key)
-        if lane is None or op.not_before > self._now:
-            lane = self._put_off(op.key, op.not_before, verified, lane)
+            kind, increments = Kind.IDENTIFY, change.body.increments
+        verified = change.trust is Trust.VERIFIED
+        lane = self._lanes.get(change.key) or self._read_lane(change.key)
+        if lane is None or change.not_before > self._now:
+            lane = self._put_off(change.key, change.not_before, verified, lane)
         else:
             lane.gained += 1
             lane.gained_verified = lane.gained_verified or verified
         lane.waiting += 1
-        self._pushes.append((lane.id, op.id, op.address, op.trust, kind, body, since, increments))
+        self._pushes.append((lane.id, change.id, change.address, change.trust, kind, body, since, increments))
         self._tallies[WAITING] += 1
         self.ready_lanes = True
 
@@ -211,32 +212,32 @@ class Appends:
         lane = self._lanes[key] = _Lane(*row)
         return lane
 
-    def _hold(self, op: Hold) -> None:
-        body = _encode(op.track)
-        self._connection.execute(SQL["hold"], (op.visitor, op.id, body, self._now))
-        self._visitors.pop(op.visitor, None)
+    def _hold(self, change: Hold) -> None:
+        body = _encode(change.track)
+        self._connection.execute(SQL["hold"], (change.visitor, change.id, body, self._now))
+        self._visitors.pop(change.visitor, None)
         self._tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(body) + HELD_OVERHEAD})
 
-    def _bind(self, op: Bind) -> None:
-        for push_id in op.keep:
-            row = self._connection.execute(SQL["held_push"], (op.visitor, push_id)).fetchone()
+    def _bind(self, change: Bind) -> None:
+        for push_id in change.keep:
+            row = self._connection.execute(SQL["held_push"], (change.visitor, push_id)).fetchone()
             if row is None:
                 continue
             body, since = row
             self._tallies["bound"] += 1
-            self.unhold("unhold", op.visitor, push_id)
+            self.unhold("unhold", change.visitor, push_id)
             track = msgspec.json.decode(body, type=Track)
-            self._queue(Enqueue(push_id, op.key, op.address, op.trust, track), body, since)
-        for push_id, reason in op.refuse:
-            count = self.unhold("unhold", op.visitor, push_id)
+            self._queue(Enqueue(push_id, change.key, change.address, change.trust, track), body, since)
+        for push_id, reason in change.refuse:
+            count = self.unhold("unhold", change.visitor, push_id)
             self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
 
-    def _retire(self, op: Retire) -> None:
-        self._connection.execute(SQL["retire"], (op.visitor, self._now))
-        self._refuse_held(op.visitor, op.reason)
+    def _retire(self, change: Retire) -> None:
+        self._connection.execute(SQL["retire"], (change.visitor, self._now))
+        self._refuse_held(change.visitor, change.reason)
 
-    def _drop(self, op: Drop) -> None:
-        self._refuse_held(op.visitor, op.reason)
+    def _drop(self, change: Drop) -> None:
+        self._refuse_held(change.visitor, change.reason)
 
     def _refuse_held(self, visitor: str, reason: Reason) -> None:
         count = self.unhold("unhold_visitor", visitor)
@@ -249,45 +250,45 @@ class Appends:
         self._tallies.update({HOLDING: -len(sizes), HELD_BYTES: -sum(sizes) - HELD_OVERHEAD * len(sizes)})
         return len(sizes)
 
-    def _born(self, op: Born) -> None:
-        self._connection.execute(SQL["born"], (op.visitor, self._now, op.left))
-        self._visitors.pop(op.visitor, None)
+    def _born(self, change: Born) -> None:
+        self._connection.execute(SQL["born"], (change.visitor, self._now, change.left))
+        self._visitors.pop(change.visitor, None)
 
-    def _identified(self, op: Identified) -> None:
-        self._connection.execute(SQL["identified"], (op.visitor, self._now))
-        self._visitors.pop(op.visitor, None)
+    def _identified(self, change: Identified) -> None:
+        self._connection.execute(SQL["identified"], (change.visitor, self._now))
+        self._visitors.pop(change.visitor, None)
 
-    def _verify(self, op: Verify) -> None:
-        lane = self._lanes.get(op.key) or self._read_lane(op.key)
+    def _verify(self, change: Verify) -> None:
+        lane = self._lanes.get(change.key) or self._read_lane(change.key)
         if lane is None:
-            self._connection.execute(SQL["verify"], (op.key,))
+            self._connection.execute(SQL["verify"], (change.key,))
         elif not lane.verified:
-            self._connection.execute(SQL["verify"], (op.key,))
+            self._connection.execute(SQL["verify"], (change.key,))
             lane.verified = True
 
-    def _end_alias(self, op: EndAlias) -> None:
-        if self.alias(op.key) is not None:
-            self._connection.execute(SQL["end_alias"], (op.key,))
-            self._aliases[op.key] = None
+    def _end_alias(self, change: EndAlias) -> None:
+        if self.alias(change.key) is not None:
+            self._connection.execute(SQL["end_alias"], (change.key,))
+            self._aliases[change.key] = None
 
-    def _forgotten(self, op: Forgotten) -> None:
+    def _forgotten(self, change: Forgotten) -> None:
         self._tallies.update({"accepted": 1, "erased": 1})
 
-    def _remember(self, op: Remember) -> None:
-        self._ids.append((op.id, self._now, op.shown, _encode(op.after) if op.after else None))
-        self._asked.add(op.id)
-        self._seen.setdefault(op.id, Seen(op.shown, op.after, self._now))
+    def _remember(self, change: Remember) -> None:
+        self._ids.append((change.id, self._now, change.shown, _encode(change.after) if change.after else None))
+        self._asked.add(change.id)
+        self._seen.setdefault(change.id, Seen(change.shown, change.after, self._now))
 
-    def _refused(self, op: Refused) -> None:
-        self._tallies[f"refused:{op.reason}"] += 1
+    def _refused(self, change: Refused) -> None:
+        self._tallies[f"refused:{change.reason}"] += 1
 
-    def _not_offered(self, op: NotOffered) -> None:
-        self._connection.execute(SQL["not_offered"], (op.setting, op.name, self._now, MAX_REFUSED_NAMES))
+    def _not_offered(self, change: NotOffered) -> None:
+        self._connection.execute(SQL["not_offered"], (change.setting, change.name, self._now, MAX_REFUSED_NAMES))
 
-    def _scheduled(self, op: Scheduled) -> None:
-        self._connection.execute(SQL["set_schedule"], (op.name, op.until))
+    def _scheduled(self, change: Scheduled) -> None:
+        self._connection.execute(SQL["set_schedule"], (change.name, change.until))
 
-    _apply: ClassVar[dict[type[Op], Callable[..., None]]] = {
+    _apply: ClassVar[dict[type[Change], Callable[..., None]]] = {
         Enqueue: _enqueue,
         Hold: _hold,
         Bind: _bind,

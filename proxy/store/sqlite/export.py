@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from proxy.core.emails import lane_key
-from proxy.core.identity import Visitor
+from proxy.core.visitors import Visitor
 from proxy.errors import StoreRefused
 from proxy.store.sqlite.file import StoreFile, read_queries
 

@@ -12,10 +12,10 @@ from collections import Counter
 
 import msgspec
 
-from proxy.core.gate import Closure, agreed
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes
-from proxy.store.outbox import Claim, DeadReason, Fate, LastIdentify, Lease, Settled, Settlement
+from proxy.core.calls import Attributes
+from proxy.core.gate import Closure, merge_closures
+from proxy.core.visitors import Trust
+from proxy.store.records import Claim, DeadReason, Fate, LastIdentify, Lease, Settled, Settlement
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.people import move_lane
 from proxy.store.sqlite.reads import DEAD, WAITING, lane_head, read_gate, value
@@ -59,7 +59,7 @@ class Lanes:
         self, connection: sqlite3.Connection, before: Closure | None, after: Closure | None
     ) -> Closure | None:
         stored, _ = read_gate(connection)
-        closure = agreed(stored, before, after)
+        closure = merge_closures(stored, before, after)
         connection.execute(SQL["move_gate"], (msgspec.json.encode(closure) if closure is not None else None,))
         return closure
 

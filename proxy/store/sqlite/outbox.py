@@ -19,10 +19,11 @@ from typing import TypeVar
 
 import msgspec
 
-from proxy.core.decision import Decide, Plan, Reads
+from proxy.core.calls import Attributes
+from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
-from proxy.core.pushes import Attributes
-from proxy.store.outbox import NO_READS, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.store.outbox import NO_READS
+from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.file import SQL, StoreFile, pragma
 from proxy.store.sqlite.leases import Lanes
@@ -65,7 +66,7 @@ class SqliteOutbox:
     async def open(self) -> None:
         await self._thread.open()
 
-    async def append(self, decide: Decide, reads: Reads = NO_READS) -> Plan:
+    async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         self._upkeep.require_space()
         return await self._thread.submit(lambda connection: self._append(decide), reads)
 
@@ -206,7 +207,7 @@ class SqliteOutbox:
             self._appends.forget()
         return result
 
-    def _append(self, decide: Decide) -> Plan:
+    def _append(self, decide: Decide[T]) -> Decision[T]:
         plan = decide(self._appends)
         self._appends.carry_out(plan)
         return plan

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import msgspec
 
 from proxy.core.emails import lane_key
-from proxy.core.identity import Visitor
-from proxy.store.outbox import Erased
+from proxy.core.visitors import Visitor
+from proxy.store.records import Erased
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import tombstone, value
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
+from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.decision import Schedule
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Kind, Track
-from proxy.store.outbox import DeadFilter, DeadLetter, DeadReason, RefusedName, Stats, Waiting
+from proxy.core.visitors import Trust
+from proxy.store.records import DeadFilter, DeadLetter, DeadReason, RefusedName, Stats, Waiting
 from proxy.store.sqlite.file import SQL
 
 MAX_REFUSED_NAMES = 500

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from proxy.core.identity import COOKIE_AGE
-from proxy.core.pushes import Reason
+from proxy.core.cookies import COOKIE_AGE
+from proxy.core.reasons import Reason
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING, MAX_REFUSED_NAMES
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxy.errors import StoreUnavailable
-from proxy.store.outbox import Health
+from proxy.store.records import Health
 from proxy.store.sqlite.damage import stores_set_aside
 from proxy.store.sqlite.file import file_system, pragma
 

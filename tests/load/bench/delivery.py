@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.decision import Enqueue, Op, Plan, Remember, Verify
-from proxy.core.identity import Trust
-from proxy.core.pushes import Track
+from proxy.core.calls import Track
+from proxy.core.decision import Change, Decision, Enqueue, Remember, Verify
+from proxy.core.visitors import Trust
 from proxy.store.outbox import Outbox
 from proxy.store.sqlite.outbox import open_outbox
 from tests.load.bench.contestants.table import PROXY, Contestant
@@ -186,13 +186,13 @@ async def fill(case: Backlog, outbox: Outbox, batch: int = BATCH) -> None:
     """All of it waits in the outbox then, contact by contact in turns, as if it had come in over a while; and the outbox is closed."""
     try:
         for ops in _batches(_ops(case), batch):
-            plan = Plan(tuple(ops), None)
+            plan = Decision(tuple(ops), None)
             await outbox.append(lambda facts, plan=plan: plan)  # type: ignore[misc]
     finally:
         await outbox.close()
 
 
-def _ops(case: Backlog) -> Iterator[Op]:
+def _ops(case: Backlog) -> Iterator[Change]:
     for turn, contact in itertools.product(range(case.per_contact), range(case.contacts)):
         email, push_id = f"contact{contact}@example.com", new_id()
         if turn == 0:
@@ -208,6 +208,6 @@ def _track(case: Backlog, turn: int) -> Track:
     return Track(("cart: Teapot",)) if turn % 2 == 0 else Track((), ("cart: Teapot",))
 
 
-def _batches(ops: Iterator[Op], size: int) -> Iterator[Sequence[Op]]:
+def _batches(ops: Iterator[Change], size: int) -> Iterator[Sequence[Change]]:
     while batch := list(itertools.islice(ops, size)):
         yield batch

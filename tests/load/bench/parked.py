@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from proxy.store.outbox import Fate, Lease, Settled, Settlement
 from proxy.store.postgres.database import SQL
 from proxy.store.postgres.outbox import PostgresOutbox
+from proxy.store.records import Fate, Lease, Settled, Settlement
 from tests.load.bench.databases import BATCH, Databases, opened
 from tests.load.bench.delivery import Backlog, fill
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.core.identity import SECURE_COOKIE, CookieCodec, Trust, Visitor
+from proxy.core.cookies import SECURE_COOKIE, CookieCodec
+from proxy.core.visitors import Trust, Visitor
 from tests.support.server import COOKIE_KEY, SHOP
 
 VISITORS = 1_000

@@ -18,17 +18,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from proxy.core.decision import Enqueue, Facts, Hold, NotOffered, Plan, Remember, Schedule, Scheduled
+from proxy.core.calls import Attributes, Track
+from proxy.core.decision import Decision, Enqueue, Facts, Hold, NotOffered, Remember, Schedule, Scheduled
 from proxy.core.gate import Closure
-from proxy.core.identity import Trust
-from proxy.core.pushes import Attributes, Track
+from proxy.core.visitors import Trust
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.store.outbox import Fate, Settlement
 from proxy.store.postgres.database import SETTINGS, SQL, Database, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
 from proxy.store.postgres.schema import assess, migrate, server_obstacles
 from proxy.store.postgres.sweep import BATCH_ROWS
+from proxy.store.records import Fate, Settlement
 from tests.contract.test_outbox import carry_out, claim, ids, push_id, queued, settled
 from tests.support.live import eventually, free_port
 from tests.support.postgres import Server, database, postgres
@@ -77,11 +77,11 @@ async def test_a_push_that_comes_while_another_node_empties_its_lane_is_not_forg
 async def test_an_id_that_comes_to_two_nodes_at_once_is_stored_once(
     nodes: tuple[PostgresOutbox, PostgresOutbox],
 ) -> None:
-    def store(facts: Facts, push: str) -> Plan:
+    def store(facts: Facts, push: str) -> Decision[str]:
         if facts.seen(push) is not None:
-            return Plan((), "duplicate")
+            return Decision((), "duplicate")
         enqueue = Enqueue(push, f"{push}@example.com", f"{push}@example.com", Trust.VERIFIED, Track(("a",)))
-        return Plan((enqueue, Remember(push, "v")), "accepted")
+        return Decision((enqueue, Remember(push, "v")), "accepted")
 
     for _ in range(30):
         push = push_id()
@@ -186,8 +186,8 @@ async def test_many_appends_of_two_nodes_to_the_same_people_all_come_through(
 async def test_what_happens_only_so_often_is_counted_over_all_nodes(
     nodes: tuple[PostgresOutbox, PostgresOutbox],
 ) -> None:
-    def take(facts: Facts) -> Plan:
-        return Plan((Scheduled(Schedule.SIGN_UPS, facts.schedule(Schedule.SIGN_UPS) + 1),), None)
+    def take(facts: Facts) -> Decision[None]:
+        return Decision((Scheduled(Schedule.SIGN_UPS, facts.schedule(Schedule.SIGN_UPS) + 1),), None)
 
     await asyncio.gather(*(node.append(take) for node in nodes for _ in range(200)))
     assert (await nodes[0].stats()).sign_ups_until == 400
@@ -198,9 +198,9 @@ async def test_a_push_that_comes_while_another_node_moves_its_person_follows(
 ) -> None:
     here, there = nodes
 
-    def follow(facts: Facts, old: str) -> Plan:
+    def follow(facts: Facts, old: str) -> Decision[None]:
         alias = facts.alias(old)
-        return Plan((queued(alias.address if alias else old),), None)
+        return Decision((queued(alias.address if alias else old),), None)
 
     for number in range(30):
         old, new = f"old{number}@example.com", f"new{number}@example.com"
@@ -272,11 +272,11 @@ async def test_a_sweep_takes_many_batches_and_leaves_what_is_still_needed(
     many = 2 * BATCH_ROWS + 7
     outbox, other = nodes
 
-    def fill(facts: Facts) -> Plan:
+    def fill(facts: Facts) -> Decision[None]:
         ids = [f"old-{number:028}" for number in range(many)]
         holds = [Hold(push_id, "v", Track(("a",))) for push_id in ids]
         lanes = [Enqueue(push_id, f"{push_id}@x.io", f"{push_id}@x.io", Trust.VERIFIED, Track()) for push_id in ids]
-        return Plan((*holds, *lanes, *[Remember(push_id, "v") for push_id in ids]), None)
+        return Decision((*holds, *lanes, *[Remember(push_id, "v") for push_id in ids]), None)
 
     await outbox.append(fill)
     with psycopg.connect(outbox._dsn, autocommit=True) as connection:

@@ -24,12 +24,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.core.decision import Enqueue, Plan, Remember
-from proxy.core.identity import Trust
-from proxy.core.pushes import Track
+from proxy.core.calls import Track
+from proxy.core.decision import Decision, Enqueue, Remember
+from proxy.core.visitors import Trust
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
-from proxy.store.outbox import DeadFilter, Fate, Health, Settled, Settlement
+from proxy.store.records import DeadFilter, Fate, Health, Settled, Settlement
 from proxy.store.sqlite.damage import GIVE_UP_TRIES, Remedy, gives_up, remedy_for, unreadable_commits
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from proxy.store.sqlite.upkeep import ALARM_FRAMES, CHECKPOINT_FRAMES, LARGE_LOG_BYTES, SPARE_PAGES, Upkeep
@@ -67,7 +67,7 @@ async def push(outbox: SqliteOutbox, count: int = 1, address: str = "ada@example
         push_id = uuid.uuid4().hex
         enqueue = Enqueue(push_id, address, address, Trust.VERIFIED, Track(("a",)))
         ops = (enqueue, Remember(push_id, "v"))
-        await outbox.append(lambda facts, ops=ops: Plan(ops, None))  # type: ignore[misc]
+        await outbox.append(lambda facts, ops=ops: Decision(ops, None))  # type: ignore[misc]
         ids.append(push_id)
     return ids
 
@@ -497,7 +497,7 @@ async def test_a_deleted_log_costs_nothing_and_neither_does_a_deleted_lock(tmp_p
     for name in ("scq.db-wal", "scq.db.lock"):
         (tmp_path / name).unlink()
         with pytest.raises(StoreUnavailable):
-            await outbox.append(lambda facts: Plan((), None))
+            await outbox.append(lambda facts: Decision((), None))
         ids += await can_be_written(outbox)
         assert await waiting(outbox) == ids
     with pytest.raises(StoreRefused, match="in use by another process"):

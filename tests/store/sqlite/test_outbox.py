@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from proxy.core.decision import Enqueue, Facts, Hold, Plan, Remember
-from proxy.core.identity import Trust, Visitor
-from proxy.core.pushes import Track
+from proxy.core.calls import Track
+from proxy.core.decision import Decision, Enqueue, Facts, Hold, Remember
+from proxy.core.visitors import Trust, Visitor
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.store.outbox import Settlement
+from proxy.store.records import Settlement
 from proxy.store.sqlite.file import APPLICATION_ID, SQL
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from proxy.store.sqlite.sweep import STEP_ROWS
@@ -30,8 +30,8 @@ async def opened(path: Path, *, create: bool = True, min_free_bytes: int = 0) ->
     return await open_outbox(path, create=create, min_free_bytes=min_free_bytes, **AGES)
 
 
-def one_push(facts: Facts) -> Plan:
-    return Plan((Enqueue("i" * 32, "a@example.com", "a@example.com", Trust.VERIFIED, Track(("a",))),), None)
+def one_push(facts: Facts) -> Decision[None]:
+    return Decision((Enqueue("i" * 32, "a@example.com", "a@example.com", Trust.VERIFIED, Track(("a",))),), None)
 
 
 async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
@@ -157,7 +157,14 @@ async def test_a_job_that_fails_after_it_has_written_is_undone_alone(
         appends[2],
     ]
     outcomes = await asyncio.gather(*jobs, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [ValueError, Plan, StoreUnavailable, Plan, ValueError, Plan]
+    assert [type(outcome) for outcome in outcomes] == [
+        ValueError,
+        Decision,
+        StoreUnavailable,
+        Decision,
+        ValueError,
+        Decision,
+    ]
     half = await submit(lambda connection: connection.execute("SELECT * FROM meta WHERE name = 'half'").fetchone())
     stats = await outbox.stats()
     assert (half, stats.waiting, stats.counters["accepted"]) == (None, 3, 3)
@@ -191,11 +198,11 @@ async def test_a_sweep_takes_many_steps_and_leaves_what_is_still_needed(tmp_path
     many, old = 2 * STEP_ROWS + 7, time.time() - timedelta(days=31).total_seconds()
     outbox = await opened(tmp_path / "scq.db")
 
-    def fill(facts: Facts) -> Plan:
+    def fill(facts: Facts) -> Decision[None]:
         ids = [f"old-{number:028}" for number in range(many)]
         holds = [Hold(push_id, "v", Track(("a",))) for push_id in ids]
         lanes = [Enqueue(push_id, f"{push_id}@x.io", f"{push_id}@x.io", Trust.VERIFIED, Track()) for push_id in ids]
-        return Plan((*holds, *lanes, *[Remember(push_id, "v") for push_id in ids]), None)
+        return Decision((*holds, *lanes, *[Remember(push_id, "v") for push_id in ids]), None)
 
     def age(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE held SET since = ? - seq % 5 WHERE seq > 1", (old,))
@@ -225,7 +232,7 @@ async def test_an_erasure_that_was_interrupted_is_finished_by_the_next_sweep(tmp
     outbox = await opened(tmp_path / "scq.db")
     known = Visitor("v", "new@example.com", Trust.VERIFIED, issued=1)
     ops = (Remember("i" * 32, "v", known), Hold("h" * 32, "v", Track(("a",))))
-    await outbox.append(lambda facts: Plan(ops, None))
+    await outbox.append(lambda facts: Decision(ops, None))
     await outbox._thread.submit(lambda connection: outbox._erase(connection, "new@example.com"))
     await outbox.close()  # as a crash would: before the steps
     outbox = await opened(tmp_path / "scq.db")

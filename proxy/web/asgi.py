@@ -1,13 +1,44 @@
-"""A request's body over ASGI, its size counted before and while it arrives. What it says is not looked at here."""
+"""JSON over plain ASGI: answers, and a request's body with its size counted while it arrives.
+
+The hot path goes without a framework's layers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from starlette.types import Receive, Scope
+import msgspec
+from starlette.types import Receive, Scope, Send
 
 from proxy.errors import RequestError
+
+Header = tuple[bytes, bytes]
+SECURITY: tuple[Header, ...] = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_JSON: tuple[Header, ...] = ((b"content-type", b"application/json"), *SECURITY)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Sequence[Header] = ()) -> None:
+    length = (b"content-length", str(len(body)).encode("ascii"))
+    await send({"type": "http.response.start", "status": status, "headers": (*_JSON, length, *headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: RequestError, headers: Sequence[Header] = ()) -> None:
+    """`{"error": code, "message": what to do}`, with Retry-After where there is something to wait for."""
+    if error.retry_after is not None:
+        headers = [*headers, (b"retry-after", str(error.retry_after).encode("ascii"))]
+    body = msgspec.json.encode({"error": error.code, "message": error.message})
+    await send_json(send, error.status, body, headers)
+
+
+async def send_not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """The last route: whatever has no other answer."""
+    await send_error(send, RequestError(404, "not-found", "There is nothing at this path."))
+
 
 MAX_BODY = 65_536  # bytes; what any request may have unless its path says otherwise
 BODY_SECONDS = 10.0  # in which the whole body has to arrive

@@ -1,4 +1,4 @@
-"""What a page may push, parsed once from the wire into frozen values.
+"""The wire, parsed once into frozen values.
 
     bytes → parse_batch → Batch(session, items)      item: Push(id, call) or BadPush(id, reason, where)
 
@@ -12,19 +12,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, NoReturn
 
 import msgspec
 
+from proxy.core.calls import FIELDS, Attributes, BadPush, Batch, Call, Consent, Identify, Push, Reset, Track
 from proxy.core.emails import clean_address
+from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
 from proxy.errors import RequestError
 
 MAX_PUSHES = 50
-MAX_NAMES = 100  # tags or custom fields in one push
-MAX_TEXT = 255  # characters of a contact string, as SendX states for contact strings and text custom fields
 MAX_TOKEN = 8_192
-FIELDS = ("firstName", "lastName", "company", "birthday")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
@@ -32,137 +30,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CALLBACKS = frozenset(("success", "failure"))
 
 
-class Kind(StrEnum):
-    IDENTIFY = "identify"
-    TRACK = "track"
-
-
-class Status(StrEnum):
-    """What the answer says of a push (wire contract)."""
-
-    ACCEPTED = "accepted"
-    HELD = "held"
-    DUPLICATE = "duplicate"
-    REFUSED = "refused"
-
-
-class Reason(StrEnum):
-    """Why a push is refused. The one list: answers, counters and the README use these words."""
-
-    BAD_SHAPE = "bad-shape"
-    TOO_LONG = "too-long"
-    UNKNOWN_METHOD = "unknown-method"
-    BAD_EMAIL = "bad-email"
-    BAD_TOKEN = "bad-token"
-    EXPIRED_TOKEN = "expired-token"
-    UNVERIFIED_IDENTITY = "unverified-identity"
-    IDENTITY_CHANGED = "identity-changed"
-    TAG_NOT_ALLOWED = "tag-not-allowed"
-    TOO_MANY_ADDRESSES = "too-many-addresses"
-    LANE_FULL = "lane-full"
-    HOLD_FULL = "hold-full"
-    HOLD_EXPIRED = "hold-expired"
-    GPC = "gpc"
-    CONSENT_DENIED = "consent-denied"
-
-
-# What each reason means for whoever reads the answer: what is wrong and what to do. `where` in the result says which part.
-ADVICE: Mapping[Reason, str] = {
-    Reason.BAD_SHAPE: 'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].',
-    Reason.TOO_LONG: f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.",
-    Reason.UNKNOWN_METHOD: "Known methods: identify, track, reset, consent.",
-    Reason.BAD_EMAIL: "That is no e-mail address: ask the visitor to correct it.",
-    Reason.BAD_TOKEN: "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.",
-    Reason.EXPIRED_TOKEN: "The identity token has expired: fetch a fresh one from the site's back end.",
-    Reason.UNVERIFIED_IDENTITY: "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.",
-    Reason.IDENTITY_CHANGED: "Someone else logged in, or out, on this browser after this was pushed.",
-    Reason.TAG_NOT_ALLOWED: "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.",
-    Reason.TOO_MANY_ADDRESSES: "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.",
-    Reason.LANE_FULL: "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.",
-    Reason.HOLD_FULL: "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.",
-    Reason.HOLD_EXPIRED: "The visitor was not identified within SCQ_HOLD_DAYS.",
-    Reason.GPC: "The browser sends Global Privacy Control: nothing is kept about a visitor who is not identified (SCQ_GPC).",
-    Reason.CONSENT_DENIED: 'The visitor denied consent: push ["consent", "granted"] once they agree.',
-}
-
-
 class Malformed(RequestError):
     """The whole request cannot be read (400). The message says what and where, and quotes none of it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(400, "malformed", message)
-
-
-class Attributes(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """What an identify sets on a contact, in SendX's words. Also the form in which it is stored.
-
-    `fields`: firstName, lastName, company, birthday. `custom_fields`: name to text, numbers and booleans already turned into
-    text (SendX decodes a map of strings). `extra`: keys passed on from the site's own servers untouched.
-    """
-
-    fields: dict[str, str] = {}
-    custom_fields: dict[str, str] = {}
-    tags: tuple[str, ...] = ()
-    new_email: str | None = None
-    extra: dict[str, Any] = {}
-
-    @property
-    def increments(self) -> bool:
-        """Whether sending this twice could count twice: SendX adds `++n` to and subtracts `--n` from number fields."""
-        return any(value.startswith(("++", "--")) for value in self.custom_fields.values())
-
-
-class Identify(msgspec.Struct, frozen=True):
-    """`email` as typed in the page, or `token` as signed by the back end, or neither: the visitor's own contact.
-
-    `ignored`: names of parts that nobody could set (unknown keys, values that are no text), for the answer's `dropped`.
-    """
-
-    attributes: Attributes
-    email: str | None = None
-    token: str | None = None
-    ignored: tuple[str, ...] = ()
-
-
-class Track(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """Tags to add to and to remove from the contact. Also the form in which it is stored."""
-
-    add_tags: tuple[str, ...] = ()
-    remove_tags: tuple[str, ...] = ()
-
-
-class Reset(msgspec.Struct, frozen=True):
-    """Forget who this browser is: log-out."""
-
-
-class Consent(msgspec.Struct, frozen=True):
-    granted: bool
-
-
-Call = Identify | Track | Reset | Consent
-
-
-class Push(msgspec.Struct, frozen=True):
-    """`released`: the page held it back until the visitor granted consent (the shim's `p`)."""
-
-    id: str
-    call: Call
-    released: bool = False
-
-
-class BadPush(msgspec.Struct, frozen=True):
-    """A push that is refused as it stands. `id` is None when the push has none that could be used."""
-
-    id: str | None
-    reason: Reason
-    where: str | None = None
-
-
-class Batch(msgspec.Struct, frozen=True):
-    """One request. `session`: the browser-session value under which the pushes were made, if it is usable."""
-
-    session: str | None
-    items: tuple[Push | BadPush, ...]
 
 
 class _Refused(Exception):

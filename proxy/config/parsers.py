@@ -1,4 +1,4 @@
-"""The kinds of value that a setting can have, and how each is read from text.
+"""Text to value, one parser for each kind of setting.
 
 A parser takes the text as given, trimmed, and returns the value or raises `Wrong` with every reason, in words for the operator. It
 never quotes a secret, nor anything that may be one. Which setting takes which kind is in `settings`.
@@ -6,106 +6,17 @@ never quotes a secret, nor anything that may be one. Which setting takes which k
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
+
+from proxy.config.types import KEY_MIN_CHARACTERS, IdentityKey, Secret, StoreUrl
+from proxy.core.hosts import ip_or_none, is_loopback_host
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
-
-KEY_MIN_CHARACTERS = 32
-
-
-class Secret:
-    """A text that shows itself to nobody but the caller of `reveal()`."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return "Secret('**********')"
-
-    def __str__(self) -> str:
-        return "**********"
-
-    def __eq__(self, other: object) -> bool:
-        return self._value == other._value if isinstance(other, Secret) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityKey:
-    """An HS256 key shared with the site's back end; `kid` is None for a key without a name."""
-
-    kid: str | None = field(repr=False)  # could be half of a secret that happens to contain '='
-    secret: Secret
-
-
-@dataclass(frozen=True, slots=True)
-class StoreUrl:
-    """Where the store is: `path` with SQLite (as given, may be relative), `dsn` with PostgreSQL."""
-
-    kind: Literal["sqlite", "postgresql"]
-    path: Path | None = None
-    dsn: Secret | None = None
-
-    @property
-    def place(self) -> str:
-        """Where it is, for a person: the path as given, or host and database. Never a user's name, a password or an option."""
-        if self.dsn is None:
-            return str(self.path)
-        match = _PLACE.fullmatch(self.dsn.reveal())
-        return "PostgreSQL" + (f" at {match[1]}" if match and match[1] else "")
-
-
-# What is between the last @ and the options, if it is no more than hosts, ports and a name: a mistyped URL could have a password there.
-_HOST = r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
-_PLACE = re.compile(rf"postgresql://(?:[^@/?#]*@)?((?:{_HOST}(?:,{_HOST})*)?(?:/[A-Za-z0-9._-]*)?)(?:\?.*)?")
-
-
-class Dialect(StrEnum):
-    """Which of SendX's two APIs the upstream speaks."""
-
-    REST = "rest"
-    LEGACY = "legacy"
-
-
-class Identify(StrEnum):
-    """Who may say which contact a visitor is: only a signed token, or the page as well."""
-
-    VERIFIED = "verified"
-    ASSERTED = "asserted"
-
-
-class Gpc(StrEnum):
-    """What the browser's Global Privacy Control signal does."""
-
-    HONOUR = "honour"
-    IGNORE = "ignore"
-
-
-class LogLevel(StrEnum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-    CRITICAL = "critical"
-
-
-DEFAULT_UPSTREAMS = {
-    Dialect.REST: "https://api.sendx.io/api/v1/rest",
-    Dialect.LEGACY: "https://app.sendx.io/api/v1",
-}
 
 
 # The parsers: each takes the text as given, trimmed, and returns the value or raises Wrong
@@ -241,21 +152,6 @@ def identity_keys(text: str) -> tuple[IdentityKey, ...]:
     refuse_repeats([key.secret for key in keys], "are the same key")
     refuse_repeats([key.kid for key in keys], "have the same kid")
     return tuple(keys)
-
-
-def ip_or_none(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
-
-
-def is_loopback_host(host: str) -> bool:
-    """True for `localhost`, `*.localhost`, 127.0.0.0/8 and `::1` (with or without brackets), lower-case."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    address = ip_or_none(host.removeprefix("[").removesuffix("]"))
-    return address is not None and address.is_loopback
 
 
 def host_name(host: str) -> str:

@@ -1,0 +1,155 @@
+"""Identity tokens: JWTs that the site's back end signs to say who is logged in.
+
+A codec only: time is an argument, nothing is stored and nothing is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import jwt
+import msgspec
+
+from proxy.core.calls import Attributes
+from proxy.core.emails import clean_address
+from proxy.core.parsing import mended, parse_vouched
+from proxy.core.reasons import Reason
+
+TOKEN_AUDIENCE = "scq"
+TOKEN_AGE = timedelta(hours=1)
+TOKEN_LEEWAY = timedelta(seconds=30)
+
+
+class Vouched(msgspec.Struct, frozen=True):
+    """What a valid identity token says. `ignored`: parts of its `contact` that SendX has no place for; `issued`: Unix seconds."""
+
+    email: str
+    attributes: Attributes
+    ignored: tuple[str, ...] = ()
+    issued: float = 0
+
+
+class TokenProblem(msgspec.Struct, frozen=True):
+    """Why a token is refused; `detail` is for the operator and quotes nothing of the token."""
+
+    reason: Reason
+    detail: str
+
+
+class TokenCodec:
+    """Identity tokens: JWT, HS256 only. `keys`: (kid or None, secret).
+
+    A token with a known kid is checked with that key alone; one with an unknown kid, with the keys that have none; one without, with
+    every key.
+    """
+
+    def __init__(self, keys: Sequence[tuple[str | None, str]]) -> None:
+        self._named: Mapping[str, str] = {kid: secret for kid, secret in keys if kid is not None}
+        self._unnamed = tuple(secret for kid, secret in keys if kid is None)
+
+    def mint(self, email: str, now: float, lifetime: timedelta, contact: Mapping[str, Any] | None = None) -> str:
+        """A token as the site's back end would sign it, with the last key without a kid, else the last with one."""
+        claims: dict[str, Any] = {
+            "email": email,
+            "iat": int(now),
+            "exp": int(now + lifetime.total_seconds()),
+            "aud": TOKEN_AUDIENCE,
+        }
+        if contact:
+            claims["contact"] = dict(contact)
+        if self._unnamed:
+            return jwt.encode(claims, self._unnamed[-1], algorithm="HS256")
+        kid = list(self._named)[-1]
+        return jwt.encode(claims, self._named[kid], algorithm="HS256", headers={"kid": kid})
+
+    def verify(self, token: str, now: float) -> Vouched | TokenProblem:
+        claims = self._signed_claims(token)
+        if isinstance(claims, TokenProblem):
+            return claims
+        try:
+            # A back end that cuts a text in the middle of an emoji signs half a surrogate pair, which no UTF-8 can hold.
+            return _expired(claims, now) or _vouched(mended(claims))
+        except RecursionError:
+            return _bad("its claims are nested too deeply")
+
+    def _signed_claims(self, token: str) -> dict[str, Any] | TokenProblem:
+        try:
+            kid = jwt.get_unverified_header(token).get("kid")
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            return _bad("it is no JWT")
+        problem = _bad("SCQ_IDENTITY_KEYS has no key for its kid")
+        for key in self._candidates(kid):
+            try:
+                return jwt.decode(token, key, algorithms=["HS256"], audience=TOKEN_AUDIENCE, options=_UNTIMED)
+            except jwt.InvalidSignatureError:
+                problem = _bad("its signature is of no key in SCQ_IDENTITY_KEYS")
+            except jwt.InvalidAlgorithmError:
+                return _bad("it is not signed with HS256")
+            except jwt.InvalidAudienceError:
+                return _bad('its aud is not "scq"')
+            except jwt.MissingRequiredClaimError as error:
+                return _bad(f"the claim {error.claim} is missing")
+            except (jwt.PyJWTError, ValueError, RecursionError):
+                return _bad("its claims cannot be read")
+        return problem
+
+    def _candidates(self, kid: object) -> tuple[str, ...]:
+        if isinstance(kid, str):
+            return (self._named[kid],) if kid in self._named else self._unnamed
+        return self._unnamed + tuple(self._named.values())
+
+
+# PyJWT compares with its own clock; here the time is an argument, so these three are checked below.
+_UNTIMED: Any = {
+    "require": ["email", "iat", "exp", "aud"],
+    "verify_exp": False,
+    "verify_iat": False,
+    "verify_nbf": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
+
+
+def _bad(detail: str) -> TokenProblem:
+    return TokenProblem(Reason.BAD_TOKEN, detail)
+
+
+def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
+    times = [claims["iat"], claims["exp"], claims.get("nbf", 0)]
+    if not all(_is_time(time) for time in times):
+        return _bad("iat and exp are Unix seconds, and one of them is no such number")
+    issued, expires, not_before = times
+    leeway = TOKEN_LEEWAY.total_seconds()
+    if now > expires + leeway:
+        return TokenProblem(Reason.EXPIRED_TOKEN, f"it expired {now - expires:.0f} seconds ago")
+    if max(issued, not_before) > now + leeway:
+        return _bad("its iat or nbf is in the future: compare the clocks of the two machines")
+    if not expires <= now + TOKEN_AGE.total_seconds() + leeway:
+        return _bad("its exp is more than an hour ahead")
+    return None
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_ALL_TIME < value < _ALL_TIME
+
+
+_ALL_TIME = 1e11  # seconds; some three thousand years
+
+
+def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:
+    email = claims["email"]
+    address = clean_address(email) if isinstance(email, str) else None
+    if address is None:
+        return _bad("its email is no e-mail address")
+    contact = claims.get("contact")
+    if contact is None:
+        return Vouched(address, Attributes(), issued=claims["iat"])
+    parsed = parse_vouched(contact) if isinstance(contact, dict) else None
+    if parsed is None:
+        return _bad(
+            "its contact object has a value that SendX could not take (texts, a list of tags, a map of custom fields)"
+        )
+    attributes, ignored = parsed
+    return Vouched(address, attributes, tuple(f"contact.{name}" for name in ignored), claims["iat"])

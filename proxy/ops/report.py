@@ -1,0 +1,87 @@
+"""The state of the proxy as one value, with its problems: what `scq-proxy status`, the status page and metrics show.
+
+Numbers and names of tags or fields only: no address, no key and no payload gets here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+
+import msgspec
+
+from proxy.core.gate import Closure
+from proxy.delivery.account import ADVICE, DeliveryState
+from proxy.store.outbox import Outbox
+from proxy.store.records import Health, RefusedName, Stats
+
+LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
+SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The state of the whole proxy. `problems`: sentences for a person, each with what to do; none: all is well.
+
+    `delivery` is None where nobody sends who could be asked: no server runs, or only others send. Ages are in seconds.
+    """
+
+    problems: tuple[str, ...]
+    waiting: int
+    holding: int
+    dead: int
+    lag_seconds: float
+    counters: Mapping[str, int]
+    restarts: int
+    delivery: DeliveryState | None
+    refused_names: tuple[RefusedName, ...]
+    store: Health = Health()
+
+
+def make_report(
+    stats: Stats, delivery: DeliveryState | None, restarts: int, now: float, closure: Closure | None = None
+) -> Report:
+    """`closure`: what the store says of the gate, where nobody who sends can be asked."""
+    lag = max(0.0, now - stats.oldest) if stats.oldest is not None else 0.0
+    return Report(
+        (*_of_gate(delivery, closure), *_problems(stats, delivery, lag, now)),
+        stats.waiting,
+        stats.holding,
+        stats.dead,
+        lag,
+        stats.counters,
+        restarts,
+        delivery,
+        stats.refused_names,
+        stats.health,
+    )
+
+
+def _of_gate(delivery: DeliveryState | None, closure: Closure | None) -> Iterable[str]:
+    halted = delivery.halted if delivery is not None else closure.halted if closure is not None else None
+    if halted is not None:
+        why = (delivery.last_error if delivery is not None else None) or ADVICE[halted]
+        yield f"Sending is halted: {why}. Nothing is lost; one probe a minute is sent."
+
+
+def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: float) -> Iterable[str]:
+    if delivery is not None and not delivery.running:
+        yield "The forwarder is down and is being restarted: the log of the server says why."
+    put_off = stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - now
+    if put_off > 0:
+        yield (
+            f"More addresses are typed than SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If that is "
+            "no campaign of yours, somebody plays with the form: scq-proxy erase forgets an address."
+        )
+    elif lag > LAG.total_seconds():
+        yield f"The oldest push has waited for {timedelta(seconds=int(lag))}: SendX is slow or down, or nothing sends."
+    yield from stats.health.problems
+    if stats.dead:
+        letters = "1 dead letter" if stats.dead == 1 else f"{stats.dead} dead letters"
+        yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome. scq-proxy dead list shows which and why."
+
+
+async def read_report(outbox: Outbox) -> Report:
+    """What the store alone tells."""
+    closure = (await outbox.claim(0, 1, 0.0)).closure
+    return make_report(await outbox.stats(), None, 0, time.time(), closure)

@@ -1,0 +1,189 @@
+"""The records that cross the port: what is claimed, what became of it, and what the operator sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+from proxy.core.calls import Attributes, Kind, Track
+from proxy.core.gate import Closure
+from proxy.core.visitors import Trust
+
+
+class DeadReason(StrEnum):
+    """Why a push became a dead letter."""
+
+    REJECTED = "rejected"  # SendX answered 4xx: it will not take this push
+    MISSING = "missing"  # a track for a contact that SendX does not know
+    EXHAUSTED = "exhausted"  # tried for SCQ_MAX_ATTEMPTS and SCQ_MAX_AGE
+    AMBIGUOUS = "ambiguous"  # an increment whose outcome is unknown: sending it again could count it twice
+
+
+# --- Delivery ----------------------------------------------------------------------------------------------------------
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A claimed push. `since`: Unix seconds when it was acknowledged; `attempts`: sends so far with a known bad outcome."""
+
+    seq: int
+    id: str
+    address: str
+    trust: Trust
+    body: Attributes | Track
+    since: float
+    attempts: int
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.TRACK if isinstance(self.body, Track) else Kind.IDENTIFY
+
+
+class LastIdentify(msgspec.Struct, frozen=True):
+    """The last identify delivered for a contact, while nothing since could have changed what it sets: its digest, and when."""
+
+    digest: bytes
+    at: float
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """One lane's head, to be sent in order by whoever holds it until `until` (Unix seconds).
+
+    An increment comes alone and is already marked as started. `pressed`: its head was only asserted, and what was vouched for waits behind.
+    """
+
+    lane: int
+    epoch: int
+    until: float
+    failures: int
+    pushes: tuple[Waiting, ...]
+    last: LastIdentify | None = None
+    pressed: bool = False
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """`leases`: lanes to be sent; `closure`: what shut the gate when they were claimed, None while it is open."""
+
+    leases: tuple[Lease, ...]
+    closure: Closure | None = None
+
+
+class Fate(IntEnum):
+    DELIVERED = 1
+    DEAD = 2
+    KEPT = 3  # stays in the lane, as it was or with one more attempt
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """What became of one claimed push. `detail`: facts for the operator (an HTTP status), never payload.
+
+    `unchanged`: delivered without being sent, because SendX had the same already.
+    """
+
+    seq: int
+    fate: Fate
+    attempted: bool = True
+    reason: DeadReason | None = None
+    detail: str = ""
+    unchanged: bool = False
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """What became of a lease. Pushes not named stay as they were. `retry_at`: not before (Unix seconds), None: at once.
+
+    `failures`: the lane's failures in a row, from which its back-off is computed. `last`: to be remembered of the contact.
+    """
+
+    lease: Lease
+    results: tuple[Settled, ...]
+    failures: int = 0
+    retry_at: float | None = None
+    last: LastIdentify | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    seq: int
+    id: str
+    address: str
+    kind: Kind
+    trust: Trust
+    reason: DeadReason
+    detail: str
+    at: float
+    since: float
+    attempts: int
+    body: Attributes | Track
+
+
+class Erased(msgspec.Struct, frozen=True):
+    """What an erasure removed, in pushes; `identities`: remembered log-ins and log-outs."""
+
+    waiting: int
+    held: int
+    dead: int
+    identities: int
+
+
+class DeadFilter(msgspec.Struct, frozen=True):
+    """Which dead letters: every condition that is given holds. `ids`: of their pushes; `before`: died before then (Unix seconds).
+
+    `contact`: the lane key of a person, now or before a change of address.
+    """
+
+    seqs: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+    reason: DeadReason | None = None
+    contact: str | None = None
+    before: float | None = None
+
+
+class RefusedName(msgspec.Struct, frozen=True):
+    """A tag or field that pages asked for and the lists do not offer. `setting`: the variable that would offer it."""
+
+    name: str
+    setting: str
+    count: int
+    last: float
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How the store itself does, in this process since it was opened; None where an adapter has no such thing.
+
+    `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again
+    after a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor
+    at which ingest stops. `set_aside`: damaged stores kept beside this one. `problems`: sentences for a person, each with what to do.
+    """
+
+    commits: int = 0
+    jobs: int = 0
+    commit_seconds: float = 0.0
+    failed_commits: int = 0
+    reopened: int = 0
+    log_frames: int | None = None
+    headroom_bytes: int | None = None
+    set_aside: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
+
+    `oldest`: Unix seconds when the oldest waiting push was acknowledged; `sign_ups_until`: when the newest sign-up is sent, if it is put off.
+    """
+
+    counters: Mapping[str, int]
+    waiting: int
+    holding: int
+    dead: int
+    oldest: float | None
+    refused_names: tuple[RefusedName, ...]
+    health: Health = Health()
+    sign_ups_until: float = 0.0
+
+
+class Durability(msgspec.Struct, frozen=True):
+    """What an acknowledgement means here, read back from the store and not from the settings."""
+
+    promise: str
+    facts: Mapping[str, str]
