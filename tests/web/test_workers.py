@@ -23,8 +23,8 @@ import asyncio, contextlib, os, sys
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from proxy.serving import Site, listen_together, run, serve
-from proxy.workers import become_worker
+from proxy.web.server import Site, listen_together, run, serve
+from proxy.web.workers import become_worker
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one piece: several processes write there
