@@ -213,10 +213,14 @@ class Decision(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Reads(msgspec.Struct, frozen=True):
-    """What a decision is likely to ask for, so that it can be read together with others'. `ids`: of its pushes; `key`: of its person's lane."""
+    """What a decision is likely to ask for, so that it is read together with what others ask for.
+
+    `ids`: of its pushes; `keys`: of the lanes of the people it names; `visitors`: whom the browser may be.
+    """
 
     ids: tuple[str, ...] = ()
-    key: str | None = None
+    keys: tuple[str, ...] = ()
+    visitors: tuple[str, ...] = ()
 
 
 Decide = Callable[[Facts], Decision[T]]

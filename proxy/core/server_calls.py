@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from proxy.core.calls import FIELDS, Attributes, BadPush, Identify, Kind, Track
-from proxy.core.decision import Change, Decision, EndAlias, Enqueue, Facts, Refused, Remember, Verify
+from proxy.core.decision import Change, Decision, EndAlias, Enqueue, Facts, Reads, Refused, Remember, Verify
 from proxy.core.emails import clean_address, lane_key
 from proxy.core.parsing import parse_call, read_json
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
@@ -186,6 +186,12 @@ def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
         if fingerprint is not None:
             changes.append(Remember(push_id, fingerprint))
     return Decision(tuple(changes), Outcome.STORED)
+
+
+def reads_of(call: ServerCall, site_key: bytes) -> Reads:
+    """Returns what `admit` will ask for."""
+    ids = call.ids if call.idempotency_key is None else _derived(call, call.idempotency_key, site_key)[0]
+    return Reads(ids, tuple([lane_key(push.address) for push in call.pushes]))
 
 
 def _stored(push_id: str, push: ServerPush) -> Iterable[Change]:

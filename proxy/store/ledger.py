@@ -1,16 +1,19 @@
-"""A group of appends as it takes shape before anything is written: for a store that is asked over a network, and cannot answer in between.
+"""The ledger: what the store knows, as decisions see it, and the rows that carry them out. Both adapters use it.
 
-Pure: `Known` is what has been read for the group; a `Draft` shows it to decisions, with what the plans before them change, and gathers
-the rows to be written. Nothing here asks the store. Instead of a fact that was not read a decision is shown the likeliest one, and what it
-missed is noted (`Draft.missed`): it is to be read, and the decision made again. Decisions are pure, so that costs nothing but time, and
-because a guess is mostly right, a decision mostly names all that it needs the first time.
+    read(wants) → Known ─┐
+                         ├─ Ledger: decide(ledger) → carry_out(decision) → Writes → write(writes)
+    ask(kind, name) ◀────┘  a name that has not been read
+
+Nothing here touches a store. A decision sees what was read plus what the decisions before it have changed, whether that is written yet or
+not. An adapter that can answer at once (SQLite) reads what is asked for and carries on; one that cannot (PostgreSQL) notes it, the decision
+is shown the likeliest fact instead, and is made again once the fact has been read: decisions are pure, so that costs nothing but time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -41,6 +44,7 @@ from proxy.core.decision import (
 )
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
+from proxy.store.rows import Ask, HeldRow, Known, LaneChange, PushRow, VisitorChange, Writes
 
 HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
@@ -48,283 +52,229 @@ HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, it
 _encode = msgspec.json.Encoder().encode
 
 
-Kinds = Literal["ids", "keys", "visitors", "held", "schedules"]
+class Ledger:
+    """Implements `decision.Facts` and carries out decisions. `ask`: called for a name that is not in `known`, which it may put there.
 
-
-class Wants:
-    """What is to be read: push `ids`; `keys` of people: lane, alias, erasure; `visitors`; those of whom what is `held`; `schedules`."""
-
-    __slots__ = ("held", "ids", "keys", "schedules", "visitors")
-
-    def __init__(self) -> None:
-        self.ids: set[str] = set()
-        self.keys: set[str] = set()
-        self.visitors: set[str] = set()
-        self.held: set[str] = set()
-        self.schedules: set[str] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.keys or self.visitors or self.held or self.schedules)
-
-    def add(self, other: Wants) -> None:
-        self.ids |= other.ids
-        self.keys |= other.keys
-        self.visitors |= other.visitors
-        self.held |= other.held
-        self.schedules |= other.schedules
-
-
-class HeldRow(msgspec.Struct, frozen=True):
-    """`seq`: None for one that is not written yet. `body`: as JSON."""
-
-    seq: int | None
-    id: str
-    body: bytes
-    since: float
-
-
-class Known:
-    """What has been read of the store in one transaction. What was asked for (`asked`) and not found is not there.
-
-    `now`: the store's clock (Unix seconds); `ahead`: by how many seconds it is ahead of this process's clock.
+    `writes` is what is to be written; `tallies` what is to be counted, in the same transaction.
     """
 
-    def __init__(self, site_key: bytes) -> None:
-        self.site_key = site_key
-        self.now = 0.0
-        self.ahead = 0.0
-        self.asked = Wants()
-        self.seen: dict[str, Seen] = {}
-        self.lanes: dict[str, LaneFacts] = {}
-        self.aliases: dict[str, Alias] = {}
-        self.erased: dict[str, float] = {}
-        self.visitors: dict[str, VisitorFacts] = {}
-        self.held: dict[str, list[HeldRow]] = {}
-        self.held_bytes = 0
-        self.schedules: dict[Schedule, float] = {}
-
-
-class LaneChange(msgspec.Struct):
-    """What a group adds to a lane.
-
-    `delay` (seconds) and `put_off`: when it is ready, and whether that is a putting off, if nothing waits in it. `vouched`: something was
-    added that goes no matter how long the lane was put off.
-    """
-
-    gained: int = 0
-    delay: float = 0.0
-    put_off: bool = False
-    vouched: bool = False
-    verify: bool = False
-
-
-class VisitorChange(msgspec.Struct):
-    """`left`: lane key of who logged out where it began. None: that stays as it is, unless it is `identified`; then it no longer matters."""
-
-    retired: bool = False
-    identified: bool = False
-    left: str | None = None
-
-
-class PushRow(msgspec.Struct, frozen=True):
-    id: str
-    key: str
-    address: str
-    trust: Trust
-    kind: Kind
-    body: bytes
-    since: float
-    increments: bool
-
-
-class Draft:
-    """Implements `decision.Facts`, and gathers what carries out the plans: the attributes that have no underscore are for whoever writes them."""
-
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: Known, ask: Ask, tallies: Counter[str] | None = None) -> None:
+        self.known = known
         self.site_key = known.site_key
-        self.missed = Wants()
-        self.ask: Callable[[Kinds, str], None] | None = (
-            None  # instead of a guess, if somebody is there who can read it at once
-        )
-        self._known = known
-        self._unheld_of: Counter[str] = Counter()  # how many of those that were read as held are gone, by visitor
-        self._remembered: dict[str, Seen] = {}
-        self.lanes: dict[str, LaneChange] = {}
-        self.pushes: list[PushRow] = []
-        self.visitors: dict[str, VisitorChange] = {}
-        self.held_rows: dict[str, list[HeldRow]] = {}  # new ones, by visitor
-        self.unheld: set[int] = set()  # seq
-        self.ended_aliases: set[str] = set()
-        self.remembered: list[Remember] = []
-        self.not_offered: Counter[tuple[str, str]] = Counter()  # by setting and name
-        self.schedules: dict[Schedule, float] = {}
-        self.tallies: Counter[str] = Counter()
+        self.writes = Writes()
+        self.tallies: Counter[str] = Counter() if tallies is None else tallies
+        self._ask = ask
+        # Facts as this group has changed them; each stands in front of what was read.
+        self._seen: dict[str, Seen] = {}
+        self._visitors: dict[str, VisitorFacts] = {}
+        self._schedules: dict[str, float] = {}
 
     # --- facts
 
     def seen(self, push_id: str) -> Seen | None:
-        self._want("ids", push_id)
-        return self._known.seen.get(push_id) or self._remembered.get(push_id)
+        known = self.known.seen
+        if push_id not in known:
+            self._ask("ids", push_id)
+        return known.get(push_id) or self._seen.get(push_id)
 
     def visitor(self, visitor_id: str) -> VisitorFacts:
-        known = self._known
-        self._want("visitors", visitor_id)
-        facts, change = known.visitors.get(visitor_id, _NO_VISITOR), self.visitors.get(visitor_id)
-        holding = facts.holding - self._unheld_of[visitor_id] + len(self.held_rows.get(visitor_id, ()))
-        if change is None:
-            return facts if holding == facts.holding else msgspec.structs.replace(facts, holding=holding)
-        identified = known.now if change.identified or facts.identified is not None else None
-        left = change.left or (None if change.identified else facts.left)
-        return VisitorFacts(facts.retired or change.retired, identified, left, holding)
+        return self._visitors.get(visitor_id) or self._visitor_read(visitor_id)
+
+    def _visitor_read(self, visitor_id: str) -> VisitorFacts:
+        known = self.known.visitors
+        if visitor_id not in known:
+            self._ask("visitors", visitor_id)
+        return known.get(visitor_id, _NO_VISITOR)
 
     def lane(self, key: str) -> LaneFacts:
-        self._want("keys", key)
-        facts, change = self._known.lanes.get(key, _NO_LANE), self.lanes.get(key)
+        known = self.known.lanes
+        if key not in known:
+            self._ask("keys", key)
+        facts, change = known.get(key) or _NO_LANE, self.writes.lanes.get(key)
         if change is None:
             return facts
         return LaneFacts(facts.verified or change.verify, facts.waiting + change.gained)
 
     def alias(self, key: str) -> Alias | None:
-        self._want("keys", key)
-        return None if key in self.ended_aliases else self._known.aliases.get(key)
+        known = self.known.aliases
+        if key not in known:
+            self._ask("keys", key)
+        return None if key in self.writes.ended_aliases else known.get(key)
 
     def erased_at(self, key: str) -> float | None:
-        self._want("keys", key)
-        return self._known.erased.get(key)
+        known = self.known.erased
+        if key not in known:
+            self._ask("keys", key)
+        return known.get(key)
 
     def held(self, visitor_id: str) -> Sequence[HeldPush]:
-        rows = self._held_of(visitor_id)
+        rows = self._held(visitor_id)
         return [HeldPush(row.id, msgspec.json.decode(row.body, type=Track), row.since) for row in rows]
 
     def held_bytes(self) -> int:
-        return self._known.held_bytes + self.tallies[HELD_BYTES]
+        return self.known.held_bytes + self.tallies[HELD_BYTES]
 
     def schedule(self, name: Schedule) -> float:
-        self._want("schedules", name)
-        return self.schedules.get(name) or self._known.schedules.get(name, 0.0)
+        known = self.known.schedules
+        if name not in known:
+            self._ask("schedules", name)
+        return self._schedules.get(name) or known.get(name, 0.0)
 
-    def _want(self, kind: Kinds, name: str) -> None:
-        if name in getattr(self._known.asked, kind):
-            return
-        if self.ask is not None:
-            self.ask(kind, name)
-        else:
-            getattr(self.missed, kind).add(name)
+    def _held(self, visitor_id: str) -> list[HeldRow]:
+        """Returns the rows of this visitor in order; the store is asked only if it holds any."""
+        new = self.writes.held.get(visitor_id, [])
+        if not self._visitor_read(visitor_id).holding:
+            return list(new)
+        known = self.known.held
+        if visitor_id not in known:
+            self._ask("held", visitor_id)
+        return [row for row in known.get(visitor_id, ()) if row.seq not in self.writes.unheld] + new
 
-    def _held_of(self, visitor_id: str) -> list[HeldRow]:
-        self._want("held", visitor_id)
-        rows = [row for row in self._known.held.get(visitor_id, ()) if row.seq not in self.unheld]
-        return rows + self.held_rows.get(visitor_id, [])
-
-    # --- a plan
+    # --- decisions
 
     def look_up(self, decision: Decision[Any]) -> None:
-        """Notes as missed what has to be known before the plan is carried out."""
+        """Asks for whatever the decision is going to touch, for a store that must have locked it."""
         for change in decision.changes:
             match change:
                 case Enqueue(key=key) | Verify(key=key) | EndAlias(key=key):
-                    self._want("keys", key)
+                    self.lane(key)
                 case Remember(id=push_id):
                     self.seen(push_id)
                 case Bind(key=key, visitor=visitor):
-                    self._want("keys", key)
-                    self._want_held(visitor)
+                    self.lane(key)
+                    self._held(visitor)
                 case Retire(visitor=visitor) | Drop(visitor=visitor):
-                    self._want_held(visitor)
+                    self._held(visitor)
                 case Hold(visitor=visitor) | Born(visitor=visitor) | Identified(visitor=visitor):
                     self.visitor(visitor)
                 case Scheduled(name=name):
                     self.schedule(name)
 
-    def _want_held(self, visitor_id: str) -> None:
-        self.visitor(visitor_id)
-        self._want("held", visitor_id)
-
     def carry_out(self, decision: Decision[Any]) -> None:
-        """Everything that the plan needs is known (`look_up`). If this raises, the draft is of no use any more."""
+        """Adds its rows to `writes` and `tallies`. If this raises, both are of no use any more."""
         for change in decision.changes:
             self._apply[type(change)](self, change)
 
+    def take_writes(self) -> Writes:
+        """Hands over what is to be written now. `known` is as the store will be; lanes and held pushes have to be read anew."""
+        known, (writes, self.writes) = self.known, (self.writes, Writes())
+        known.lanes.clear()
+        known.held.clear()
+        known.seen.update(self._seen)
+        known.visitors.update(self._visitors)
+        known.schedules.update(self._schedules)
+        known.aliases.update(dict.fromkeys(writes.ended_aliases))
+        self._forget_changes()
+        return writes
+
+    def forget(self) -> None:
+        """Drops what is to be written and all that is known: it was not stored, or somebody else has written since."""
+        self.writes = Writes()
+        self.known.forget()
+        self._forget_changes()
+
+    def _forget_changes(self) -> None:
+        self._seen.clear()
+        self._visitors.clear()
+        self._schedules.clear()
+
     def _enqueue(self, change: Enqueue) -> None:
-        self._queue(change, _encode(change.body), self._known.now)
+        body = change.body
+        kind, increments = (Kind.TRACK, False) if isinstance(body, Track) else (Kind.IDENTIFY, body.increments)
+        self._gain(change.key, change.trust is Trust.VERIFIED, change.not_before)
+        self.writes.pushes.append(
+            PushRow(
+                change.key, change.id, change.address, change.trust, kind, _encode(body), self.known.now, increments
+            )
+        )
         self.tallies["accepted"] += 1
 
-    def _queue(self, change: Enqueue, body: bytes, since: float) -> None:
-        kind, increments = Kind.TRACK, False
-        if not isinstance(change.body, Track):
-            kind, increments = Kind.IDENTIFY, change.body.increments
-        verified = change.trust is Trust.VERIFIED
-        delay = max(0.0, change.not_before + self._known.ahead - self._known.now)
-        lane = self._lane(change.key)
+    def _gain(self, key: str, verified: bool, not_before: float = 0.0) -> None:
+        known, lane = self.known, self.writes.lanes.get(key)
+        if lane is None:
+            lane = self.writes.lanes[key] = LaneChange()
         if lane.gained == 0:
-            lane.delay, lane.put_off = delay, delay > 0
+            delay = not_before + known.ahead - known.now
+            lane.delay, lane.put_off = (delay, True) if delay > 0 else (0.0, False)
         elif lane.put_off and verified:
             lane.delay, lane.put_off = 0.0, False
         lane.gained += 1
         lane.vouched = lane.vouched or verified
-        self.pushes.append(PushRow(change.id, change.key, change.address, change.trust, kind, body, since, increments))
         self.tallies[WAITING] += 1
 
-    def _lane(self, key: str) -> LaneChange:
-        return self.lanes.setdefault(key, LaneChange())
-
-    def _visitor(self, visitor_id: str) -> VisitorChange:
-        return self.visitors.setdefault(visitor_id, VisitorChange())
-
     def _hold(self, change: Hold) -> None:
-        row = HeldRow(None, change.id, _encode(change.track), self._known.now)
-        self.held_rows.setdefault(change.visitor, []).append(row)
+        row = HeldRow(None, change.id, _encode(change.track), self.known.now)
+        self.writes.held.setdefault(change.visitor, []).append(row)
+        self._change_holding(change.visitor, 1)
         self.tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(row.body) + HELD_OVERHEAD})
 
     def _bind(self, change: Bind) -> None:
-        held = {row.id: row for row in self._held_of(change.visitor)}
+        held = {row.id: row for row in self._held(change.visitor)}
         for push_id in change.keep:
             row = held.pop(push_id, None)
             if row is not None:
                 self._unhold(change.visitor, row)
+                self._gain(change.key, change.trust is Trust.VERIFIED)
+                at = (change.key, push_id, change.address, change.trust)
+                self.writes.pushes.append(PushRow(*at, Kind.TRACK, row.body, row.since, False))
                 self.tallies["bound"] += 1
-                track = msgspec.json.decode(row.body, type=Track)
-                self._queue(Enqueue(push_id, change.key, change.address, change.trust, track), row.body, row.since)
         for push_id, reason in change.refuse:
             row = held.pop(push_id, None)
             if row is not None:
                 self._unhold(change.visitor, row)
-                self.tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
+                self._count_refusal(reason)
 
     def _unhold(self, visitor: str, row: HeldRow) -> None:
         if row.seq is None:
-            self.held_rows[visitor].remove(row)
+            self.writes.held[visitor].remove(row)
         else:
-            self.unheld.add(row.seq)
-            self._unheld_of[visitor] += 1
+            self.writes.unheld.add(row.seq)
+        self._change_holding(visitor, -1)
         self.tallies.update({HOLDING: -1, HELD_BYTES: -len(row.body) - HELD_OVERHEAD})
 
-    def _refuse_held(self, visitor: str, reason: Reason) -> None:
-        for row in self._held_of(visitor):
-            self._unhold(visitor, row)
-            self.tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
+    def _change_holding(self, visitor: str, difference: int) -> None:
+        facts = self.visitor(visitor)
+        self._visitors[visitor] = msgspec.structs.replace(facts, holding=facts.holding + difference)
+
+    def _count_refusal(self, reason: Reason) -> None:
+        self.tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
+
+    def _refuse_held(self, change: Retire | Drop) -> None:
+        for row in self._held(change.visitor):
+            self._unhold(change.visitor, row)
+            self._count_refusal(change.reason)
 
     def _retire(self, change: Retire) -> None:
-        self._visitor(change.visitor).retired = True
-        self._refuse_held(change.visitor, change.reason)
-
-    def _drop(self, change: Drop) -> None:
-        self._refuse_held(change.visitor, change.reason)
+        self._change_visitor(change.visitor, retired=True)
+        self._refuse_held(change)
 
     def _born(self, change: Born) -> None:
-        self._visitor(change.visitor).left = change.left
+        self._change_visitor(change.visitor, left=change.left)
 
     def _identified(self, change: Identified) -> None:
-        visitor = self._visitor(change.visitor)
-        visitor.identified, visitor.left = True, None
+        self._change_visitor(change.visitor, identified=True)
+
+    def _change_visitor(
+        self, visitor: str, *, retired: bool = False, identified: bool = False, left: str | None = None
+    ) -> None:
+        """`identified` is when the row was last changed, as in the tables."""
+        facts, row = self.visitor(visitor), self.writes.visitors.setdefault(visitor, VisitorChange())
+        row.retired, row.identified = row.retired or retired, row.identified or identified
+        row.left = None if identified else left or row.left
+        self._visitors[visitor] = VisitorFacts(
+            facts.retired or retired,
+            self.known.now if identified or facts.identified is not None else None,
+            None if identified else left or facts.left,
+            facts.holding,
+        )
 
     def _verify(self, change: Verify) -> None:
         if not self.lane(change.key).verified:
-            self._lane(change.key).verify = True
+            self.writes.lanes.setdefault(change.key, LaneChange()).verify = True
 
     def _end_alias(self, change: EndAlias) -> None:
         if self.alias(change.key) is not None:
-            self.ended_aliases.add(change.key)
+            self.writes.ended_aliases.add(change.key)
 
     def _forgotten(self, change: Forgotten) -> None:
         self.tallies.update({"accepted": 1, "erased": 1})
@@ -332,17 +282,17 @@ class Draft:
     def _remember(self, change: Remember) -> None:
         """What is known of an id already stays."""
         if self.seen(change.id) is None:
-            self.remembered.append(change)
-            self._remembered[change.id] = Seen(change.shown, change.after, self._known.now)
+            self.writes.remembered.append(change)
+            self._seen[change.id] = Seen(change.shown, change.after, self.known.now)
 
     def _refused(self, change: Refused) -> None:
         self.tallies[f"refused:{change.reason}"] += 1
 
     def _not_offered(self, change: NotOffered) -> None:
-        self.not_offered[change.setting, change.name] += 1
+        self.writes.not_offered[change.setting, change.name] += 1
 
     def _scheduled(self, change: Scheduled) -> None:
-        self.schedules[change.name] = change.until
+        self.writes.schedules[change.name] = self._schedules[change.name] = change.until
 
     _apply: ClassVar[dict[type[Change], Callable[..., None]]] = {
         Enqueue: _enqueue,
@@ -351,7 +301,7 @@ class Draft:
         Retire: _retire,
         Born: _born,
         Identified: _identified,
-        Drop: _drop,
+        Drop: _refuse_held,
         Verify: _verify,
         EndAlias: _end_alias,
         Forgotten: _forgotten,

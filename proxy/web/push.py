@@ -22,8 +22,8 @@ from proxy.core.emails import lane_key
 from proxy.core.exchange import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.parsing import parse_batch
 from proxy.core.policy import Policy
-from proxy.core.tokens import TokenCodec
-from proxy.core.visitors import Visitor, random_visitor
+from proxy.core.tokens import TokenCodec, Vouched
+from proxy.core.visitors import Visitor, derived_visitor, random_visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
@@ -140,7 +140,8 @@ class PushEndpoint:
             return PushAnswer(())
         try:
             plan = await self._outbox.append(
-                lambda facts: judge(request, facts, self._policy, self._limits), _reads(request)
+                lambda facts: judge(request, facts, self._policy, self._limits),
+                _reads(request, self._outbox.site_key),
             )
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
@@ -149,10 +150,25 @@ class PushEndpoint:
         return answer
 
 
-def _reads(request: Request) -> Reads:
-    ids = [candidate.push.id for candidate in request.candidates if candidate.push.id is not None]
-    visitor = request.cookie
-    return Reads(tuple(ids), lane_key(visitor.email) if visitor is not None and visitor.email is not None else None)
+def _reads(request: Request, site_key: bytes) -> Reads:
+    """Returns what `judge` will mostly ask for: the ids, who the browser may be, and whom it names."""
+    ids: list[str] = []
+    keys: list[str] = []
+    for candidate in request.candidates:
+        push, token = candidate.push, candidate.token
+        if push.id is not None:
+            ids.append(push.id)
+        if isinstance(token, Vouched):
+            keys.append(lane_key(token.email))
+        elif isinstance(push, Push) and isinstance(push.call, Identify) and push.call.email is not None:
+            keys.append(lane_key(push.call.email))
+    cookie = request.cookie
+    visitors = [derived_visitor(request.session, site_key) if request.session else request.stranger]
+    if cookie is not None:
+        visitors.append(cookie.id)
+        if cookie.email is not None:
+            keys.append(lane_key(cookie.email))
+    return Reads(tuple(ids), tuple(keys), tuple(visitors))
 
 
 @lru_cache(maxsize=256)

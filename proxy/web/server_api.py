@@ -32,6 +32,7 @@ from proxy.core.server_calls import (
     ServerPush,
     admit,
     parse_server_call,
+    reads_of,
     unprocessable,
 )
 from proxy.errors import RequestError, StoreUnavailable, describe
@@ -140,13 +141,14 @@ class ServerApi:
 
     async def _store(self, call: ServerCall) -> None:
         try:
-            plan = await self._outbox.append(lambda facts: admit(call, facts, self._lane_max))
+            reads = reads_of(call, self._outbox.site_key)
+            decision = await self._outbox.append(lambda facts: admit(call, facts, self._lane_max), reads)
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
-        if plan.answer is Outcome.LANE_FULL:
+        if decision.answer is Outcome.LANE_FULL:
             message = "Rate limit exceeded: too much is waiting for this contact. Nothing of this call is stored; see SCQ_LANE_MAX."
             raise RequestError(429, "lane-full", message, retry_after=LANE_FULL_SECONDS)
-        if plan.answer is Outcome.KEY_REUSED:
+        if decision.answer is Outcome.KEY_REUSED:
             raise unprocessable("this Idempotency-Key was used for a call that said something else; take a new one")
 
 

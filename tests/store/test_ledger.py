@@ -1,4 +1,4 @@
-"""A group of appends before it is written: what decisions are shown, what they miss, and which rows come of it."""
+"""The ledger: what decisions are shown, what they ask for, and which rows carry them out."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from proxy.core.decision import (
     Hold,
     Identified,
     LaneFacts,
+    Reads,
     Remember,
     Retire,
     Schedule,
@@ -27,45 +28,77 @@ from proxy.core.decision import (
     VisitorFacts,
 )
 from proxy.core.visitors import Trust, Visitor
-from proxy.store.ledger import HELD_BYTES, HOLDING, WAITING, Draft, HeldRow, Known
+from proxy.store.ledger import HELD_BYTES, HOLDING, WAITING, Ledger
+from proxy.store.rows import FactKind, HeldRow, Known, Wants, wants_of
 
 KEY, TRACK = "a@example.com", Track(("a",))
 NOW = 1_000.0
+NONE: set[str] = set()
 
 
-def known(**read: set[str]) -> Known:
+def known(
+    *, ids: set[str] = NONE, keys: set[str] = NONE, visitors: set[str] = NONE, schedules: set[str] = NONE
+) -> Known:
     """Nothing was found of what was read."""
     known = Known(b"k" * 32)
     known.now = NOW
-    for kind, names in read.items():
-        getattr(known.asked, kind).update(names)
+    known.seen.update(dict.fromkeys(ids))
+    known.lanes.update(dict.fromkeys(keys))
+    known.aliases.update(dict.fromkeys(keys))
+    known.erased.update(dict.fromkeys(keys))
+    known.visitors.update({visitor: VisitorFacts() for visitor in visitors})
+    known.schedules.update(dict.fromkeys(schedules, 0.0))
     return known
 
 
-def carry_out(draft: Draft, *ops: Change) -> None:
-    draft.look_up(Decision(ops, None))
-    assert not draft.missed
-    draft.carry_out(Decision(ops, None))
+class Notes:
+    """A store that cannot answer at once."""
+
+    def __init__(self, known: Known) -> None:
+        self.missed = Wants()
+        self.ledger = Ledger(known, self.missed.note)
+
+
+def carry_out(ledger: Ledger, *changes: Change) -> None:
+    ledger.carry_out(Decision(changes, None))
+
+
+def nobody(kind: FactKind, name: str) -> None:
+    raise AssertionError(f"{kind} {name} was not read")
 
 
 def enqueue(push_id: str = "i", *, trust: Trust = Trust.VERIFIED, not_before: float = 0.0) -> Enqueue:
     return Enqueue(push_id, KEY, KEY, trust, TRACK, not_before)
 
 
-def test_what_was_not_read_is_guessed_and_noted() -> None:
-    draft = Draft(known())
-    assert (draft.seen("i"), draft.lane(KEY), draft.visitor("v")) == (None, LaneFacts(), VisitorFacts())
-    assert (draft.alias(KEY), draft.erased_at(KEY), list(draft.held("v"))) == (None, None, [])
-    assert draft.schedule(Schedule.SIGN_UPS) == 0
-    missed = draft.missed
-    assert (missed.ids, missed.keys, missed.visitors, missed.held) == ({"i"}, {KEY}, {"v"}, {"v"})
+def test_a_name_that_was_not_read_is_asked_for_and_guessed_meanwhile() -> None:
+    notes = Notes(known())
+    ledger, missed = notes.ledger, notes.missed
+    assert (ledger.seen("i"), ledger.lane(KEY), ledger.visitor("v")) == (None, LaneFacts(), VisitorFacts())
+    assert (ledger.alias(KEY), ledger.erased_at(KEY), list(ledger.held("v"))) == (None, None, [])
+    assert ledger.schedule(Schedule.SIGN_UPS) == 0
+    assert (missed.ids, missed.keys, missed.visitors, missed.held) == ({"i"}, {KEY}, {"v"}, set())
     assert missed.schedules == {Schedule.SIGN_UPS}
 
 
-def test_what_was_read_and_not_found_is_missed_by_nobody() -> None:
-    draft = Draft(known(ids={"i"}, keys={KEY}, visitors={"v"}, held={"v"}))
-    assert (draft.seen("i"), draft.lane(KEY), draft.visitor("v")) == (None, LaneFacts(), VisitorFacts())
-    assert not draft.missed
+def test_held_pushes_are_asked_for_only_where_there_are_any() -> None:
+    store = known(visitors={"v", "w"})
+    store.visitors["w"] = VisitorFacts(holding=1)
+    notes = Notes(store)
+    assert list(notes.ledger.held("v")) == []
+    assert not notes.missed
+    notes.ledger.held("w")
+    assert notes.missed.held == {"w"}
+
+
+def test_a_name_that_was_read_and_not_found_is_not_asked_for_again() -> None:
+    ledger = Ledger(known(ids={"i"}, keys={KEY}, visitors={"v"}), nobody)
+    assert (ledger.seen("i"), ledger.lane(KEY), ledger.visitor("v")) == (None, LaneFacts(), VisitorFacts())
+
+
+def test_what_decisions_announce_is_read_together() -> None:
+    wants = wants_of([Reads(("i", "j"), (KEY,), ("v",)), Reads(("j",)), Reads(visitors=("w",))])
+    assert (wants.ids, wants.keys, wants.visitors) == ({"i", "j"}, {KEY}, {"v", "w"})
 
 
 @pytest.mark.parametrize(
@@ -83,72 +116,98 @@ def test_what_was_read_and_not_found_is_missed_by_nobody() -> None:
         Scheduled(Schedule.TRACES, 1.0),
     ],
 )
-def test_a_plan_is_not_carried_out_before_what_it_touches_is_known(op: Change) -> None:
-    draft = Draft(known())
-    draft.look_up(Decision((op,), None))
-    assert draft.missed
+def test_whatever_a_decision_touches_can_be_asked_for_before_it_is_carried_out(op: Change) -> None:
+    notes = Notes(known())
+    notes.ledger.look_up(Decision((op,), None))
+    assert notes.missed
 
 
-def test_whoever_can_be_asked_is_asked_instead_of_a_guess() -> None:
+def test_a_store_that_answers_at_once_is_believed() -> None:
     store = known()
-    draft = Draft(store)
 
-    def ask(kind: str, name: str) -> None:
-        getattr(store.asked, kind).add(name)
+    def ask(kind: FactKind, name: str) -> None:
+        assert kind == "ids"
         store.seen[name] = Seen("v", None)
 
-    draft.ask = ask
-    assert draft.seen("i") == Seen("v", None)
-    assert not draft.missed
+    assert Ledger(store, ask).seen("i") == Seen("v", None)
 
 
-def test_a_decision_sees_what_the_plans_before_it_change() -> None:
-    store = known(ids={"i"}, keys={KEY}, visitors={"v"}, held={"v"}, schedules={Schedule.TRACES})
+def test_a_decision_sees_what_the_decisions_before_it_change() -> None:
+    store = known(ids={"i"}, keys={KEY}, visitors={"v"}, schedules={Schedule.TRACES})
     store.lanes[KEY] = LaneFacts(waiting=3)
     store.aliases[KEY] = Alias("b@example.com", 5.0)
-    draft = Draft(store)
+    ledger = Ledger(store, nobody)
     after = Visitor("v", KEY, Trust.VERIFIED)
-    carry_out(draft, enqueue(), Verify(KEY), EndAlias(KEY), Remember("i", "v", after), Scheduled(Schedule.TRACES, 7.0))
-    assert draft.lane(KEY) == LaneFacts(verified=True, waiting=4)
-    assert (draft.alias(KEY), draft.seen("i")) == (None, Seen("v", after, NOW))
-    assert draft.schedule(Schedule.TRACES) == 7.0
-    carry_out(draft, Born("v", KEY))
-    assert draft.visitor("v") == VisitorFacts(left=KEY)
-    carry_out(draft, Identified("v"), Retire("v"))
-    assert draft.visitor("v") == VisitorFacts(retired=True, identified=NOW)
+    carry_out(ledger, enqueue(), Verify(KEY), EndAlias(KEY), Remember("i", "v", after), Scheduled(Schedule.TRACES, 7.0))
+    assert ledger.lane(KEY) == LaneFacts(verified=True, waiting=4)
+    assert (ledger.alias(KEY), ledger.seen("i")) == (None, Seen("v", after, NOW))
+    assert ledger.schedule(Schedule.TRACES) == 7.0
+    carry_out(ledger, Born("v", KEY))
+    assert ledger.visitor("v") == VisitorFacts(left=KEY)
+    carry_out(ledger, Identified("v"), Retire("v"))
+    assert ledger.visitor("v") == VisitorFacts(retired=True, identified=NOW)
 
 
 def test_what_is_known_of_an_id_stays() -> None:
     store = known(ids={"i", "j"})
     store.seen["i"] = Seen("first", None)
-    draft = Draft(store)
-    carry_out(draft, Remember("i", "again"), Remember("j", "first"), Remember("j", "again"))
-    assert [(op.id, op.shown) for op in draft.remembered] == [("j", "first")]
+    ledger = Ledger(store, nobody)
+    carry_out(ledger, Remember("i", "again"), Remember("j", "first"), Remember("j", "again"))
+    assert [(op.id, op.shown) for op in ledger.writes.remembered] == [("j", "first")]
 
 
 def test_what_is_held_is_bound_whether_it_is_written_yet_or_not() -> None:
-    store = known(keys={KEY}, visitors={"v"}, held={"v"})
+    store = known(keys={KEY}, visitors={"v"})
     store.visitors["v"] = VisitorFacts(holding=1)
     store.held["v"] = [HeldRow(7, "old", msgspec.json.encode(TRACK), 5.0)]
-    draft = Draft(store)
-    carry_out(draft, Hold("new", "v", TRACK))
-    assert draft.held("v") == [HeldPush("old", TRACK, 5.0), HeldPush("new", TRACK, NOW)]
-    assert draft.visitor("v").holding == 2
-    carry_out(draft, Bind("v", KEY, KEY, Trust.VERIFIED, ("old", "new")))
-    assert [(row.id, row.since) for row in draft.pushes] == [("old", 5.0), ("new", NOW)]
-    assert (draft.unheld, draft.held_rows["v"], draft.visitor("v").holding) == ({7}, [], 0)
-    assert (draft.tallies["bound"], draft.tallies[WAITING], draft.tallies[HOLDING]) == (2, 2, -1)
-    assert draft.tallies[HELD_BYTES] < 0
+    ledger = Ledger(store, nobody)
+    carry_out(ledger, Hold("new", "v", TRACK))
+    assert ledger.held("v") == [HeldPush("old", TRACK, 5.0), HeldPush("new", TRACK, NOW)]
+    assert ledger.visitor("v").holding == 2
+    carry_out(ledger, Bind("v", KEY, KEY, Trust.VERIFIED, ("old", "new")))
+    assert [(row.id, row.since) for row in ledger.writes.pushes] == [("old", 5.0), ("new", NOW)]
+    assert (ledger.writes.unheld, ledger.writes.held["v"], ledger.visitor("v").holding) == ({7}, [], 0)
+    assert (ledger.tallies["bound"], ledger.tallies[WAITING], ledger.tallies[HOLDING]) == (2, 2, -1)
+    assert ledger.tallies[HELD_BYTES] < 0
 
 
 def test_a_lane_is_put_off_until_somebody_who_is_vouched_for_comes() -> None:
     store = known(keys={KEY})
     store.ahead = 10.0  # the store's clock shows ten seconds more than ours
-    draft = Draft(store)
-    carry_out(draft, enqueue(trust=Trust.ASSERTED, not_before=NOW + 50))
-    assert (draft.lanes[KEY].delay, draft.lanes[KEY].put_off) == (60.0, True)
-    carry_out(draft, enqueue(trust=Trust.ASSERTED))
-    assert draft.lanes[KEY].put_off
-    carry_out(draft, enqueue())
-    change = draft.lanes[KEY]
+    ledger = Ledger(store, nobody)
+    carry_out(ledger, enqueue(trust=Trust.ASSERTED, not_before=NOW + 50))
+    assert (ledger.writes.lanes[KEY].delay, ledger.writes.lanes[KEY].put_off) == (60.0, True)
+    carry_out(ledger, enqueue(trust=Trust.ASSERTED))
+    assert ledger.writes.lanes[KEY].put_off
+    carry_out(ledger, enqueue())
+    change = ledger.writes.lanes[KEY]
     assert (change.gained, change.delay, change.put_off, change.vouched) == (3, 0.0, False, True)
+
+
+def test_what_was_handed_over_to_be_written_is_known() -> None:
+    store = known(ids={"i"}, keys={KEY}, visitors={"v"}, schedules={Schedule.TRACES})
+    store.aliases[KEY] = Alias("b@example.com", 5.0)
+    ledger = Ledger(store, nobody)
+    carry_out(
+        ledger,
+        *(enqueue(), EndAlias(KEY), Remember("i", "v"), Scheduled(Schedule.TRACES, 7.0), Hold("h", "v", TRACK)),
+        Identified("v"),
+    )
+    writes = ledger.take_writes()
+    assert [row.id for row in writes.pushes] == ["i"]
+    assert (ledger.alias(KEY), ledger.seen("i")) == (None, Seen("v", None, NOW))
+    assert (ledger.visitor("v"), ledger.schedule(Schedule.TRACES)) == (VisitorFacts(identified=NOW, holding=1), 7.0)
+    with pytest.raises(AssertionError, match=f"keys {KEY} was not read"):
+        ledger.lane(KEY)  # what waits in it changes with every delivery
+    with pytest.raises(AssertionError, match="held v was not read"):
+        ledger.held("v")
+    assert not ledger.take_writes().pushes
+
+
+def test_what_could_not_be_stored_is_forgotten() -> None:
+    ledger = Ledger(known(ids={"i"}, keys={KEY}, visitors={"v"}), nobody)
+    carry_out(ledger, enqueue(), Remember("i", "v"), Identified("v"))
+    ledger.forget()
+    assert not ledger.take_writes().pushes
+    with pytest.raises(AssertionError, match="visitors v was not read"):
+        ledger.visitor("v")

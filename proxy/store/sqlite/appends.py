@@ -1,8 +1,8 @@
-"""What appends read and write in the SQLite outbox, gathered over a transaction, because a statement costs more than what it does.
+"""Appends to the SQLite store: what they read and write, gathered over a transaction, because a statement costs more than what it does.
 
-What many requests of a transaction will ask for is read together; what they add is written together, at its end or before anybody else in
-the transaction looks. What is asked for again and again, and changes seldom, is remembered from one transaction to the next: about
-visitors and people, for as long as nothing but appends has touched them. Whoever else changes that says `forget`. All on the store's thread.
+The ledger lives on from one transaction to the next: what it knows of visitors and people is as good as the tables for as long as only
+appends write to them. Whoever else does says `forget`. What it knows of lanes ends with the transaction: deliveries change them.
+All on the store's thread.
 """
 
 from __future__ import annotations
@@ -10,41 +10,17 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-from proxy.core.calls import Kind, Track
-from proxy.core.decision import (
-    Alias,
-    Bind,
-    Born,
-    Change,
-    Decision,
-    Drop,
-    EndAlias,
-    Enqueue,
-    Forgotten,
-    HeldPush,
-    Hold,
-    Identified,
-    LaneFacts,
-    NotOffered,
-    Reads,
-    Refused,
-    Remember,
-    Retire,
-    Schedule,
-    Scheduled,
-    Seen,
-    Verify,
-    VisitorFacts,
-)
-from proxy.core.reasons import Reason
-from proxy.core.visitors import Trust, Visitor
+from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen, VisitorFacts
+from proxy.core.visitors import Visitor
+from proxy.store.ledger import Ledger
+from proxy.store.rows import FactKind, HeldRow, Known, Wants, Writes, wants_of
 from proxy.store.sqlite.file import SQL
-from proxy.store.sqlite.reads import HELD_BYTES, HELD_OVERHEAD, HOLDING, MAX_REFUSED_NAMES, WAITING, tombstone, value
+from proxy.store.sqlite.reads import HELD_BYTES, MAX_REFUSED_NAMES, tombstone, value
 
 _REMEMBERED = 20_000  # visitors, and people: some 5 MB
 
@@ -52,274 +28,140 @@ T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
 
 
-class _Lane:
-    """A lane as this transaction leaves it. `gained`: pushes that are not written yet."""
-
-    __slots__ = ("gained", "gained_verified", "id", "verified", "waiting")
-
-    def __init__(self, lane_id: int, verified: bool, waiting: int) -> None:
-        self.id, self.verified, self.waiting = lane_id, verified, waiting
-        self.gained, self.gained_verified = 0, False
-
-
 class Appends:
-    """`decision.Facts`, and what carries out a plan. `tallies` are written with the transaction by its owner."""
+    """Decides and carries out, over a ledger. `tallies` are written with the transaction by their owner."""
 
     def __init__(self, tallies: Counter[str]) -> None:
-        self.site_key = b""
         self.ready_lanes = False  # some lane has gained a push since this was last cleared
         self._tallies = tallies
         self._connection: sqlite3.Connection
-        self._now = 0.0
-        # Of this transaction.
-        self._asked: set[str] = set()  # ids that were looked up, whether found or not
-        self._seen: dict[str, Seen] = {}
-        self._lanes: dict[str, _Lane] = {}
-        self._pushes: list[tuple[Any, ...]] = []  # rows that are not written yet
-        self._ids: list[tuple[Any, ...]] = []
-        # From one transaction to the next.
-        self._visitors: dict[str, VisitorFacts] = {}
-        self._aliases: dict[str, Alias | None] = {}
-        self._erased: dict[str, float | None] = {}
+        self._lane_ids: dict[str, int] = {}
+        self._known = Known(b"")
+        self._ledger = Ledger(self._known, self._read_one, tallies)
+
+    def use(self, connection: sqlite3.Connection, site_key: bytes) -> None:
+        """The file has been opened: nothing is known of it yet."""
+        self._connection = connection
+        self._known = Known(site_key)
+        self._ledger = Ledger(self._known, self._read_one, self._tallies)
+        self.ready_lanes = False
 
     # --- the transaction
 
     def begin(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
-        """A transaction has begun, whose appends will ask for this."""
-        self._connection = connection
-        self._asked = {push_id for each in reads for push_id in each.ids}
-        self._seen.clear()
-        self._lanes.clear()
-        if not reads:
-            return
-        for push_id, *row in connection.execute(SQL["seen_of_many"], (_as_json(self._asked),)):
-            self._seen[push_id] = _seen(*row)
-        keys = {each.key for each in reads if each.key is not None}
-        for key, *lane in connection.execute(SQL["lanes_of_many"], (_as_json(keys),)):
-            self._lanes[key] = _Lane(*lane)
+        """A transaction has begun, whose appends will ask for `reads`."""
+        known = self._known
+        known.seen.clear()
+        for names in (known.visitors, known.aliases, known.erased):
+            if len(names) > _REMEMBERED:
+                names.clear()  # all at once: simpler than the oldest first, and they are cheap to read again
+        if reads:
+            known.held_bytes = value(connection, "counter", HELD_BYTES) or 0
+            self._read(wants_of(reads))
+
+    def append(self, decide: Decide[T]) -> Decision[T]:
+        self._known.now = time.time()  # for each: an erasure may have come before it in this transaction
+        decision = decide(self._ledger)
+        self._ledger.carry_out(decision)
+        return decision
 
     def flush(self) -> None:
         """Writes what is gathered: the transaction ends, or somebody else in it is to see it."""
-        if self._pushes:
-            self._connection.executemany(SQL["enqueue"], self._pushes)
-            self._pushes = []
-            gains = [
-                (lane.id, lane.gained, self._now, lane.gained_verified) for lane in self._lanes.values() if lane.gained
-            ]
-            self._connection.executemany(SQL["lanes_gain"], gains)
-        if self._ids:
-            self._connection.executemany(SQL["remember"], self._ids)
-            self._ids = []
-        self._lanes.clear()
+        self._write(self._ledger.take_writes())
+        self._lane_ids.clear()
 
-    def undone(self) -> None:
-        """The transaction was rolled back."""
-        self._pushes, self._ids = [], []
+    def rolled_back(self) -> None:
         self.ready_lanes = False
         self.forget()
 
     def forget(self) -> None:
-        """Somebody else has written what is remembered here."""
-        for remembered in (self._asked, self._seen, self._lanes, self._visitors, self._aliases, self._erased):
-            remembered.clear()
+        """Somebody else has written what is known here."""
+        self._ledger.forget()
+        self._lane_ids.clear()
 
-    # --- facts
+    # --- reading
 
-    def seen(self, push_id: str) -> Seen | None:
-        if push_id not in self._asked:
-            row = self._connection.execute(SQL["seen"], (push_id,)).fetchone()
-            self._asked.add(push_id)
-            if row is not None:
-                self._seen[push_id] = _seen(*row)
-        return self._seen.get(push_id)
+    def _read_one(self, kind: FactKind, name: str) -> None:
+        wants = Wants()
+        wants.note(kind, name)
+        self._read(wants)
 
-    def visitor(self, visitor_id: str) -> VisitorFacts:
-        facts = self._visitors.get(visitor_id)
-        if facts is None:
-            row = self._connection.execute(SQL["visitor"], (visitor_id,)).fetchone()
-            retired, identified, left, holding = row
-            facts = _keep(self._visitors, visitor_id, VisitorFacts(bool(retired), identified, left, holding))
-        return facts
+    def _read(self, wants: Wants) -> None:
+        known = self._known
+        if wants.ids:
+            self._read_seen(wants.ids)
+        if wants.keys:
+            self._read_people(wants.keys)
+        if visitors := wants.visitors - known.visitors.keys():
+            for visitor, retired, identified, left, holding in self._rows("visitors", visitors):
+                known.visitors[visitor] = VisitorFacts(bool(retired), identified, left, holding)
+        for visitor in wants.held:
+            known.held[visitor] = [HeldRow(*row) for row in self._connection.execute(SQL["held"], (visitor,))]
+        for name in wants.schedules:
+            known.schedules[name] = value(self._connection, "schedule", name) or 0.0
 
-    def lane(self, key: str) -> LaneFacts:
-        lane = self._lanes.get(key) or self._read_lane(key)
-        return LaneFacts(lane.verified, lane.waiting) if lane is not None else _NO_LANE
+    def _read_seen(self, ids: set[str]) -> None:
+        seen = self._known.seen
+        seen.update(dict.fromkeys(ids))
+        for push_id, shown, after, at in self._rows("seen", ids):
+            seen[push_id] = Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None, at)
 
-    def alias(self, key: str) -> Alias | None:
-        if key not in self._aliases:
-            row = self._connection.execute(SQL["alias"], (key,)).fetchone()
-            _keep(self._aliases, key, Alias(*row) if row else None)
-        return self._aliases[key]
+    def _read_people(self, keys: set[str]) -> None:
+        known = self._known
+        known.lanes.update(dict.fromkeys(keys))
+        for key, lane, verified, waiting in self._rows("lanes", keys):
+            self._lane_ids[key] = lane
+            known.lanes[key] = LaneFacts(bool(verified), waiting)
+        if new := keys - known.aliases.keys():
+            known.aliases.update(dict.fromkeys(new))
+            known.aliases.update((key, Alias(address, at)) for key, address, at in self._rows("aliases", new))
+        for key in keys - known.erased.keys():
+            known.erased[key] = value(self._connection, "tombstone", tombstone(key, known.site_key))
 
-    def erased_at(self, key: str) -> float | None:
-        if key not in self._erased:
-            _keep(self._erased, key, value(self._connection, "tombstone", tombstone(key, self.site_key)))
-        return self._erased[key]
+    def _rows(self, query: str, names: set[str]) -> Iterable[Any]:
+        return self._connection.execute(SQL[query], (_encode(list(names)).decode(),))
 
-    def held(self, visitor_id: str) -> list[HeldPush]:
-        rows = self._connection.execute(SQL["held"], (visitor_id,))
-        return [HeldPush(push_id, msgspec.json.decode(body, type=Track), since) for push_id, body, since in rows]
+    # --- writing
 
-    def schedule(self, name: Schedule) -> float:
-        return value(self._connection, "schedule", name) or 0.0
+    def _write(self, writes: Writes) -> None:
+        connection, now = self._connection, self._known.now
+        if writes.lanes:
+            self._write_lanes(writes, now)
+        if writes.visitors:
+            rows: list[tuple[Any, ...]] = [
+                (visitor, now, change.retired, change.identified, change.left)
+                for visitor, change in writes.visitors.items()
+            ]
+            connection.executemany(SQL["change_visitor"], rows)
+        if writes.unheld:
+            connection.executemany(SQL["unhold"], [(seq,) for seq in writes.unheld])
+        if writes.held:
+            rows = [(visitor, *row[1:]) for visitor, held in writes.held.items() for row in held]
+            connection.executemany(SQL["hold"], rows)
+        if writes.ended_aliases:
+            connection.executemany(SQL["end_alias"], [(key,) for key in writes.ended_aliases])
+        if writes.remembered:
+            rows = [
+                (each.id, now, each.shown, _encode(each.after) if each.after else None) for each in writes.remembered
+            ]
+            connection.executemany(SQL["remember"], rows)
+        if writes.schedules:
+            connection.executemany(SQL["set_schedule"], list(writes.schedules.items()))
+        if writes.not_offered:
+            rows = [(*names, count, now, 2 * MAX_REFUSED_NAMES) for names, count in writes.not_offered.items()]
+            connection.executemany(SQL["not_offered"], rows)
 
-    def held_bytes(self) -> int:
-        return (value(self._connection, "counter", HELD_BYTES) or 0) + self._tallies[HELD_BYTES]
-
-    # --- a plan
-
-    def carry_out(self, decision: Decision[Any]) -> None:
-        self._now = time.time()
-        for change in decision.changes:
-            self._apply[type(change)](self, change)
-
-    def _enqueue(self, change: Enqueue) -> None:
-        self._queue(change, _encode(change.body), self._now)
-        self._tallies["accepted"] += 1
-
-    def _queue(self, change: Enqueue, body: bytes, since: float) -> None:
-        if isinstance(change.body, Track):
-            kind, increments = Kind.TRACK, False
-        else:
-            kind, increments = Kind.IDENTIFY, change.body.increments
-        verified = change.trust is Trust.VERIFIED
-        lane = self._lanes.get(change.key) or self._read_lane(change.key)
-        if lane is None or change.not_before > self._now:
-            lane = self._put_off(change.key, change.not_before, verified, lane)
-        else:
-            lane.gained += 1
-            lane.gained_verified = lane.gained_verified or verified
-        lane.waiting += 1
-        self._pushes.append((lane.id, change.id, change.address, change.trust, kind, body, since, increments))
-        self._tallies[WAITING] += 1
-        self.ready_lanes = True
-
-    def _put_off(self, key: str, not_before: float, verified: bool, lane: _Lane | None) -> _Lane:
-        """A lane that is new, or whose push is not to be sent yet: at once, as the time it is ready at depends on what it was."""
-        if lane is not None and lane.gained:
-            self.flush()
-            lane = self._read_lane(key)
-        times = (max(self._now, not_before), not_before > self._now, verified)
-        (lane_id,) = self._connection.execute(SQL["lane_gains"], (key, *times)).fetchone()
-        if lane is None:
-            lane = self._lanes[key] = _Lane(lane_id, False, 0)
-        return lane
-
-    def _read_lane(self, key: str) -> _Lane | None:
-        row = self._connection.execute(SQL["lane"], (key,)).fetchone()
-        if row is None:
-            return None
-        lane = self._lanes[key] = _Lane(*row)
-        return lane
-
-    def _hold(self, change: Hold) -> None:
-        body = _encode(change.track)
-        self._connection.execute(SQL["hold"], (change.visitor, change.id, body, self._now))
-        self._visitors.pop(change.visitor, None)
-        self._tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(body) + HELD_OVERHEAD})
-
-    def _bind(self, change: Bind) -> None:
-        for push_id in change.keep:
-            row = self._connection.execute(SQL["held_push"], (change.visitor, push_id)).fetchone()
-            if row is None:
-                continue
-            body, since = row
-            self._tallies["bound"] += 1
-            self.unhold("unhold", change.visitor, push_id)
-            track = msgspec.json.decode(body, type=Track)
-            self._queue(Enqueue(push_id, change.key, change.address, change.trust, track), body, since)
-        for push_id, reason in change.refuse:
-            count = self.unhold("unhold", change.visitor, push_id)
-            self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
-
-    def _retire(self, change: Retire) -> None:
-        self._connection.execute(SQL["retire"], (change.visitor, self._now))
-        self._refuse_held(change.visitor, change.reason)
-
-    def _drop(self, change: Drop) -> None:
-        self._refuse_held(change.visitor, change.reason)
-
-    def _refuse_held(self, visitor: str, reason: Reason) -> None:
-        count = self.unhold("unhold_visitor", visitor)
-        self._tallies.update({"hold_refused": count, f"refused:{reason}": count})
-
-    def unhold(self, query: str, visitor: str, *push_id: str) -> int:
-        """Removes what is held, all of it or one push; how many it were."""
-        self._visitors.pop(visitor, None)
-        sizes = [size for (size,) in self._connection.execute(SQL[query], (visitor, *push_id))]
-        self._tallies.update({HOLDING: -len(sizes), HELD_BYTES: -sum(sizes) - HELD_OVERHEAD * len(sizes)})
-        return len(sizes)
-
-    def _born(self, change: Born) -> None:
-        self._connection.execute(SQL["born"], (change.visitor, self._now, change.left))
-        self._visitors.pop(change.visitor, None)
-
-    def _identified(self, change: Identified) -> None:
-        self._connection.execute(SQL["identified"], (change.visitor, self._now))
-        self._visitors.pop(change.visitor, None)
-
-    def _verify(self, change: Verify) -> None:
-        lane = self._lanes.get(change.key) or self._read_lane(change.key)
-        if lane is None:
-            self._connection.execute(SQL["verify"], (change.key,))
-        elif not lane.verified:
-            self._connection.execute(SQL["verify"], (change.key,))
-            lane.verified = True
-
-    def _end_alias(self, change: EndAlias) -> None:
-        if self.alias(change.key) is not None:
-            self._connection.execute(SQL["end_alias"], (change.key,))
-            self._aliases[change.key] = None
-
-    def _forgotten(self, change: Forgotten) -> None:
-        self._tallies.update({"accepted": 1, "erased": 1})
-
-    def _remember(self, change: Remember) -> None:
-        self._ids.append((change.id, self._now, change.shown, _encode(change.after) if change.after else None))
-        self._asked.add(change.id)
-        self._seen.setdefault(change.id, Seen(change.shown, change.after, self._now))
-
-    def _refused(self, change: Refused) -> None:
-        self._tallies[f"refused:{change.reason}"] += 1
-
-    def _not_offered(self, change: NotOffered) -> None:
-        self._connection.execute(SQL["not_offered"], (change.setting, change.name, self._now, MAX_REFUSED_NAMES))
-
-    def _scheduled(self, change: Scheduled) -> None:
-        self._connection.execute(SQL["set_schedule"], (change.name, change.until))
-
-    _apply: ClassVar[dict[type[Change], Callable[..., None]]] = {
-        Enqueue: _enqueue,
-        Hold: _hold,
-        Bind: _bind,
-        Retire: _retire,
-        Born: _born,
-        Identified: _identified,
-        Drop: _drop,
-        Verify: _verify,
-        EndAlias: _end_alias,
-        Forgotten: _forgotten,
-        Remember: _remember,
-        Refused: _refused,
-        NotOffered: _not_offered,
-        Scheduled: _scheduled,
-    }
-
-
-_NO_LANE = LaneFacts()
-
-
-def _keep(memory: dict[str, T], key: str, found: T) -> T:
-    """Everything at once makes room: simpler than the oldest first, and as good for something so cheap to find again."""
-    if len(memory) >= _REMEMBERED:
-        memory.clear()
-    memory[key] = found
-    return found
-
-
-def _seen(shown: str, after: bytes | None, at: float) -> Seen:
-    return Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None, at)
-
-
-def _as_json(texts: set[str]) -> str:
-    return _encode(list(texts)).decode()
+    def _write_lanes(self, writes: Writes, now: float) -> None:
+        """A lane whose id is not known, because it is new or was only written to, is found or made by its key."""
+        connection, ids = self._connection, self._lane_ids
+        old: list[tuple[Any, ...]] = []
+        for key, change in writes.lanes.items():
+            row = (change.gained, now + change.delay, change.put_off, change.vouched, change.verify, now)
+            if (lane := ids.get(key)) is not None:
+                old.append((*row, lane))
+            else:
+                (ids[key],) = connection.execute(SQL["lane"], (*row, key)).fetchone()
+        connection.executemany(SQL["change_lane"], old)
+        if writes.pushes:
+            connection.executemany(SQL["enqueue"], [(ids[row[0]], *row[1:]) for row in writes.pushes])
+            self.ready_lanes = True

@@ -28,7 +28,16 @@ from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.file import SQL, StoreFile, pragma
 from proxy.store.sqlite.leases import Lanes
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
-from proxy.store.sqlite.reads import DEAD, WAITING, read_dead_letters, read_stats, value
+from proxy.store.sqlite.reads import (
+    DEAD,
+    HELD_BYTES,
+    HELD_OVERHEAD,
+    HOLDING,
+    WAITING,
+    read_dead_letters,
+    read_stats,
+    value,
+)
 from proxy.store.sqlite.sweep import Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import SqliteThread
@@ -68,7 +77,7 @@ class SqliteOutbox:
 
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         self._upkeep.require_space()
-        return await self._thread.submit(lambda connection: self._append(decide), reads)
+        return await self._thread.submit(lambda connection: self._appends.append(decide), reads)
 
     def _submit(self, work: Callable[[sqlite3.Connection], T], *, about_people: bool = False) -> asyncio.Future[T]:
         """For all but appends. `about_people`: it changes what appends remember."""
@@ -168,8 +177,8 @@ class SqliteOutbox:
     # --- on the thread
 
     def _opened(self, connection: sqlite3.Connection, first: bool) -> None:
-        self.site_key = self._appends.site_key = self._file.site_key
-        self._appends.undone()
+        self.site_key = self._file.site_key
+        self._appends.use(connection, self.site_key)
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
@@ -196,7 +205,7 @@ class SqliteOutbox:
 
     def _rolled_back(self) -> None:
         self._tallies.clear()
-        self._appends.undone()
+        self._appends.rolled_back()
 
     def _behind_appends(
         self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], about_people: bool
@@ -206,11 +215,6 @@ class SqliteOutbox:
         if about_people:
             self._appends.forget()
         return result
-
-    def _append(self, decide: Decide[T]) -> Decision[T]:
-        plan = decide(self._appends)
-        self._appends.carry_out(plan)
-        return plan
 
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
         self._appends.ready_lanes = True
@@ -231,9 +235,14 @@ class SqliteOutbox:
         self, keys: Mapping[str, float], after: str, connection: sqlite3.Connection
     ) -> tuple[tuple[int, int], str | None]:
         identities, visitors, after_this = forget_identities(connection, keys, after)
-        held = sum(self._appends.unhold("unhold_visitor", visitor) for visitor in visitors)
-        self._tallies["hold_erased"] += held
+        held = sum(self._unhold(connection, visitor) for visitor in visitors)
         return (held, identities), after_this
+
+    def _unhold(self, connection: sqlite3.Connection, visitor: str) -> int:
+        sizes = [size for (size,) in connection.execute(SQL["unhold_visitor"], (visitor,))]
+        freed = sum(sizes) + HELD_OVERHEAD * len(sizes)
+        self._tallies.update({"hold_erased": len(sizes), HOLDING: -len(sizes), HELD_BYTES: -freed})
+        return len(sizes)
 
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)

@@ -146,50 +146,47 @@ UPDATE gate SET probe_until = ?;
 -- name: end_probe
 UPDATE gate SET probe_until = NULL WHERE probe_until IS NOT NULL;
 
+-- name: visitors
+-- A JSON array of ids.
+SELECT w.value, coalesce(v.retired, 0), CASE WHEN v.identified THEN v.at END, v.left, (SELECT count(*) FROM held WHERE visitor = w.value)
+FROM json_each(?) w LEFT JOIN visitors v ON v.id = w.value;
+
 -- name: seen
-SELECT shown, after, at FROM seen WHERE id = ?;
-
--- name: visitor
-SELECT v.retired, CASE WHEN v.identified THEN v.at END, v.left, (SELECT count(*) FROM held WHERE visitor = ?1)
-FROM (SELECT 1) LEFT JOIN visitors v ON v.id = ?1;
-
--- name: seen_of_many
 -- A JSON array of ids.
 SELECT id, shown, after, at FROM seen WHERE id IN (SELECT value FROM json_each(?));
 
--- name: lane
-SELECT id, verified, waiting FROM lanes WHERE key = ?;
-
--- name: lanes_of_many
+-- name: lanes
 -- A JSON array of keys.
 SELECT key, id, verified, waiting FROM lanes WHERE key IN (SELECT value FROM json_each(?));
 
--- name: alias
-SELECT lanes.address, aliases.at FROM aliases JOIN lanes ON lanes.id = aliases.lane WHERE aliases.key = ?;
+-- name: aliases
+-- A JSON array of keys.
+SELECT aliases.key, lanes.address, aliases.at FROM aliases JOIN lanes ON lanes.id = aliases.lane
+WHERE aliases.key IN (SELECT value FROM json_each(?));
 
 -- name: tombstone
 SELECT at FROM tombstones WHERE hash = ?;
 
 -- name: held
-SELECT id, body, since FROM held WHERE visitor = ? ORDER BY seq;
+SELECT seq, id, body, since FROM held WHERE visitor = ? ORDER BY seq;
 
 -- name: counter
 SELECT value FROM counters WHERE name = ?;
 
--- name: lane_gains
+-- name: lane
 -- A lane that waits for anything keeps its time; an empty one is ready at ?2. ?3: that is put off, as a sign-up; ?4: no matter how long it
--- was put off, now it goes.
-INSERT INTO lanes (key, waiting, ready_at, put_off) VALUES (?1, 1, ?2, ?3)
-ON CONFLICT (key) DO UPDATE SET waiting = waiting + 1,
-ready_at = CASE WHEN put_off AND ?4 THEN ?2 ELSE coalesce(ready_at, ?2) END,
-put_off = CASE WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END
+-- was put off, now (?6) it goes. ?5: somebody has vouched for it.
+INSERT INTO lanes (key, waiting, ready_at, put_off, verified) VALUES (?7, ?1, CASE WHEN ?1 > 0 THEN ?2 END, ?3, ?5)
+ON CONFLICT (key) DO UPDATE SET waiting = waiting + ?1, verified = verified OR ?5,
+ready_at = CASE WHEN ?1 = 0 THEN ready_at WHEN ready_at IS NULL THEN ?2 WHEN put_off AND ?4 THEN ?6 ELSE ready_at END,
+put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END
 RETURNING id;
 
--- name: lanes_gain
--- The same for several pushes of one lane, none of which is put off. ?4: one of them goes no matter how long the lane was put off.
-UPDATE lanes SET waiting = waiting + ?2,
-ready_at = CASE WHEN put_off AND ?4 THEN ?3 ELSE coalesce(ready_at, ?3) END,
-put_off = put_off AND ready_at IS NOT NULL AND NOT ?4 WHERE id = ?1;
+-- name: change_lane
+-- The same for a lane whose id (?7) is known.
+UPDATE lanes SET waiting = waiting + ?1, verified = verified OR ?5,
+ready_at = CASE WHEN ?1 = 0 THEN ready_at WHEN ready_at IS NULL THEN ?2 WHEN put_off AND ?4 THEN ?6 ELSE ready_at END,
+put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END WHERE id = ?7;
 
 -- name: enqueue
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
@@ -197,26 +194,16 @@ INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments) VAL
 -- name: hold
 INSERT INTO held (visitor, id, body, since) VALUES (?, ?, ?, ?);
 
--- name: held_push
-SELECT body, since FROM held WHERE visitor = ? AND id = ?;
-
 -- name: unhold
-DELETE FROM held WHERE visitor = ? AND id = ? RETURNING length(body);
+DELETE FROM held WHERE seq = ?;
 
 -- name: unhold_visitor
 DELETE FROM held WHERE visitor = ? RETURNING length(body);
 
--- name: retire
-INSERT INTO visitors (id, at, retired) VALUES (?1, ?2, 1) ON CONFLICT (id) DO UPDATE SET retired = 1, at = ?2;
-
--- name: born
-INSERT INTO visitors (id, at, left) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO UPDATE SET left = ?3, at = ?2;
-
--- name: identified
-INSERT INTO visitors (id, at, identified) VALUES (?1, ?2, 1) ON CONFLICT (id) DO UPDATE SET identified = 1, left = NULL, at = ?2;
-
--- name: verify
-INSERT INTO lanes (key, verified) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET verified = 1;
+-- name: change_visitor
+-- ?3: retired; ?4: identified; ?5: lane key of the person whose log-out it was born of.
+INSERT INTO visitors (id, at, retired, identified, left) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET at = ?2,
+retired = retired OR ?3, identified = identified OR ?4, left = CASE WHEN ?5 IS NOT NULL THEN ?5 WHEN NOT ?4 THEN left END;
 
 -- name: end_alias
 DELETE FROM aliases WHERE key = ?;
@@ -228,10 +215,10 @@ INSERT INTO seen (id, at, shown, after) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO 
 INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
 
 -- name: not_offered
--- Anybody can ask for anything: once the table is full, only what it lists is counted on.
-INSERT INTO not_offered (setting, name, count, last) SELECT ?1, ?2, 1, ?3
-WHERE EXISTS (SELECT 1 FROM not_offered WHERE setting = ?1 AND name = ?2) OR (SELECT count(*) FROM not_offered) < 2 * ?4
-ON CONFLICT (setting, name) DO UPDATE SET count = count + 1, last = excluded.last;
+-- Anybody can ask for anything: once the table is full (?5 rows), only what it lists is counted on.
+INSERT INTO not_offered (setting, name, count, last) SELECT ?1, ?2, ?3, ?4
+WHERE EXISTS (SELECT 1 FROM not_offered WHERE setting = ?1 AND name = ?2) OR (SELECT count(*) FROM not_offered) < ?5
+ON CONFLICT (setting, name) DO UPDATE SET count = count + ?3, last = excluded.last;
 
 -- name: claimable
 SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
