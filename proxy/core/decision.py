@@ -218,9 +218,9 @@ class Reads(msgspec.Struct, frozen=True):
     `ids`: of its pushes; `keys`: of the lanes of the people it names; `visitors`: whom the browser may be.
     """
 
-    ids: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    visitors: tuple[str, ...] = ()
+    ids: Sequence[str] = ()
+    keys: Sequence[str] = ()
+    visitors: Sequence[str] = ()
 
 
 Decide = Callable[[Facts], Decision[T]]

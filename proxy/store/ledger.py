@@ -44,12 +44,13 @@ from proxy.core.decision import (
 )
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
-from proxy.store.rows import Ask, HeldRow, Known, LaneChange, PushRow, VisitorChange, Writes
+from proxy.store.rows import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
 
 HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
 _encode = msgspec.json.Encoder().encode
+_TRACK, _IDENTIFY = Kind.TRACK.value, Kind.IDENTIFY.value
 
 
 class Ledger:
@@ -67,6 +68,7 @@ class Ledger:
         # Facts as this group has changed them; each stands in front of what was read.
         self._seen: dict[str, Seen] = {}
         self._visitors: dict[str, VisitorFacts] = {}
+        self._visitors_read = known.visitors
         self._schedules: dict[str, float] = {}
 
     # --- facts
@@ -78,7 +80,7 @@ class Ledger:
         return known.get(push_id) or self._seen.get(push_id)
 
     def visitor(self, visitor_id: str) -> VisitorFacts:
-        return self._visitors.get(visitor_id) or self._visitor_read(visitor_id)
+        return self._visitors.get(visitor_id) or self._visitors_read.get(visitor_id) or self._visitor_read(visitor_id)
 
     def _visitor_read(self, visitor_id: str) -> VisitorFacts:
         known = self.known.visitors
@@ -180,13 +182,10 @@ class Ledger:
 
     def _enqueue(self, change: Enqueue) -> None:
         body = change.body
-        kind, increments = (Kind.TRACK, False) if isinstance(body, Track) else (Kind.IDENTIFY, body.increments)
-        self._gain(change.key, change.trust is Trust.VERIFIED, change.not_before)
-        self.writes.pushes.append(
-            PushRow(
-                change.key, change.id, change.address, change.trust, kind, _encode(body), self.known.now, increments
-            )
-        )
+        kind, increments = (_TRACK, 0) if isinstance(body, Track) else (_IDENTIFY, int(body.increments))
+        key, trust, since = change.key, change.trust, self.known.now
+        self._gain(key, trust is Trust.VERIFIED, change.not_before)
+        self.writes.pushes.append((key, change.id, change.address, int(trust), kind, _encode(body), since, increments))
         self.tallies["accepted"] += 1
 
     def _gain(self, key: str, verified: bool, not_before: float = 0.0) -> None:
@@ -215,8 +214,8 @@ class Ledger:
             if row is not None:
                 self._unhold(change.visitor, row)
                 self._gain(change.key, change.trust is Trust.VERIFIED)
-                at = (change.key, push_id, change.address, change.trust)
-                self.writes.pushes.append(PushRow(*at, Kind.TRACK, row.body, row.since, False))
+                at = (change.key, push_id, change.address, int(change.trust))
+                self.writes.pushes.append((*at, _TRACK, row.body, row.since, 0))
                 self.tallies["bound"] += 1
         for push_id, reason in change.refuse:
             row = held.pop(push_id, None)

@@ -151,24 +151,23 @@ class PushEndpoint:
 
 
 def _reads(request: Request, site_key: bytes) -> Reads:
-    """Returns what `judge` will mostly ask for: the ids, who the browser may be, and whom it names."""
+    """Returns what `judge` will mostly ask for: the ids, whom the pushes and the cookie name, and who the browser may be."""
     ids: list[str] = []
-    keys: list[str] = []
+    emails: list[str] = []
     for candidate in request.candidates:
         push, token = candidate.push, candidate.token
         if push.id is not None:
             ids.append(push.id)
         if isinstance(token, Vouched):
-            keys.append(lane_key(token.email))
+            emails.append(token.email)
         elif isinstance(push, Push) and isinstance(push.call, Identify) and push.call.email is not None:
-            keys.append(lane_key(push.call.email))
-    cookie = request.cookie
+            emails.append(push.call.email)
     visitors = [derived_visitor(request.session, site_key) if request.session else request.stranger]
-    if cookie is not None:
+    if (cookie := request.cookie) is not None:
         visitors.append(cookie.id)
         if cookie.email is not None:
-            keys.append(lane_key(cookie.email))
-    return Reads(tuple(ids), tuple(keys), tuple(visitors))
+            emails.append(cookie.email)
+    return Reads(ids, [lane_key(email) for email in emails], visitors)
 
 
 @lru_cache(maxsize=256)

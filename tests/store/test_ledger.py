@@ -165,7 +165,7 @@ def test_what_is_held_is_bound_whether_it_is_written_yet_or_not() -> None:
     assert ledger.held("v") == [HeldPush("old", TRACK, 5.0), HeldPush("new", TRACK, NOW)]
     assert ledger.visitor("v").holding == 2
     carry_out(ledger, Bind("v", KEY, KEY, Trust.VERIFIED, ("old", "new")))
-    assert [(row.id, row.since) for row in ledger.writes.pushes] == [("old", 5.0), ("new", NOW)]
+    assert [(row[1], row[6]) for row in ledger.writes.pushes] == [("old", 5.0), ("new", NOW)]
     assert (ledger.writes.unheld, ledger.writes.held["v"], ledger.visitor("v").holding) == ({7}, [], 0)
     assert (ledger.tallies["bound"], ledger.tallies[WAITING], ledger.tallies[HOLDING]) == (2, 2, -1)
     assert ledger.tallies[HELD_BYTES] < 0
@@ -194,7 +194,7 @@ def test_what_was_handed_over_to_be_written_is_known() -> None:
         Identified("v"),
     )
     writes = ledger.take_writes()
-    assert [row.id for row in writes.pushes] == ["i"]
+    assert [row[1] for row in writes.pushes] == ["i"]
     assert (ledger.alias(KEY), ledger.seen("i")) == (None, Seen("v", None, NOW))
     assert (ledger.visitor("v"), ledger.schedule(Schedule.TRACES)) == (VisitorFacts(identified=NOW, holding=1), 7.0)
     with pytest.raises(AssertionError, match=f"keys {KEY} was not read"):

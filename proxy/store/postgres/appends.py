@@ -274,11 +274,11 @@ def _lane_writes(writes: Writes, known: Known) -> list[Query]:
             "keys": list(keys),
             "ids": list(ids),
             "addresses": list(addresses),
-            "trusts": [int(trust) for trust in trusts],
-            "kinds": [str(kind) for kind in kinds],
+            "trusts": list(trusts),
+            "kinds": list(kinds),
             "bodies": list(bodies),
             "sinces": list(sinces),
-            "increments": list(increments),
+            "increments": [bool(each) for each in increments],
         }
         queries.append(("enqueue", columns))
     return queries

@@ -52,9 +52,8 @@ class Appends:
         """A transaction has begun, whose appends will ask for `reads`."""
         known = self._known
         known.seen.clear()
-        for names in (known.visitors, known.aliases, known.erased):
-            if len(names) > _REMEMBERED:
-                names.clear()  # all at once: simpler than the oldest first, and they are cheap to read again
+        if max(len(known.visitors), len(known.erased)) > _REMEMBERED:
+            self.forget()  # everything at once: simpler than the oldest first, and cheap to read again
         if reads:
             known.held_bytes = value(connection, "counter", HELD_BYTES) or 0
             self._read(wants_of(reads))
@@ -92,7 +91,7 @@ class Appends:
             self._read_seen(wants.ids)
         if wants.keys:
             self._read_people(wants.keys)
-        if visitors := wants.visitors - known.visitors.keys():
+        if visitors := wants.visitors.difference(known.visitors):
             for visitor, retired, identified, left, holding in self._rows("visitors", visitors):
                 known.visitors[visitor] = VisitorFacts(bool(retired), identified, left, holding)
         for visitor in wants.held:
@@ -112,11 +111,11 @@ class Appends:
         for key, lane, verified, waiting in self._rows("lanes", keys):
             self._lane_ids[key] = lane
             known.lanes[key] = LaneFacts(bool(verified), waiting)
-        if new := keys - known.aliases.keys():
+        if new := keys.difference(known.erased):
             known.aliases.update(dict.fromkeys(new))
             known.aliases.update((key, Alias(address, at)) for key, address, at in self._rows("aliases", new))
-        for key in keys - known.erased.keys():
-            known.erased[key] = value(self._connection, "tombstone", tombstone(key, known.site_key))
+            for key in new:
+                known.erased[key] = value(self._connection, "tombstone", tombstone(key, known.site_key))
 
     def _rows(self, query: str, names: set[str]) -> Iterable[Any]:
         return self._connection.execute(SQL[query], (_encode(list(names)).decode(),))
@@ -156,7 +155,8 @@ class Appends:
         connection, ids = self._connection, self._lane_ids
         old: list[tuple[Any, ...]] = []
         for key, change in writes.lanes.items():
-            row = (change.gained, now + change.delay, change.put_off, change.vouched, change.verify, now)
+            flags = (int(change.put_off), int(change.vouched), int(change.verify))  # a bool is bound far more slowly
+            row = (change.gained, now + change.delay, *flags, now)
             if (lane := ids.get(key)) is not None:
                 old.append((*row, lane))
             else:
