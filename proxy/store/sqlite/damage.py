@@ -1,6 +1,6 @@
-"""What a failure of SQLite means and what is done about it: one table; and how a broken file is known and set aside.
+"""Says what a failure of SQLite means, in one table; finds damage in a file, and sets a damaged one aside.
 
-Nothing is mended and nothing is thrown away here: a damaged file keeps its content, under a dated name, for whoever wants to look.
+Repairs nothing and deletes nothing: a damaged file keeps its content, under a dated name, for anybody who wants to look.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from enum import Enum
 from glob import escape
 from pathlib import Path
 
-GIVE_UP_TRIES = 5  # openings after a failure, with nothing written in between …
-GIVE_UP_SECONDS = 60.0  # … in so many seconds: this process cannot help itself
 CHECKED_BYTES = 1 << 30  # a larger file is not checked: that would take longer than visitors wait
 _WAL_MAGIC = (0x377F0682, 0x377F0683)
 _WAL_HEADER, _FRAME_HEADER = 32, 24
 
 
 class Damaged(Exception):
-    """The file is ours, and it cannot be trusted. The message says what was found."""
+    """The file is ours and cannot be trusted. The message says what was found."""
 
 
 class FileMoved(Exception):
@@ -50,21 +48,16 @@ _REMEDIES = {
 
 
 def remedy_for(error: Exception) -> Remedy:
-    """What is not in the table is a defect, or one statement's own trouble."""
+    """Returns FAIL for what is not in the table: a defect, or one statement's own trouble."""
     if isinstance(error, FileMoved):
         return Remedy.REOPEN
     return _REMEDIES.get(primary_code(error), Remedy.FAIL)
 
 
 def primary_code(error: Exception) -> int:
-    """SQLite's result code without its extension; 0 for an error that is not SQLite's."""
+    """Returns SQLite's result code without its extension; 0 for an error that is not SQLite's."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
-
-
-def gives_up(tries: Sequence[float], now: float) -> bool:
-    """Whether to end the process. `tries`: when the file was opened again since something was last written to it."""
-    return sum(now - at < GIVE_UP_SECONDS for at in tries) >= GIVE_UP_TRIES
 
 
 # --- Looking for damage
@@ -89,9 +82,9 @@ def _number(connection: sqlite3.Connection, name: str) -> int:
 
 
 def unreadable_commits(wal: Path, readable_frames: int) -> int:
-    """How many commits of this log stand behind the frames that SQLite could read.
+    """Returns the number of commits in this log behind the frames that SQLite could read.
 
-    One is what a crash leaves: the transaction that was being written, which nobody was told of. Each commit is synced before the next
+    A crash leaves one: the transaction that was being written, which was not acknowledged. Each commit is synced before the next
     begins, so two or more mean damage, and that acknowledged pushes are lost. See sqlite.org/fileformat2.html, "The Write-Ahead Log".
     """
     try:
@@ -132,7 +125,7 @@ def _is_sound_header(header: bytes) -> bool:
 
 
 def set_aside(path: Path, parts: Sequence[str] = ("", "-wal", "-shm")) -> Path:
-    """Renames the file with its -wal and -shm, as far as they are there; returns the new path of the file. Raises OSError."""
+    """Renames the file and those of its -wal and -shm that exist; returns the new path of the file. Raises OSError."""
     aside = _dated(path)
     for suffix in parts:
         source = path.with_name(path.name + suffix)
@@ -155,13 +148,13 @@ def keep_copy_of_wal(path: Path) -> Path:
 
 
 def stores_set_aside(path: Path) -> tuple[str, ...]:
-    """The names of what was set aside beside this store and is still there."""
+    """Returns the names of the stores that were set aside beside this one and are still there."""
     names = (found.name for found in path.parent.glob(f"{escape(path.name)}.corrupt-*"))
     return tuple(sorted({name.removesuffix("-wal").removesuffix("-shm") for name in names}))
 
 
 def _dated(path: Path) -> Path:
-    """A name that is not taken: scq.db.corrupt-20261121T031500Z."""
+    """Returns a path that is not taken: scq.db.corrupt-20261121T031500Z."""
     stamp = f"{path.name}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     taken, number, name = stores_set_aside(path), 1, stamp
     while name in taken:

@@ -40,7 +40,7 @@ from proxy.store.sqlite.reads import (
 )
 from proxy.store.sqlite.sweep import Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
-from proxy.store.sqlite.writer import SqliteThread
+from proxy.store.sqlite.writer import Hooks, Writer
 
 _VACUUM_PAUSE_SECONDS = 0.02
 
@@ -63,14 +63,13 @@ class SqliteOutbox:
         self._ready = asyncio.Event()
         self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
         self._loop = asyncio.get_running_loop()
-        self._thread = SqliteThread(
-            file,
-            self._upkeep,
+        hooks = Hooks(
             opened=self._opened,
             begun=self._appends.begin,
             before_commit=self._before_commit,
             rolled_back=self._rolled_back,
         )
+        self._thread = Writer(file, self._upkeep, hooks)
 
     async def open(self) -> None:
         await self._thread.open()
@@ -176,7 +175,7 @@ class SqliteOutbox:
 
     # --- on the thread
 
-    def _opened(self, connection: sqlite3.Connection, first: bool) -> None:
+    def _opened(self, connection: sqlite3.Connection, *, first: bool) -> None:
         self.site_key = self._file.site_key
         self._appends.use(connection, self.site_key)
         if not first:

@@ -1,7 +1,7 @@
-"""What an SQLite store needs besides transactions: checkpoints, room on the disk, pages given back; and the numbers about them.
+"""Keeps an SQLite store in order besides transactions: checkpoints, disk space, free pages given back; and the numbers about them.
 
-Checkpoints are made here and not by SQLite, so that they come after the answers and that somebody notices when they do not get on. Nothing here
-starts a thread: whoever writes to the file calls in between.
+Checkpoints are made here and not by SQLite, so that they come after the answers and that a checkpoint held up is noticed. Starts no thread:
+the one that writes to the file calls between transactions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from proxy.errors import StoreUnavailable
 from proxy.store.records import Health
 from proxy.store.sqlite.damage import stores_set_aside
@@ -28,97 +30,138 @@ ALARM_FRAMES = 8_000  # pages (32 MB) that a checkpoint could not move: somethin
 LARGE_LOG_BYTES = 64 << 20  # a log that grew larger, in a burst, is cut when there is nothing else to do
 SPARE_PAGES = 2_048  # free pages that stay in the file for what comes next
 VACUUM_PAGES = 64  # given back at a time: a transaction must not get long
+_TICK_SECONDS = 1.0  # between rounds; also without a write, until the store counts as quiet
 _SPACE_CHECK_SECONDS = 1.0
 _FRAMES_AT, _MOVED_AT = 16, 96  # in the log's index, see sqlite.org/walformat.html: mxFrame, nBackfill
 
 log = logging.getLogger("proxy.store")
 
 
-class Upkeep:
-    """`min_free_bytes`: disk space that ingest leaves alone. Numbers are written by the store's thread and read by any."""
+class Space:
+    """The disk space above the floor that ingest leaves alone, looked up once a second. Any thread may ask."""
 
     def __init__(self, path: Path, *, min_free_bytes: int) -> None:
-        self.path = path
-        self.commits, self.jobs, self.commit_seconds = 0, 0, 0.0
-        self.failed_commits, self.reopened = 0, 0
+        self._path = path
         self._min_free_bytes = min_free_bytes
         self._headroom_bytes: int | None = None
-        self._space_checked = float("-inf")
-        self._index: int | None = None
-        self._index_head: mmap.mmap | None = None
-        self._frames = 0
-        self._next_checkpoint = CHECKPOINT_FRAMES
-        self._alarmed = False
-        self._cut_due = False
+        self._checked = float("-inf")
 
-    # --- space
-
-    def require_space(self, *, at_once: bool = False) -> None:
-        """Ingest stops while the disk still has room, because a full disk cannot even delete."""
-        if self._is_short(at_once):
-            raise StoreUnavailable(
-                "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB.", retry_after=30
-            )
-
-    def _is_short(self, at_once: bool = False) -> bool:
-        headroom = self._headroom(at_once)
-        return headroom is not None and headroom < 0
-
-    def _headroom(self, at_once: bool = False) -> int | None:
-        """Bytes above the floor; None if nobody can tell, because the place is gone: writing will show."""
+    def headroom_bytes(self, *, at_once: bool = False) -> int | None:
+        """Returns None if the place is gone and nobody can tell: writing will show."""
         now = time.monotonic()
-        if at_once or now - self._space_checked > _SPACE_CHECK_SECONDS:
-            self._space_checked = now
+        if at_once or now - self._checked > _SPACE_CHECK_SECONDS:
+            self._checked = now
             try:
-                self._headroom_bytes = _free_bytes(self.path) - self._min_free_bytes
+                self._headroom_bytes = _free_bytes(self._path) - self._min_free_bytes
             except OSError:
                 self._headroom_bytes = None
         return self._headroom_bytes
 
+    def is_short(self) -> bool:
+        return (self.headroom_bytes() or 0) < 0
+
+
+class LogIndex:
+    """Reads the head of the log's index, where SQLite counts frames: asking by a statement would make a checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path.with_name(path.name + "-shm"), os.O_RDONLY | os.O_CLOEXEC)
+        # Mapped, as SQLite itself does: a call to read it would hand the interpreter to the other thread at every commit.
+        self._head = mmap.mmap(self._descriptor, _MOVED_AT + 4, prot=mmap.PROT_READ)
+
+    def frames(self) -> int:
+        """Returns the number of frames that are not in the file yet."""
+        head = self._head[:]
+        return max(0, _word(head, _FRAMES_AT) - _word(head, _MOVED_AT))
+
+    def close(self) -> None:
+        """Only after the file was closed: closing any descriptor of a file drops the locks that SQLite has on it."""
+        self._head.close()
+        os.close(self._descriptor)
+
+
+class Counts(msgspec.Struct):
+    """What is counted since the store was opened; see `Health`. Written by the store's thread, read by any."""
+
+    commits: int = 0
+    jobs: int = 0
+    commit_seconds: float = 0.0
+    failed_commits: int = 0
+    reopened: int = 0
+
+
+class Upkeep:
+    """`min_free_bytes`: disk space that ingest leaves alone."""
+
+    def __init__(self, path: Path, *, min_free_bytes: int) -> None:
+        self.path = path
+        self.counts = Counts()
+        self._space = Space(path, min_free_bytes=min_free_bytes)
+        self._index: LogIndex | None = None
+        self._frames = 0
+        self._next_checkpoint = CHECKPOINT_FRAMES
+        self._alarmed = False
+        self._cut_due = False
+        self._written = self._ticked = float("-inf")  # when something was last written, and the last round made
+
+    # --- on any thread
+
+    def require_space(self, *, at_once: bool = False) -> None:
+        """Raises `StoreUnavailable` while the disk still has room, because a full disk cannot even delete."""
+        headroom = self._space.headroom_bytes(at_once=at_once)
+        if headroom is not None and headroom < 0:
+            raise StoreUnavailable(
+                "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB.", retry_after=30
+            )
+
     def cut_log_soon(self) -> None:
-        """After an erasure: what it removed from the file still stands in the log."""
+        """Called after an erasure: what it removed from the file still stands in the log."""
         self._cut_due = True
 
     # --- on the store's thread
 
     def attach(self) -> None:
-        """After the file was opened."""
-        self._index = os.open(self.path.with_name(self.path.name + "-shm"), os.O_RDONLY | os.O_CLOEXEC)
-        # Mapped, as SQLite itself does: a call to read it would hand the interpreter to the other thread at every commit.
-        self._index_head = mmap.mmap(self._index, _MOVED_AT + 4, prot=mmap.PROT_READ)
+        """Called after the file was opened."""
+        self._index = LogIndex(self.path)
         self._next_checkpoint = CHECKPOINT_FRAMES
 
     def detach(self) -> None:
-        """After the file was closed, and not before: closing any descriptor of a file drops the locks that SQLite has on it."""
-        if self._index_head is not None:
-            self._index_head.close()
-            self._index_head = None
+        """Called after the file was closed."""
         if self._index is not None:
-            os.close(self._index)
+            self._index.close()
             self._index = None
 
-    def committed(self, jobs: int, seconds: float) -> None:
-        self.commits += 1
-        self.jobs += jobs
-        self.commit_seconds += seconds
+    def committed(self, jobs: int, started: float) -> None:
+        """Notes a transaction that wrote something, and began at `started` on the monotonic clock."""
+        self._written = now = time.monotonic()
+        self.counts.commits += 1
+        self.counts.jobs += jobs
+        self.counts.commit_seconds += now - started
 
-    def after_commit(self, connection: sqlite3.Connection) -> None:
+    def after_commit(self, connection: sqlite3.Connection, *, urgent: bool = False) -> None:
+        """Makes a checkpoint if the log has grown, or if it is urgent."""
         self._count_frames()
-        if self._frames >= self._next_checkpoint:
+        if urgent or self._frames >= self._next_checkpoint:
             self.checkpoint(connection)
 
-    def tick(self, connection: sqlite3.Connection, *, quiet: bool) -> None:
-        """From time to time: what was put off, if it is quiet, and all that makes room, if the disk is nearly full."""
+    def is_due(self) -> bool:
+        """Returns whether it is time for a `tick`."""
+        return time.monotonic() - self._ticked >= _TICK_SECONDS
+
+    def tick(self, connection: sqlite3.Connection) -> None:
+        """Does what was put off, if nothing was written for a while, and all that makes room, if the disk is nearly full."""
+        self._ticked = now = time.monotonic()
+        quiet = now - self._written >= _TICK_SECONDS
         self._count_frames()
-        short = self._is_short()
+        short = self._space.is_short()
         if short and pragma(connection, "freelist_count"):
             connection.executescript(f"PRAGMA incremental_vacuum({SPARE_PAGES})")
         if self._frames and not self._cut_due and (quiet or short):
             self.checkpoint(connection)
         elif self._cut_due:
             self._cut_log(connection)
-            self._cut_due = bool(_size(self.path.with_name(self.path.name + "-wal")))
-        elif quiet and _size(self.path.with_name(self.path.name + "-wal")) > (0 if short else LARGE_LOG_BYTES):
+            self._cut_due = bool(_size(self._log_path()))
+        elif quiet and _size(self._log_path()) > (0 if short else LARGE_LOG_BYTES):
             self._cut_log(connection)
 
     def checkpoint(self, connection: sqlite3.Connection) -> None:
@@ -142,29 +185,26 @@ class Upkeep:
             connection.execute("PRAGMA busy_timeout=5000")
 
     def _count_frames(self) -> None:
-        """From the head of the log's index, where SQLite keeps it: asking by a statement would make a checkpoint."""
-        if self._index_head is not None:
-            head = self._index_head[:]
-            self._frames = max(0, _word(head, _FRAMES_AT) - _word(head, _MOVED_AT))
+        if self._index is not None:
+            self._frames = self._index.frames()
+
+    def _log_path(self) -> Path:
+        return self.path.with_name(self.path.name + "-wal")
 
     # --- for people
 
     def health(self) -> Health:
         aside = stores_set_aside(self.path)
         return Health(
-            self.commits,
-            self.jobs,
-            self.commit_seconds,
-            self.failed_commits,
-            self.reopened,
-            self._frames,
-            self._headroom(),
-            len(aside),
-            tuple(self._problems(aside)),
+            **msgspec.structs.asdict(self.counts),
+            log_frames=self._frames,
+            headroom_bytes=self._space.headroom_bytes(),
+            set_aside=len(aside),
+            problems=tuple(self._problems(aside)),
         )
 
     def _problems(self, aside: Iterable[str]) -> Iterable[str]:
-        if self._is_short():
+        if self._space.is_short():
             yield "The disk is nearly full, and pushes are refused: free some space, or lower SCQ_MIN_FREE_MB."
         if self._alarmed:
             yield _held_up(self._frames)
@@ -176,7 +216,7 @@ class Upkeep:
 
 
 def vacuum_step(connection: sqlite3.Connection) -> bool:
-    """Gives some of the file's free pages back to the disk; whether there are more to give."""
+    """Gives some of the file's free pages back to the disk; returns whether there are more to give."""
     free = int(pragma(connection, "freelist_count"))
     for _ in range(min(free - SPARE_PAGES, VACUUM_PAGES)):
         connection.execute("PRAGMA incremental_vacuum(1)")  # sqlite3 steps such a statement once, which is one page
@@ -185,7 +225,7 @@ def vacuum_step(connection: sqlite3.Connection) -> bool:
 
 
 def place_facts(path: Path) -> Mapping[str, str]:
-    """What is known of the place where the store is; blocks for some syncs."""
+    """Returns what is known of the place where the store is; blocks for some syncs."""
     seconds = _sync_seconds(path.parent)
     return {
         "file": str(path),
@@ -196,7 +236,7 @@ def place_facts(path: Path) -> Mapping[str, str]:
 
 
 def _sync_seconds(directory: Path) -> float | None:
-    """How long the disk takes to make a page durable: the median of a few."""
+    """Returns how long the disk takes to make a page durable: the median of a few. None if it takes no more."""
     taken = []
     with suppress(OSError), tempfile.TemporaryFile(dir=directory, buffering=0) as file:
         for _ in range(5):

@@ -30,7 +30,7 @@ from proxy.core.visitors import Trust
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
 from proxy.store.records import DeadFilter, Fate, Health, Settled, Settlement
-from proxy.store.sqlite.damage import GIVE_UP_TRIES, Remedy, gives_up, remedy_for, unreadable_commits
+from proxy.store.sqlite.damage import Remedy, remedy_for, unreadable_commits
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from proxy.store.sqlite.upkeep import ALARM_FRAMES, CHECKPOINT_FRAMES, LARGE_LOG_BYTES, SPARE_PAGES, Upkeep
 from tests.support.live import eventually, serving
@@ -166,12 +166,6 @@ def test_each_failure_has_its_remedy() -> None:
     assert remedy_for(failed(sqlite3.SQLITE_NOTADB)) is Remedy.SUSPECT
     assert remedy_for(failed(sqlite3.SQLITE_CONSTRAINT_UNIQUE)) is Remedy.FAIL
     assert remedy_for(ValueError()) is Remedy.FAIL
-
-
-def test_it_gives_up_after_some_tries_in_a_minute_and_not_after_as_many_in_an_hour() -> None:
-    assert gives_up([100.0] * GIVE_UP_TRIES, 100.0)
-    assert not gives_up([100.0] * (GIVE_UP_TRIES - 1), 100.0)
-    assert not gives_up([100.0 * number for number in range(GIVE_UP_TRIES)], 100.0 * GIVE_UP_TRIES)
 
 
 # --- Checkpoints and room
