@@ -1,4 +1,4 @@
-"""Two ways to wait that asyncio has not: for an event with a limit, and for work that is finished though the caller is cancelled."""
+"""Waits for an event with a timeout, and finishes work although its caller is cancelled: two things that asyncio lacks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger("proxy.tasks")
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, but not longer."""
+    """Returns when the event is set or the seconds are over, whichever comes first."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
 
 
 async def unbroken(work: Coroutine[Any, Any, T], name: str) -> T:
-    """Run to the end even if the caller is cancelled meanwhile."""
+    """Runs `work` in a task called `name`, and returns its result. If the caller is cancelled, the work still has _CLEANUP_SECONDS to end."""
     task = asyncio.create_task(work, name=name)
     try:
         return await asyncio.shield(task)

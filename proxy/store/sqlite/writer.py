@@ -109,7 +109,7 @@ class Writer:
     def _work(self, opened: asyncio.Future[None]) -> None:
         try:
             self._connect()
-        except BaseException as error:
+        except BaseException as error:  # `open` raises it to its caller
             self._recovery = self._recovery.closed()
             self._answer([(opened, None, error)])
             return
