@@ -50,6 +50,8 @@ class Event(Enum):
     CLOSED = "the store is closed, or could not be opened at all"
 
 
+_OPEN = State.OPEN  # `wrote` runs in every transaction, and Python 3.11 finds a member of an enumeration slowly
+
 _WHILE_OPEN = {
     Event.WROTE: State.OPEN,
     Event.FAILED: State.FAILING,
@@ -104,8 +106,8 @@ class Recovery(msgspec.Struct, frozen=True):
         return self._after(Event.REFUSED, obstacle=obstacle)
 
     def wrote(self) -> Recovery:
-        if self.state is State.OPEN and not self.tries:
-            return self  # nothing to forget: this runs in every transaction
+        if self.state is _OPEN and not self.tries:
+            return self  # there is nothing to forget
         return self._after(Event.WROTE, failures=0, tries=())
 
     def transaction_failed(self, error: Exception) -> Recovery:

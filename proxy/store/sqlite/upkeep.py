@@ -32,7 +32,7 @@ SPARE_PAGES = 2_048  # free pages that stay in the file for what comes next
 VACUUM_PAGES = 64  # given back at a time: a transaction must not get long
 _TICK_SECONDS = 1.0  # between rounds; also without a write, until the store counts as quiet
 _SPACE_CHECK_SECONDS = 1.0
-_FRAMES_AT, _MOVED_AT = 16, 96  # in the log's index, see sqlite.org/walformat.html: mxFrame, nBackfill
+_HEAD = struct.Struct("=16xI76xI")  # of the log's index: mxFrame and nBackfill, see sqlite.org/walformat.html
 
 log = logging.getLogger("proxy.store")
 
@@ -67,12 +67,13 @@ class LogIndex:
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path.with_name(path.name + "-shm"), os.O_RDONLY | os.O_CLOEXEC)
         # Mapped, as SQLite itself does: a call to read it would hand the interpreter to the other thread at every commit.
-        self._head = mmap.mmap(self._descriptor, _MOVED_AT + 4, prot=mmap.PROT_READ)
+        self._head = mmap.mmap(self._descriptor, _HEAD.size, prot=mmap.PROT_READ)
 
     def frames(self) -> int:
         """Returns the number of frames that are not in the file yet."""
-        head = self._head[:]
-        return max(0, _word(head, _FRAMES_AT) - _word(head, _MOVED_AT))
+        written, moved = _HEAD.unpack_from(self._head)
+        left: int = written - moved
+        return max(0, left)
 
     def close(self) -> None:
         """Only after the file was closed: closing any descriptor of a file drops the locks that SQLite has on it."""
@@ -134,13 +135,15 @@ class Upkeep:
     def committed(self, jobs: int, started: float) -> None:
         """Notes a transaction that wrote something, and began at `started` on the monotonic clock."""
         self._written = now = time.monotonic()
-        self.counts.commits += 1
-        self.counts.jobs += jobs
-        self.counts.commit_seconds += now - started
+        counts = self.counts
+        counts.commits += 1
+        counts.jobs += jobs
+        counts.commit_seconds += now - started
 
     def after_commit(self, connection: sqlite3.Connection, *, urgent: bool = False) -> None:
         """Makes a checkpoint if the log has grown, or if it is urgent."""
-        self._count_frames()
+        if self._index is not None:
+            self._frames = self._index.frames()
         if urgent or self._frames >= self._next_checkpoint:
             self.checkpoint(connection)
 
@@ -149,10 +152,12 @@ class Upkeep:
         return time.monotonic() - self._ticked >= _TICK_SECONDS
 
     def tick(self, connection: sqlite3.Connection) -> None:
-        """Does what was put off, if nothing was written for a while, and all that makes room, if the disk is nearly full."""
+        """Does what was put off, if nothing was written for a while, and all that makes room, if the disk is nearly full.
+
+        Called after `after_commit`, which counts the frames.
+        """
         self._ticked = now = time.monotonic()
         quiet = now - self._written >= _TICK_SECONDS
-        self._count_frames()
         short = self._space.is_short()
         if short and pragma(connection, "freelist_count"):
             connection.executescript(f"PRAGMA incremental_vacuum({SPARE_PAGES})")
@@ -183,10 +188,6 @@ class Upkeep:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
             connection.execute("PRAGMA busy_timeout=5000")
-
-    def _count_frames(self) -> None:
-        if self._index is not None:
-            self._frames = self._index.frames()
 
     def _log_path(self) -> Path:
         return self.path.with_name(self.path.name + "-wal")
@@ -264,8 +265,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _word(head: bytes, offset: int) -> int:
-    word: int = struct.unpack_from("=I", head, offset)[0]
-    return word

@@ -35,7 +35,7 @@ MAX_QUEUE = 20_000  # jobs that wait: beyond that the disk does not keep up, and
 _RETRY_AFTER = 5
 _IDLE_SECONDS = 1.0  # without a job, until upkeep has its turn
 
-_REOPENING = State.REOPENING  # `submit` runs for every push, and a name of this module is found faster
+_REOPENING = State.REOPENING  # `submit` runs for every push, and Python 3.11 finds a member of an enumeration slowly
 
 log = logging.getLogger("proxy.store")
 
@@ -130,7 +130,7 @@ class Writer:
             self._answer([(self._closed, None, None)])
 
     def _serve(self, jobs: list[Job]) -> None:
-        if self._recovery.state is State.BROKEN:
+        if self._connection is None and self._recovery.state is State.BROKEN:
             self._reopen()
         while jobs:
             jobs = self._transaction(jobs)
