@@ -28,7 +28,7 @@ from proxy.core.exchange import Limits
 from proxy.core.policy import Policy
 from proxy.core.server_calls import OPERATIONS
 from proxy.core.tokens import TokenCodec
-from proxy.delivery.forwarder import Delivery
+from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
 from proxy.errors import ConfigError, RequestError, StoreError, describe
 from proxy.ops.control import Control
@@ -127,7 +127,7 @@ class Service:
         await control.start()
         return control
 
-    async def _supervise(self, delivery: Delivery) -> None:
+    async def _supervise(self, delivery: Forwarder) -> None:
         """A forwarder that dies is restarted, with back-off; ingest goes on meanwhile."""
         failures = 0
         while not self._stopping:
@@ -154,9 +154,9 @@ class Service:
                 log.error("The sweep failed and is tried again: %s", describe(error))
             await asyncio.sleep(SWEEP_SECONDS)
 
-    def _new_delivery(self) -> Delivery:
+    def _new_delivery(self) -> Forwarder:
         settings = self.settings
-        return Delivery(
+        return Forwarder(
             self.outbox,
             _upstream(settings),
             concurrency=settings.upstream_concurrency,

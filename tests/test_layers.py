@@ -33,7 +33,7 @@ IO_CALLS = {"exists", "is_dir", "is_file", "iterdir", "open", "read_bytes", "rea
 IO_CALLS |= {"write_text", "glob", "rglob", "mkdir", "unlink", "touch", "now", "today", "utcnow", "uuid1", "uuid4"}
 
 LINES_IN_ONE_SITTING = 450
-LONGER = {"sandbox.api", "delivery.forwarder"}
+LONGER = {"sandbox.api"}
 
 
 def name_of(path: Path) -> str:

@@ -112,14 +112,14 @@ RULES: Mapping[Verdict, _Rule] = {
 }
 
 
-class GiveUp(msgspec.Struct, frozen=True):
+class GiveUp(msgspec.Struct, frozen=True, kw_only=True):
     """A push is given up only when both are reached."""
 
     max_attempts: int
     max_age_seconds: float
 
 
-class Tried(msgspec.Struct, frozen=True):
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """The push that was sent. `attempts`: counted before this try; `age_seconds`: since it was acknowledged.
 
     `pressed`: it was only asserted, what was vouched for waits behind it, and SendX answers others.

@@ -1,7 +1,7 @@
-"""What SendX's answers say about the account as a whole, and what that allows: the memory of `delivery` between two requests.
+"""Remembers, between two requests, what SendX's answers say about the account as a whole and what that allows.
 
-It holds the one gate, the limit on concurrency and the counts, puts every answer through the pure rules of `gate` and `retry`,
-and says in the log when sending stops or goes on. It sends, claims, settles and stores nothing.
+Holds the one gate with its probe, the limit on concurrency and the counts. Puts every answer through the pure rules of `core.gate` and
+`core.retry`, and logs when sending stops or resumes. Never sends, claims, settles or stores anything.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
@@ -18,7 +19,8 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.gate import Closure, Concurrency, Gate, Halt, Permit
 from proxy.core.retry import GiveUp, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.core.visitors import Trust
-from proxy.delivery.sendx import Reply
+from proxy.delivery.probe import Probe, Stage
+from proxy.delivery.sendx import Reply, Upstream
 from proxy.store.records import Fate, Lease, Settled, Waiting
 
 ADVICE: Mapping[Halt, str] = {
@@ -30,11 +32,11 @@ ADVICE: Mapping[Halt, str] = {
 log = logging.getLogger("proxy.delivery")
 
 
-class DeliveryState(msgspec.Struct, frozen=True):
+class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
     """What the forwarder is doing, for status and metrics. Counts are since this process started; times are Unix seconds.
 
     `until`: the next probe, while the gate is not open. `requests`: answers by verdict; `latency_seconds`: their sum.
-    `lost_leases`: settlements that came too late. `store_failures`: calls that found the store not available.
+    `lost_leases`: settlements that came too late. `store_failures`: calls that found the store unavailable.
     """
 
     running: bool
@@ -54,120 +56,153 @@ class DeliveryState(msgspec.Struct, frozen=True):
     last_error_at: float | None
 
 
-class Account:
-    """`concurrency`: requests at the same time, at most. `clock` gives Unix seconds.
+@dataclass(slots=True)
+class Tally:
+    """Counts since this process started, for `DeliveryState` alone: nothing is decided by them."""
 
+    requests: Counter[Verdict] = field(default_factory=Counter)
+    settled: Counter[Fate] = field(default_factory=Counter)
+    latency_seconds: float = 0.0
+    last_error: tuple[str, float] | None = None
+    in_flight: int = 0
+    lost_leases: int = 0
+    store_failures: int = 0
+
+    def note(self, answer: Reply, now: float) -> None:
+        self.requests[answer.verdict] += 1
+        self.latency_seconds += answer.latency_seconds
+        if answer.verdict is not Verdict.DELIVERED:
+            self.last_error = answer.detail, now
+
+    def count(self, results: Iterable[Settled]) -> None:
+        self.settled.update(result.fate for result in results)
+
+
+class Account:
+    """One account at SendX, as this sender knows it. `clock` gives Unix seconds.
+
+    `concurrency`: the most requests at the same time. `upstream`: where requests go, and with which key. `probe`: this sender's own.
     `shared`: what shuts the gate as far as the outbox is known to say so.
     """
 
     def __init__(
         self,
+        upstream: Upstream,
         *,
         concurrency: int,
         limits: GiveUp,
         clock: Callable[[], float],
         rng: random.Random | None,
     ) -> None:
+        self.upstream = upstream
         self._limits = limits
         self._clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self.gate = Gate()
+        self.probe = Probe()
         self.shared: Closure | None = None
         self._concurrency = Concurrency.up_to(concurrency)
-        self._requests: Counter[Verdict] = Counter()
-        self._settled: Counter[Fate] = Counter()
-        self._latency_seconds = 0.0
-        self._last_error: tuple[str, float] | None = None
-        self.lost_leases = 0
-        self.store_failures = 0
+        self.tally = Tally()
 
-    def room(self, busy: int, *, probing: bool) -> int:
-        """How many lanes may be claimed now, `busy` being out already. `probing`: one of them is a probe."""
-        admission = self.gate.admits(self._clock())
-        if admission is Permit.ALL:
+    def room(self, busy: int) -> int:
+        """Returns how many lanes may be claimed now, `busy` being out already."""
+        permit = self.gate.admits(self._clock())
+        if permit is Permit.ALL:
             return max(0, self._concurrency.limit - busy)
-        return min(1, self._concurrency.maximum - busy) if admission is Permit.PROBE and not probing else 0
+        return min(1, self._concurrency.maximum - busy) if permit is Permit.PROBE and not self.probe.busy else 0
 
     def admits_all(self) -> bool:
         return self.gate.admits(self._clock()) is Permit.ALL
 
+    def admits(self, lease: Lease) -> bool:
+        """Returns whether the gate lets the next request under this lease pass."""
+        return self.probe.passes(lease) or self.admits_all()
+
+    def seconds_to_probe(self, most: float) -> float:
+        """Returns how long to wait while the gate is shut; `most` while a probe is out."""
+        if self.gate.until is None or self.probe.busy:
+            return most
+        return min(max(self.gate.until - self._clock(), 0.0), most)
+
+    def has_news(self) -> bool:
+        """Returns whether the outbox has to be told of the gate, or of the end of a probe."""
+        return self.shared != self.gate.closure or self.probe.stage is Stage.OVER
+
     def adopt(self, closure: Closure | None) -> None:
-        """The gate as the outbox has it."""
+        """Takes over the gate as the outbox has it."""
         before, self.shared = self.gate, closure
         if closure != before.closure:
             self.gate = before.moved(closure).within_reason(self._clock())
             _log_change(before, self.gate, self._clock())
 
-    def probe_now(self) -> None:
-        """While sending is halted: what halted it may be mended."""
+    def use(self, upstream: Upstream) -> None:
+        """Sends there from the next request on. A halt is worth a probe at once: what caused it may have been fixed."""
+        self.upstream = upstream
         closure = self.gate.closure
         if closure is not None and closure.halted is not None:
             self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self._clock()))
 
-    def seconds_to_probe(self, most: float) -> float:
-        """How long to wait while the gate is shut and no probe is out."""
-        return most if self.gate.until is None else min(max(self.gate.until - self._clock(), 0.0), most)
-
-    def observe(self, answer: Reply, *, lane: int, probe: bool) -> None:
-        """Take in one answer. `probe`: its request was let through a shut gate."""
+    def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease) -> None:
+        """Takes in one answer, unless it is about a key that is no longer in use."""
+        if upstream is not self.upstream:
+            return
         now = self._clock()
-        self._requests[answer.verdict] += 1
-        self._latency_seconds += answer.latency_seconds
+        self.tally.note(answer, now)
         if answer.verdict is Verdict.DELIVERED:
             self._concurrency = self._concurrency.after_success()
-        else:
-            self._last_error = answer.detail, now
         if answer.verdict is Verdict.THROTTLED or answer.timed_out:
             self._concurrency = self._concurrency.after_overload(now)
         before = self.gate
         self.gate = before.after(
             answer.verdict,
-            lane=lane,
-            probe=probe,
+            lane=lease.lane,
+            probe=self.probe.passes(lease),
             now=now,
             uniform=self._rng.random(),
             retry_after=answer.retry_after_seconds,
         )
+        self.probe = self.probe.answered(lease)
         _log_change(before, self.gate, now)
 
     def step(self, verdict: Verdict, push: Waiting, *, lease: Lease, retry_at: float) -> Step:
-        """What becomes of a push after an answer that was observed."""
-        lane = lease.lane
-        introduced = isinstance(push.body, Track) and push.trust is Trust.VERIFIED
-        pressed = lease.pressed and push.trust is Trust.ASSERTED and self.gate.closure is None
-        tried = Tried(increments(push.body), push.attempts, self._clock() - push.since, introduced, pressed)
+        """Returns what becomes of a push after an answer that was observed."""
+        tried = Tried(
+            increments=increments(push.body),
+            attempts=push.attempts,
+            age_seconds=self._clock() - push.since,
+            introduced=isinstance(push.body, Track) and push.trust is Trust.VERIFIED,
+            pressed=lease.pressed and push.trust is Trust.ASSERTED and self.gate.closure is None,
+        )
         return next_step(
             verdict,
             tried,
             limits=self._limits,
             retry_at=retry_at,
             halted=self.gate.halted is not None,
-            lone_refusals=self.gate.lone_refusals(lane),
+            lone_refusals=self.gate.lone_refusals(lease.lane),
         )
 
     def retry_at(self, failures: int, retry_after: float | None = None) -> float:
-        """When a lane may be tried again (Unix seconds), `failures` being those in a row before this one."""
+        """Returns when a lane may be retried (Unix seconds), `failures` being those in a row before this one."""
         return self._clock() + backoff_seconds(failures, self._rng.random(), retry_after)
 
-    def count(self, results: Iterable[Settled]) -> None:
-        self._settled.update(result.fate for result in results)
-
-    def state(self, *, running: bool, in_flight: int) -> DeliveryState:
-        last_error, last_error_at = self._last_error or (None, None)
+    def state(self, *, running: bool) -> DeliveryState:
+        tally = self.tally
+        last_error, last_error_at = tally.last_error or (None, None)
         return DeliveryState(
             running=running,
             gate=self.gate.name(self._clock()),
             until=self.gate.until,
             halted=self.gate.halted,
-            in_flight=in_flight,
+            in_flight=tally.in_flight,
             limit=self._concurrency.limit,
             concurrency=self._concurrency.maximum,
-            delivered=self._settled[Fate.DELIVERED],
-            dead=self._settled[Fate.DEAD],
-            requests=dict(self._requests),
-            latency_seconds=self._latency_seconds,
-            lost_leases=self.lost_leases,
-            store_failures=self.store_failures,
+            delivered=tally.settled[Fate.DELIVERED],
+            dead=tally.settled[Fate.DEAD],
+            requests=dict(tally.requests),
+            latency_seconds=tally.latency_seconds,
+            lost_leases=tally.lost_leases,
+            store_failures=tally.store_failures,
             last_error=last_error,
             last_error_at=last_error_at,
         )
@@ -178,7 +213,7 @@ def increments(body: Attributes | Track) -> bool:
 
 
 def _log_change(before: Gate, after: Gate, now: float) -> None:
-    """Once for each change of kind: a probe that finds nothing new is no news."""
+    """Logs each change of kind once: a probe that finds nothing new is not worth a line."""
     if after.halted is not before.halted:
         if after.halted is None:
             log.warning("Sending goes on")

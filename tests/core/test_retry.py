@@ -83,9 +83,12 @@ def test_the_table_for_an_increment(verdict: Verdict, expected: Step) -> None:
 @pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.MISDIRECTED])
 def test_a_push_is_exhausted_only_after_many_attempts_and_many_days(verdict: Verdict) -> None:
     old, tired = LIMITS.max_age_seconds, LIMITS.max_attempts - 1
-    assert step(verdict, Tried(False, tired, old)) == Dead("exhausted")
-    assert step(verdict, Tried(False, tired - 1, old)) == Retry(NOW)
-    assert step(verdict, Tried(False, tired, old - 1)) == Retry(NOW)
+    for attempts, age, expected in (
+        (tired, old, Dead("exhausted")),
+        (tired - 1, old, Retry(NOW)),
+        (tired, old - 1, Retry(NOW)),
+    ):
+        assert step(verdict, Tried(increments=False, attempts=attempts, age_seconds=age)) == expected
 
 
 @given(verdicts, st.booleans(), st.integers(0, 10))
@@ -104,7 +107,7 @@ def test_a_lone_403_is_the_pushs_own_fault_after_five_tries_between_which_others
 
 
 def test_a_track_whose_contact_was_just_identified_is_tried_three_times() -> None:
-    tries = [Tried(False, attempts, 1.0, introduced=True) for attempts in range(3)]
+    tries = [msgspec.structs.replace(FRESH, attempts=attempts, introduced=True) for attempts in range(3)]
     assert [step(Verdict.MISSING, tried) for tried in tries] == [Retry(NOW), Retry(NOW), Dead("missing")]
 
 

@@ -1,0 +1,308 @@
+"""Runs one lease: sends the requests of its lane in order until one must wait, and settles what became of every push.
+
+Within a lane nothing overtakes: the run stops at the first push that must be retried. A lease is never used past its end, a request on the
+wire is never forgotten, and a run ends with a settlement whatever ends it: an answer, the gate, a stop, a cancellation or a defect.
+
+Claims nothing, and knows no other lane. The decisions are made in `core.retry` and `core.coalesce`. Addresses, bodies and keys are never
+logged: a lane is named by its number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from proxy.aio import unbroken, wait
+from proxy.core.calls import Attributes, Track
+from proxy.core.coalesce import Group, groups_of, singly
+from proxy.core.retry import Dead, Delivered, Keep, Retry, Step, Verdict
+from proxy.core.visitors import Trust
+from proxy.delivery.account import Account, increments
+from proxy.delivery.pacing import Pacer
+from proxy.delivery.sendx import Client, Reply
+from proxy.errors import StoreUnavailable
+from proxy.store.outbox import Outbox
+from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
+
+LEASE_MARGIN_SECONDS = 2.0  # for the settlement
+
+log = logging.getLogger("proxy.delivery")
+
+_replace = msgspec.structs.replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all lane runs of one forwarder share. `clock` gives Unix seconds; `timeout_seconds` is that of one whole request.
+
+    `stopping`: set once nothing more may be sent. `changed`: set by whatever may make room for another claim.
+    `share_gate`: tells the outbox what the account has learned, if that is news. Raises `StoreUnavailable`.
+    """
+
+    outbox: Outbox
+    account: Account
+    turns: Pacer
+    clock: Callable[[], float]
+    timeout_seconds: float
+    identify_refresh_seconds: float
+    stopping: asyncio.Event
+    changed: asyncio.Event
+    share_gate: Callable[[], Awaitable[None]]
+
+    async def store_failed(self, problem: StoreUnavailable) -> None:
+        """Counts and logs the failure, and waits as long as the store asks for."""
+        self.account.tally.store_failures += 1
+        log.warning("The store is not available, next try in %d s: %s", problem.retry_after, problem.message)
+        await wait(self.stopping, problem.retry_after)
+
+
+class LaneRun:
+    """One lease in the hands of one sender. `at`: when its first request may start (monotonic seconds), if its turn is taken already."""
+
+    def __init__(self, shared: Shared, client: Client, lease: Lease, at: float | None) -> None:
+        self._shared = shared
+        self._client = client
+        self._lease = lease
+        self._at = at
+        self._outcome = untouched(lease)  # but for the results
+        self._results: dict[int, Settled] = {}
+        self._on_wire: Attributes | Track | None = None  # until its answer has been judged
+
+    async def run(self) -> Settlement:
+        """Returns the settlement that was made. Raises what nobody expected, once that is settled as well."""
+        try:
+            await self._send_in_order(groups_of(self._lease.pushes))
+        except BaseException as error:
+            self._break_off()
+            if isinstance(error, Exception):  # a push that breaks this program must not do so all the time
+                self._back_off()
+            await self._end(insist=False)
+            raise
+        return await self._end(insist=True)
+
+    # --- sending
+
+    async def _send_in_order(self, groups: list[Group[Waiting]]) -> bool:
+        """Returns False if the lane stops here for now."""
+        for group in groups:
+            if not await self._send_group(group):
+                return False
+        return True
+
+    async def _send_group(self, group: Group[Waiting]) -> bool:
+        """Sends one request and judges the answer. Returns False if the lane stops here for now."""
+        if self._is_unchanged(group):
+            for push in group.members:
+                self._results[push.seq] = Settled(push.seq, Fate.DELIVERED, attempted=False, unchanged=True)
+            return True
+        answer = await self._send_or_introduce(group) if await self._may_risk(group) else None
+        if answer is None:
+            self._on_wire = None
+            return False
+        account, lease = self._shared.account, self._lease
+        retry_at = account.retry_at(self._outcome.failures, answer.retry_after_seconds)
+        steps = [account.step(answer.verdict, push, lease=lease, retry_at=retry_at) for push in group.members]
+        if len(steps) > 1 and any(isinstance(step, Dead) for step in steps):
+            self._on_wire = None
+            return await self._send_in_order(singly(group))  # nobody becomes a dead letter for what a neighbour did
+        for push, step in zip(group.members, steps, strict=True):
+            self._note(push, step, answer)
+        self._on_wire = None  # not before: whatever fails until here, an increment is not sent again
+        self._outcome = after_step(self._outcome, group, steps[0], retry_at=retry_at, now=self._shared.clock())
+        return goes_on(group, steps[0])
+
+    def _is_unchanged(self, group: Group[Waiting]) -> bool:
+        """Sites identify on every page: what SendX has just been told is not told again, unless it is a probe."""
+        last = self._outcome.last
+        if last is None or isinstance(group.body, Track):
+            return False
+        fresh = self._shared.clock() < last.at + self._shared.identify_refresh_seconds
+        probes = self._shared.account.probe.passes(self._lease)
+        return fresh and not probes and identify_digest(group.address, group.body) == last.digest
+
+    async def _may_risk(self, group: Group[Waiting]) -> bool:
+        """An increment cannot be retried, so while the gate is shut only its contact is identified first."""
+        gate_is_open = self._shared.account.gate.closure is None
+        if gate_is_open or not increments(group.body):
+            return True
+        await self._send(group.address, Attributes())
+        self._on_wire = None
+        return self._shared.account.gate.closure is None
+
+    async def _send_or_introduce(self, group: Group[Waiting]) -> Reply | None:
+        """Sends the group; a track whose verified contact SendX does not know again, once the contact is identified."""
+        answer = await self._send(group.address, group.body)
+        if answer is None or answer.verdict is not Verdict.MISSING or group.trust is not Trust.VERIFIED:
+            return answer
+        introduced = await self._send(group.address, Attributes())
+        if introduced is None or introduced.verdict is not Verdict.DELIVERED:
+            return introduced
+        return await self._send(group.address, group.body)
+
+    async def _send(self, address: str, body: Attributes | Track) -> Reply | None:
+        """Returns None if nothing was sent, because of the gate, the lease or the stop."""
+        shared, account = self._shared, self._shared.account
+        if not self._may_send() or not await self._turn_comes():
+            return None
+        if not await shared.outbox.holds(self._lease) or not self._may_send():
+            return None
+        upstream = account.upstream
+        request = upstream.request_for(address, body)
+        self._on_wire = body
+        account.tally.in_flight += 1
+        try:
+            answer = await self._client.send(request)
+        finally:
+            account.tally.in_flight -= 1
+        account.observe(answer, upstream=upstream, lease=self._lease)
+        shared.changed.set()
+        return answer
+
+    def _may_send(self) -> bool:
+        shared = self._shared
+        remaining = self._lease.until - shared.clock()
+        if shared.stopping.is_set() or remaining < shared.timeout_seconds + LEASE_MARGIN_SECONDS:
+            return False
+        return shared.account.admits(self._lease)
+
+    async def _turn_comes(self) -> bool:
+        """Waits for the next turn to send. Returns False if the store cannot give one."""
+        shared = self._shared
+        try:
+            at, self._at = await shared.turns.next() if self._at is None else self._at, None
+        except StoreUnavailable as problem:
+            await shared.store_failed(problem)
+            return False
+        if (seconds := at - time.monotonic()) > 0:
+            await wait(shared.stopping, seconds)
+        return True
+
+    # --- the outcome
+
+    def _note(self, push: Waiting, step: Step, answer: Reply) -> None:
+        result = settled(push, step, answer.detail)
+        self._results[push.seq] = result
+        if result.fate is Fate.DEAD:
+            lane, reason = self._lease.lane, result.reason
+            log.warning("A push of lane %d is a dead letter, %s (HTTP %s)", lane, reason, answer.status)
+
+    def _break_off(self) -> None:
+        """Gives up on the request on the wire: whether it was applied will never be known."""
+        if self._on_wire is None:
+            return
+        self._outcome = _replace(self._outcome, last=None)  # nor what SendX has of the contact now
+        if not increments(self._on_wire):
+            return
+        detail = "its outcome is unknown: sending stopped while the request was under way"
+        for push in self._lease.pushes:
+            if push.seq not in self._results and increments(push.body):
+                self._results[push.seq] = Settled(push.seq, Fate.DEAD, reason=DeadReason.AMBIGUOUS, detail=detail)
+
+    def _back_off(self) -> None:
+        failures = self._outcome.failures
+        retry_at = self._shared.account.retry_at(failures)
+        self._outcome = _replace(self._outcome, failures=failures + 1, retry_at=retry_at)
+
+    async def _end(self, *, insist: bool) -> Settlement:
+        results = tuple(self._results.get(kept.seq, kept) for kept in self._outcome.results)
+        settlement = _replace(self._outcome, results=results)
+        await unbroken(finish(self._shared, settlement, insist=insist), f"delivery-settle-{self._lease.lane}")
+        return settlement
+
+
+# --- settling
+
+
+async def finish(shared: Shared, settlement: Settlement, *, insist: bool) -> None:
+    """Ends a lease: settles it, and shares what was learned of the account under it.
+
+    If the store is unavailable: `insist` retries until the lease ends. What is not settled is sent again, or is ambiguous.
+    """
+    try:
+        await _settle(shared, settlement, insist=insist)
+    finally:
+        shared.account.probe = shared.account.probe.ended(settlement.lease)
+    with suppress(StoreUnavailable):  # the next claim tells it, and a probe ends with its lease
+        await shared.share_gate()
+
+
+async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> None:
+    lease, tally = settlement.lease, shared.account.tally
+    while True:
+        try:
+            held = await shared.outbox.settle(settlement)
+        except StoreUnavailable as problem:
+            await shared.store_failed(problem)
+            if not insist or shared.stopping.is_set() or shared.clock() >= lease.until:
+                return
+            continue
+        if held:
+            tally.count(settlement.results)
+        else:
+            tally.lost_leases += 1
+            log.warning("The lease of lane %d was lost: what was sent under it is sent again", lease.lane)
+        return
+
+
+# --- judging: pure
+
+
+def untouched(lease: Lease) -> Settlement:
+    """Returns the settlement that leaves everything as it was."""
+    kept = tuple(Settled(push.seq, Fate.KEPT, attempted=False) for push in lease.pushes)
+    return Settlement(lease, kept, failures=lease.failures, last=lease.last)
+
+
+def settled(push: Waiting, step: Step, detail: str) -> Settled:
+    """Returns the record of one step."""
+    if isinstance(step, Delivered):
+        return Settled(push.seq, Fate.DELIVERED)
+    if isinstance(step, Dead):
+        return Settled(push.seq, Fate.DEAD, reason=DeadReason(step.reason), detail=detail)
+    return Settled(push.seq, Fate.KEPT, attempted=isinstance(step, Retry) and step.attempted, detail=detail)
+
+
+def after_step(before: Settlement, group: Group[Waiting], step: Step, *, retry_at: float, now: float) -> Settlement:
+    """Returns what holds of the lane after one request: its back-off, and the last identify."""
+    last = last_identify(before.last, group, step, now)
+    if _passes(step):
+        return _replace(before, failures=0, last=last)
+    if isinstance(step, Keep):  # the gate decides, which may open before its time
+        return _replace(before, last=last)
+    return _replace(before, failures=before.failures + 1, retry_at=retry_at, last=last)
+
+
+def goes_on(group: Group[Waiting], step: Step) -> bool:
+    """Returns whether the next push of the lane may be sent now.
+
+    What follows a change of address must be claimed again: the store knows the new one.
+    """
+    moves = isinstance(group.body, Attributes) and group.body.new_email is not None
+    return _passes(step) and not (moves and isinstance(step, Delivered))
+
+
+def _passes(step: Step) -> bool:
+    """An ambiguous or exhausted push stops its lane: SendX being down is not a reason to lose increment after increment."""
+    return isinstance(step, Delivered) or (isinstance(step, Dead) and step.reason in ("rejected", "missing"))
+
+
+def identify_digest(address: str, body: Attributes) -> bytes:
+    """Returns what makes two identifies the same request."""
+    return hashlib.sha256(msgspec.json.encode((address, body), order="sorted")).digest()[:16]
+
+
+def last_identify(before: LastIdentify | None, group: Group[Waiting], step: Step, now: float) -> LastIdentify | None:
+    """Returns what is known of the contact after a request: nothing, once something may have changed what the last identify set."""
+    body = group.body
+    if isinstance(body, Track):
+        return before if isinstance(step, Delivered) and not body.remove_tags else None
+    if not isinstance(step, Delivered) or body.increments or body.new_email is not None:
+        return None
+    return LastIdentify(identify_digest(group.address, body), now)

@@ -1,0 +1,390 @@
+"""One lane on real parts, the SQLite outbox, real sockets and a SendX that misbehaves by script: order, retries, increments, settling."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from proxy.core.calls import Attributes, Track
+from proxy.core.visitors import Trust
+from proxy.delivery.forwarder import Forwarder
+from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.store.records import DeadFilter, DeadReason
+from proxy.store.sqlite.outbox import SqliteOutbox
+from tests.support.live import free_port, serving
+from tests.support.sending import (
+    ANN,
+    BOB,
+    COUNT,
+    HELLO,
+    KEY,
+    Clock,
+    Unreliable,
+    drained,
+    forwarder,
+    push,
+    running,
+    sent,
+    sums_add_up,
+    until,
+)
+
+# --- order
+
+
+async def test_what_waits_is_delivered_in_order(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    await push(outbox, ANN, HELLO, Track(("a",)), Track((), ("a",)), Track(("b",)), COUNT)
+    async with running(forwarder(outbox, url)) as delivery:
+        await drained(outbox)
+        await until(lambda: delivery.state().delivered == 5)
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert (contact.first_name, contact.tags, contact.custom_fields) == ("Hello", ("b",), {"Visits": "1"})
+    assert [record.path.rpartition("/")[2] for record in sandbox.requests] == [
+        "identify",
+        "track",
+        "track",
+        "identify",
+    ]
+    assert sandbox.violations == []
+    assert await sums_add_up(outbox)
+
+
+async def test_a_retry_does_not_overtake_and_delays_no_other_lane(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.stand(ANN, Fault(status=500))
+    await push(outbox, ANN, HELLO, Track(("a",)))
+    others = [f"{number}@example.com" for number in range(50)]
+    for address in others:
+        await push(outbox, address, HELLO, Track(("a",)))
+    async with running(forwarder(outbox, url, concurrency=2)):
+        await until(lambda: sum(contact.tags == ("a",) for contact in sandbox.contacts) == len(others))
+        assert all("firstName" in body for body in sent(sandbox.requests, ANN))
+        sandbox.heal()
+        await drained(outbox)
+    assert "addTags" in sent(sandbox.requests, ANN)[-1]
+    assert await sums_add_up(outbox)
+
+
+async def test_an_erasure_stops_what_is_sent_for_the_person_and_nothing_overtakes_what_comes_next(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault("ok", delay=0.3))
+    await push(outbox, ANN, *[body for number in range(8) for body in (HELLO, Track((f"old-{number}",)))])
+    async with running(forwarder(outbox, url)) as delivery:
+        await until(lambda: sandbox.total == 1)
+        erased = await outbox.erase(ANN)
+        await push(outbox, ANN, Attributes({"firstName": "Back"}), Track(("new",)))
+        await drained(outbox)
+        assert erased.waiting == 16
+        await until(lambda: delivery.state().in_flight == 0)
+    assert [list(body)[-1] for body in sent(sandbox.requests, ANN)] == ["firstName", "firstName", "addTags"]
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert (contact.first_name, [*contact.tags]) == ("Back", ["new"])
+    stats = await outbox.stats()
+    assert (stats.counters["delivered"], stats.counters["erased"]) == (2, 16)
+
+
+# --- retries
+
+
+async def test_every_kind_of_outage_ends_with_everything_delivered(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    outages = [
+        Fault(status=500),
+        Fault(kind="html", status=502),
+        Fault(kind="reset"),
+        Fault(kind="reset", applied=True),
+        Fault(status=429),
+        Fault(status=503, delay=0.05),
+    ]
+    for number, chosen in zip(range(20), itertools.permutations(outages, 4), strict=False):
+        sandbox.script(f"{number}@example.com", *chosen)
+        await push(outbox, f"{number}@example.com", HELLO, Track(("a",)), Track((), ("a",)), Track(("b",)))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox, 30)
+    assert {(contact.first_name, contact.tags) for contact in sandbox.contacts} == {("Hello", ("b",))}
+    assert await sums_add_up(outbox)
+
+
+async def test_an_upstream_that_is_down_loses_nothing(outbox: SqliteOutbox) -> None:
+    port = free_port()
+    await push(outbox, ANN, HELLO, COUNT, Track(("a",)))
+    app = create_sandbox(key=KEY)
+    async with running(forwarder(outbox, f"http://127.0.0.1:{port}")) as delivery:
+        await until(lambda: delivery.state().last_error == "no connection")
+        with serving(app, port=port):
+            await drained(outbox)
+            contact = app.state.sandbox.contact(ANN)
+    assert (contact.tags, contact.custom_fields) == (("a",), {"Visits": "1"})
+
+
+async def test_a_push_is_given_up_only_after_all_its_attempts_and_days(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, *[Fault(status=500)] * 3)
+    await push(outbox, ANN, HELLO, Track(("a",)))
+    async with running(forwarder(outbox, url, max_attempts=3, max_age=timedelta(0))):
+        await drained(outbox)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.reason, letter.attempts, letter.body) == (DeadReason.EXHAUSTED, 3, HELLO)
+
+
+async def test_what_a_stranger_asserts_holds_up_no_customer(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, *[Fault(status=500)] * 3)
+    await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
+    await push(outbox, ANN, Attributes({"firstName": "Ann"}), Track(("customer",)))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.trust, letter.reason, letter.attempts) == (Trust.ASSERTED, DeadReason.EXHAUSTED, 3)
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert (contact.first_name, [*contact.tags]) == ("Ann", ["customer"])
+
+
+async def test_what_is_asserted_and_holds_up_nobody_is_tried_like_everything_else(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, *[Fault(status=500)] * 6)
+    await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert (await outbox.stats()).dead == 0
+
+
+async def test_a_403_that_one_contact_gets_becomes_its_own_fault(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.stand(ANN, Fault(status=403))
+    await push(outbox, ANN, HELLO)
+    async with running(forwarder(outbox, url)) as delivery:
+        async with asyncio.timeout(10):
+            while not await outbox.dead_letters(DeadFilter(), 0, 1):
+                await push(outbox, BOB, HELLO)
+        assert delivery.state().halted is None
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.reason, letter.attempts) == (DeadReason.REJECTED, 1)
+
+
+# --- increments
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=500), Fault(status=500, applied=True), Fault(kind="reset"), Fault(kind="reset", applied=True)],
+)
+async def test_an_increment_whose_outcome_is_unknown_is_never_sent_again(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], fault: Fault
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, fault)
+    await push(outbox, ANN, COUNT, Track(("a",)))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.AMBIGUOUS]
+    assert sum("customFields" in body for body in sent(sandbox.requests, ANN)) == 1
+    assert await sums_add_up(outbox)
+
+
+async def test_an_increment_that_was_throttled_is_sent_again(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault(status=429), Fault(status=429))
+    await push(outbox, ANN, COUNT, COUNT)
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert contact.custom_fields == {"Visits": "2"}
+    assert (await outbox.stats()).dead == 0
+
+
+# --- refusals, and merged requests
+
+
+async def test_a_push_that_sendx_rejects_is_a_dead_letter_and_the_lane_goes_on(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault(status=422))
+    await push(outbox, ANN, HELLO, Track(("a",)))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.reason, letter.body) == (DeadReason.REJECTED, HELLO)
+    assert letter.detail == "422 Unprocessable Entity: Request body is not in proper format"
+    contact = sandbox.contact(ANN)
+    assert contact is not None
+    assert contact.tags == ("a",)
+
+
+async def test_a_merged_request_that_is_rejected_is_sent_one_by_one(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault(status=422), Fault(kind="ok"), Fault(status=422))
+    await push(outbox, ANN, *(Attributes(tags=(tag,)) for tag in "abc"))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert [body["tags"] for body in sent(sandbox.requests, ANN)] == [["a", "b", "c"], ["a"], ["b"], ["c"]]
+    assert [letter.body for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [Attributes(tags=("b",))]
+    assert await sums_add_up(outbox)
+
+
+async def test_a_track_for_an_unknown_verified_contact_identifies_it_first(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    await push(outbox, ANN, Track(("a",)))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert [record.status for record in sandbox.requests] == [404, 200, 200]
+    assert sent(sandbox.requests, ANN)[1] == {"email": ANN}
+    assert [contact.tags for contact in sandbox.contacts] == [("a",)]
+
+
+async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    await push(outbox, ANN, Track(("a",)), trust=Trust.ASSERTED)
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.MISSING]
+    assert sandbox.contacts == []
+
+
+async def test_the_log_names_no_person_and_no_key(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox, url = sendx
+    clock = Clock(lag=130)
+    told = Fault(status=422, body=f'{{"message":"{ANN} with {KEY} is no good"}}')
+    sandbox.script(ANN, told, Fault(status=429), Fault(status=401), Fault(kind="reset"))
+    with caplog.at_level(logging.DEBUG):
+        await push(outbox, ANN, Attributes({"firstName": "Zoë"}), Track(("secret tag",)))
+        async with running(forwarder(outbox, url, clock=clock)) as delivery:
+            await until(lambda: delivery.state().halted)
+            clock.lag -= 61
+            await until(lambda: sandbox.total == 4 and not delivery.state().in_flight)
+            clock.lag -= 61
+            await drained(outbox)
+    ours = [record for record in caplog.records if not record.name.startswith("uvicorn")]
+    assert any("dead letter" in record.getMessage() for record in ours)
+    assert any("halted" in record.getMessage() for record in ours)
+    assert all(secret not in record.getMessage() for record in ours for secret in (ANN, KEY, "Zoë", "secret tag"))
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert letter.detail == "422 Unprocessable Entity: *** with *** is no good"
+
+
+# --- settling
+
+
+async def test_cancelling_it_settles_what_is_under_way(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault(kind="hang"))
+    await push(outbox, ANN, HELLO)
+    task = asyncio.create_task(forwarder(outbox, url).run())
+    await until(lambda: sandbox.total == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len((await outbox.claim(9, 9, 60)).leases) == 1
+
+
+async def test_a_store_that_fails_now_and_then_doubles_no_increment(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    calls = itertools.count()
+    unreliable: Any = Unreliable(outbox, lambda call: next(calls) % 3 > 0)
+    for number in range(10):
+        await push(outbox, f"{number}@example.com", HELLO, COUNT, COUNT)
+    async with running(forwarder(unreliable, url)) as delivery:
+        await drained(outbox)
+        assert delivery.state().store_failures > 0
+    assert {contact.custom_fields["Visits"] for contact in sandbox.contacts} == {"2"}
+    assert await sums_add_up(outbox)
+
+
+async def test_a_lease_that_is_nearly_over_is_not_used(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    await push(outbox, ANN, HELLO)
+    clock = Clock(lag=-55)  # this process believes that of the 60 seconds 5 are left, and a request may take 10
+    async with running(forwarder(outbox, url, clock=clock)):
+        await asyncio.gather(*(push(outbox, BOB, HELLO) for _ in range(20)))
+        assert sandbox.total == 0
+        clock.lag = 0
+        await drained(outbox)
+
+
+# --- identifies that SendX has already
+
+
+async def delivered_one_by_one(outbox: SqliteOutbox, delivery: Forwarder, *bodies: Attributes | Track) -> None:
+    """Each after the one before has been settled, so that none are merged."""
+    for body in bodies:
+        await push(outbox, ANN, body)
+        await drained(outbox)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "requests"),
+    [
+        ((HELLO, HELLO, HELLO), 1),
+        ((HELLO, Track(("a",)), HELLO), 2),
+        ((HELLO, Track((), ("a",)), HELLO), 3),
+        ((HELLO, Attributes({"firstName": "Other"}), HELLO), 3),
+        ((COUNT, COUNT), 2),
+        ((HELLO, COUNT, HELLO), 3),
+        ((HELLO, Attributes({"firstName": "Hello"}, tags=("a",)), Attributes({"firstName": "Hello"}, tags=("a",))), 2),
+    ],
+)
+async def test_an_identify_is_not_sent_again_while_nothing_could_have_changed_what_it_set(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], bodies: Sequence[Attributes | Track], requests: int
+) -> None:
+    sandbox, url = sendx
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))) as delivery:
+        await delivered_one_by_one(outbox, delivery, *bodies)
+    assert len(sent(sandbox.requests, ANN)) == requests
+    counted = (await outbox.stats()).counters
+    assert (counted["delivered"], counted.get("unchanged", 0)) == (len(bodies), len(bodies) - requests)
+
+
+async def test_an_identify_is_sent_again_when_the_refresh_has_passed(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    clock = Clock(lag=7_200)
+    delivery = forwarder(outbox, url, identify_refresh=timedelta(hours=1), clock=clock)
+    async with running(delivery):
+        await delivered_one_by_one(outbox, delivery, HELLO)
+        clock.lag = 0
+        await delivered_one_by_one(outbox, delivery, HELLO)
+    assert len(sent(sandbox.requests, ANN)) == 2
+
+
+async def test_an_identify_of_another_spelling_or_contact_is_another(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))):
+        for address in (ANN, ANN.upper(), BOB):
+            await push(outbox, address, HELLO)
+            await drained(outbox)
+    assert len(sandbox.requests) == 3
