@@ -1,4 +1,4 @@
-"""Which consecutive pushes of a lane may travel as one request.
+"""Decides which consecutive pushes of a lane may travel as one request.
 
 Pure. Pushes are merged only if the contact, and the tag automations started on the way, come out the same as if they were
 sent one by one:
@@ -7,8 +7,8 @@ sent one by one:
 - identifies, if none has an increment (`++n`) or a new address; later values win, tags are united;
 - never an identify with a track, and never across another spelling of the address or another trust.
 
-What SendX does with upper and lower case in names is not documented, so names that differ only in case are taken for a
-conflict. Order is never changed: the groups, one after the other, hold the pushes as they came.
+SendX does not document how it treats upper and lower case in names, so names that differ only in case are taken for a
+conflict. Order never changes: the groups, one after the other, hold the pushes as they came.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_TAGS = 100  # in one merged request
 
 
 class Sendable(Protocol):
-    """What this module has to know of a push."""
+    """A push, as far as this module has to know it."""
 
     @property
     def address(self) -> str: ...
@@ -54,7 +54,7 @@ class Group(Generic[P]):
 
 
 def groups_of(pushes: Sequence[P]) -> list[Group[P]]:
-    """The requests for a lane's pushes, in order; as few as this module's rules allow."""
+    """Returns the requests for a lane's pushes, in order; as few as this module's rules allow."""
     groups: list[Group[P]] = []
     for push in pushes:
         extended = _extended(groups[-1], push) if groups else None
@@ -66,7 +66,7 @@ def groups_of(pushes: Sequence[P]) -> list[Group[P]]:
 
 
 def singly(group: Group[P]) -> list[Group[P]]:
-    """The same pushes, one request each."""
+    """Returns the same pushes, one request each."""
     return [Group((push,), push.body) for push in group.members]
 
 
@@ -94,7 +94,7 @@ def _merged_tracks(first: Track, second: Track) -> Track | None:
 def _merged_identifies(first: Attributes, second: Attributes) -> Attributes | None:
     if any(one.increments or one.new_email is not None for one in (first, second)):
         return None
-    if first.extra != second.extra:  # keys that we do not know: nobody says what two of them make
+    if first.extra != second.extra:  # unknown keys: how two of them combine is not documented
         return None
     tags = _united(first.tags, second.tags)
     custom_fields = first.custom_fields | second.custom_fields

@@ -1,19 +1,18 @@
-"""What follows from SendX's answer for one push: the one table from verdict to step.
+"""Decides what follows from SendX's answer for one push: one table from verdict to step.
 
-Pure: time and randomness are arguments. The rules, in the order in which they count:
+Pure: time and randomness are arguments. The rules, in order of precedence:
 
 1. An increment (`++n`, `--n`) is never sent twice when it is unknown whether the first was applied: it becomes a dead letter
-   `ambiguous`. Known as not applied is only what got a 429, another 4xx or no connection.
+   `ambiguous`. Only a 429, another 4xx or a failed connect proves that it was not applied.
 2. While sending is halted no attempt is spent and nothing is dead-lettered, rule 1 aside.
 3. `RULES` below says what becomes of one push. A push is `exhausted` only after many attempts *and* many days.
 4. A lone 403 (a firewall that dislikes one name) backs its lane off. After five tries between which other lanes got through,
-   it is the push's own fault.
+   the push itself is at fault.
 5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be slow to know.
-
 6. A push that was only asserted is given up after three tries if pushes that were vouched for wait behind it: a stranger must not be able
    to hold back a customer with something that SendX chokes on. Not while SendX as a whole is down.
 
-What the answers mean is read in `sendx`, what they say of the account as a whole is in `gate`, and `delivery` carries a step out.
+Never reads an answer (`delivery.sendx` does), judges the account as a whole (`core.gate`) or carries a step out (`delivery.lane`).
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ PRESSED_TRIES = 3
 
 
 class Verdict(StrEnum):
-    """What one request came to. 404 is two verdicts: SendX upserts on identify, so there it means a wrong URL."""
+    """The result of one request. 404 is two verdicts: SendX upserts on identify, so there it means a wrong URL."""
 
     DELIVERED = "delivered"  # 2xx
     THROTTLED = "throttled"  # 429
-    UNAVAILABLE = "unavailable"  # 5xx, connection lost, time-out: applied or not
+    UNAVAILABLE = "unavailable"  # 5xx, connection lost, timeout: applied or not
     UNREACHED = "unreached"  # no connection: certainly not applied
     UNAUTHORIZED = "unauthorized"  # 401
     FORBIDDEN = "forbidden"  # 403
@@ -55,11 +54,11 @@ DeadFor = Literal["rejected", "missing", "exhausted", "ambiguous"]
 
 
 class Delivered(msgspec.Struct, frozen=True):
-    """Done."""
+    """It leaves the lane."""
 
 
 class Retry(msgspec.Struct, frozen=True):
-    """Send it again, not before `at` (Unix seconds). `attempted`: this try counts."""
+    """It is sent again, not before `at` (Unix seconds). `attempted`: this try counts."""
 
     at: float
     attempted: bool = True
@@ -120,10 +119,11 @@ class GiveUp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
-    """The push that was sent. `attempts`: counted before this try; `age_seconds`: since it was acknowledged.
+    """The push that was sent.
 
-    `pressed`: it was only asserted, what was vouched for waits behind it, and SendX answers others.
-    `introduced`: a track whose contact may be made known to SendX, because a token or a server key vouched for it.
+    `attempts`: counted before this try. `age_seconds`: since it was acknowledged. `introduced`: a track whose contact may be made known to
+    SendX, because a token or a server key vouched for it. `pressed`: it was only asserted, pushes that were vouched for wait behind it,
+    and SendX answers others.
     """
 
     increments: bool
@@ -136,9 +136,9 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 def next_step(
     verdict: Verdict, tried: Tried, *, limits: GiveUp, retry_at: float, halted: bool = False, lone_refusals: int = 0
 ) -> Step:
-    """What becomes of a push after this verdict.
+    """Returns what becomes of a push after this verdict.
 
-    `retry_at`: when it may be sent again, if it is; `halted` and `lone_refusals`: the account's state with this answer in it.
+    `retry_at`: when it may be sent again, if it is. `halted`, `lone_refusals`: the account's state with this answer in it.
     """
     applied, then = RULES[verdict]
     if then is _Then.DONE:
@@ -161,16 +161,16 @@ def next_step(
 
 
 def backoff_seconds(failures: int, uniform: float, retry_after: float | None = None) -> float:
-    """Full jitter: uniform in 0 … min(5 minutes, 1 s · 2ⁿ), n being the failures in a row before this one.
+    """Returns a back-off with full jitter: uniform in 0 … min(5 minutes, 1 s · 2ⁿ), n being the failures in a row before this one.
 
-    `uniform` is a random number in [0, 1). What the server asks for is a minimum and never shortens it.
+    `uniform` is a random number in [0, 1). `retry_after`, what the server asks for, is a minimum and never shortens it.
     """
     ceiling = min(MAX_BACKOFF_SECONDS, 2.0 ** min(failures, 16))
     return max(uniform * ceiling, retry_after or 0.0)
 
 
 def retry_after_seconds(value: str | None, now: float) -> float | None:
-    """A Retry-After header, in seconds or as an HTTP-date, in seconds from `now`; None if there is none to be read.
+    """Returns a Retry-After header, given in seconds or as an HTTP-date, in seconds from `now`; None if it is missing or malformed.
 
     Never negative and never over an hour: a server whose clock is wrong must not stop us for a year.
     """

@@ -111,12 +111,9 @@ class Account:
             return max(0, self._concurrency.limit - busy)
         return min(1, self._concurrency.maximum - busy) if permit is Permit.PROBE and not self.probe.busy else 0
 
-    def admits_all(self) -> bool:
-        return self.gate.admits(self._clock()) is Permit.ALL
-
     def admits(self, lease: Lease) -> bool:
         """Returns whether the gate lets the next request under this lease pass."""
-        return self.probe.passes(lease) or self.admits_all()
+        return self.gate.closure is None or self.probe.passes(lease)
 
     def seconds_to_probe(self, most: float) -> float:
         """Returns how long to wait while the gate is shut; `most` while a probe is out."""

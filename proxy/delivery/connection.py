@@ -1,7 +1,8 @@
-"""One connection to one server, as a transport for httpx: kept while it can be, opened anew when it cannot.
+"""Keeps one connection to one server, as a transport for httpx, and reconnects when it must.
 
-httpx's own transport asks a pool for each request, which assigns requests to connections and looks through all of both to do so: much of
-what a request costs, and nothing for a client that sends one request at a time. Connecting, TLS and HTTP are httpcore's, as beneath httpx.
+httpx's own transport asks a pool for each request, which assigns requests to connections and looks through all of both to do so. That is
+much of the cost of a request, and of no use to a client that sends one request at a time. Connecting, TLS and HTTP are httpcore's, as
+beneath httpx.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import cast
 import httpcore
 import httpx
 
-IDLE_SECONDS = 5.0  # as httpx: less than servers keep a connection that is not used
+IDLE_SECONDS = 5.0  # as httpx: servers keep an idle connection for longer
 
 
 class OneConnection(httpx.AsyncBaseTransport):
@@ -76,6 +77,6 @@ _RAISED = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolEr
 
 
 def _as_httpx(error: Exception) -> httpx.TransportError:
-    """httpx has an error of the same name for each of these."""
+    """Returns httpx's error of the same name: it has one for each of these."""
     kind: type[httpx.TransportError] = getattr(httpx, type(error).__name__)
     return kind(str(error))

@@ -145,7 +145,7 @@ class Forwarder:
         reserves no turns, or it would take them away from others: it claims a lane first, then its turn.
         """
         room, turns = self._account.room(self._busy), self._shared.turns
-        if room == 0 or not self._account.admits_all():
+        if room == 0 or self._account.gate.closure is not None:
             return room
         if turns.are_spent() and self._found == 0:
             return 1

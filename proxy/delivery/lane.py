@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -66,12 +66,14 @@ class Shared:
 class LaneRun:
     """One lease in the hands of one sender. `at`: when its first request may start (monotonic seconds), if its turn is taken already."""
 
+    __slots__ = ("_at", "_client", "_lease", "_on_wire", "_outcome", "_results", "_shared")
+
     def __init__(self, shared: Shared, client: Client, lease: Lease, at: float | None) -> None:
         self._shared = shared
         self._client = client
         self._lease = lease
         self._at = at
-        self._outcome = untouched(lease)  # but for the results
+        self._outcome = Settlement(lease, (), failures=lease.failures, last=lease.last)  # without its results
         self._results: dict[int, Settled] = {}
         self._on_wire: Attributes | Track | None = None  # until its answer has been judged
 
@@ -211,8 +213,7 @@ class LaneRun:
         self._outcome = _replace(self._outcome, failures=failures + 1, retry_at=retry_at)
 
     async def _end(self, *, insist: bool) -> Settlement:
-        results = tuple(self._results.get(kept.seq, kept) for kept in self._outcome.results)
-        settlement = _replace(self._outcome, results=results)
+        settlement = _replace(self._outcome, results=results_of(self._lease, self._results))
         await unbroken(finish(self._shared, settlement, insist=insist), f"delivery-settle-{self._lease.lane}")
         return settlement
 
@@ -256,8 +257,12 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
 
 def untouched(lease: Lease) -> Settlement:
     """Returns the settlement that leaves everything as it was."""
-    kept = tuple(Settled(push.seq, Fate.KEPT, attempted=False) for push in lease.pushes)
-    return Settlement(lease, kept, failures=lease.failures, last=lease.last)
+    return Settlement(lease, results_of(lease, {}), failures=lease.failures, last=lease.last)
+
+
+def results_of(lease: Lease, known: Mapping[int, Settled]) -> tuple[Settled, ...]:
+    """Returns the results of all pushes; those that were not reached stay as they were."""
+    return tuple(known.get(push.seq) or Settled(push.seq, Fate.KEPT, attempted=False) for push in lease.pushes)
 
 
 def settled(push: Waiting, step: Step, detail: str) -> Settled:
@@ -272,7 +277,7 @@ def settled(push: Waiting, step: Step, detail: str) -> Settled:
 def after_step(before: Settlement, group: Group[Waiting], step: Step, *, retry_at: float, now: float) -> Settlement:
     """Returns what holds of the lane after one request: its back-off, and the last identify."""
     last = last_identify(before.last, group, step, now)
-    if _passes(step):
+    if _clears_lane(step):
         return _replace(before, failures=0, last=last)
     if isinstance(step, Keep):  # the gate decides, which may open before its time
         return _replace(before, last=last)
@@ -285,10 +290,10 @@ def goes_on(group: Group[Waiting], step: Step) -> bool:
     What follows a change of address must be claimed again: the store knows the new one.
     """
     moves = isinstance(group.body, Attributes) and group.body.new_email is not None
-    return _passes(step) and not (moves and isinstance(step, Delivered))
+    return _clears_lane(step) and not (moves and isinstance(step, Delivered))
 
 
-def _passes(step: Step) -> bool:
+def _clears_lane(step: Step) -> bool:
     """An ambiguous or exhausted push stops its lane: SendX being down is not a reason to lose increment after increment."""
     return isinstance(step, Delivered) or (isinstance(step, Dead) and step.reason in ("rejected", "missing"))
 

@@ -1,10 +1,10 @@
-"""SendX on the wire: a push becomes a request in one of its two dialects, and the answer becomes a verdict.
+"""Speaks to SendX: turns a push into a request in one of its two dialects, and the answer into a verdict.
 
 Requests are byte for byte what SendX's own SDKs send (source: SendX docs and runs of its Python and Node SDKs). A verdict is
-read from the HTTP status alone; the body is read, at most 64 KB of it, only to tell the operator what SendX said. What is kept
-of it carries no address and no key. The bulk call is not used: what it does on partial failure is undocumented.
+read from the HTTP status alone; the body is read, at most 64 KB of it, only to tell the operator what SendX said, without addresses
+and keys. The bulk call is not used: its behaviour on partial failure is undocumented.
 
-This module sends when told to. When, in what order and what to do about the answer is `delivery`'s business.
+Sends when told to. `lane` decides when, in what order, and what follows from the answer.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _ADDRESS = re.compile(r"[^\s\"'<>,;:()\[\]{}=&?]+(?:@|%40)[^\s\"'<>,;:()\[\]{}=&
 _UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SendxRequest:
-    """One POST. Shows itself without address, key and body."""
+    """One POST. Its repr shows no address, key or body."""
 
     method: str
     url: str = field(repr=False)
@@ -54,7 +54,7 @@ class SendxRequest:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Where SendX is and how it is spoken to. `base_url` without a slash at the end; `team_id` with `legacy` only."""
+    """The address and dialect of SendX's API. `base_url` without a slash at the end; `team_id` with `legacy` only."""
 
     dialect: Dialect
     base_url: str
@@ -62,7 +62,7 @@ class Upstream:
     team_id: str | None = None
 
     def request_for(self, address: str, body: Attributes | Track) -> SendxRequest:
-        """The request for one push, or for several that were merged into one body."""
+        """Returns the request for one push, or for several that were merged into one body."""
         if self.dialect is Dialect.LEGACY:
             return self._legacy(address, body)
         payload = _track_payload(address, body) if isinstance(body, Track) else _identify_payload(address, body)
@@ -89,7 +89,13 @@ class Upstream:
             key_header: self.api_key.reveal(),
         }
         return SendxRequest(
-            "POST", self.base_url + path, headers, content, address, isinstance(body, Track), self.api_key
+            method="POST",
+            url=self.base_url + path,
+            headers=headers,
+            content=content,
+            address=address,
+            tracks=isinstance(body, Track),
+            key=self.api_key,
         )
 
 
@@ -121,11 +127,12 @@ def _identify_payload(address: str, attributes: Attributes) -> dict[str, Any]:
 # --- The answer --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What came of one request. `status` is None without an answer; `detail` is for the operator and safe to show.
+    """The answer to one request, or the lack of it.
 
-    `retry_after_seconds`: what SendX asks for. `timed_out`: the deadline passed, a sign of overload.
+    `status` is None without an answer; `detail` is for the operator and safe to show. `retry_after_seconds`: what SendX asks for.
+    `timed_out`: the deadline passed, a sign of overload.
     """
 
     verdict: Verdict
@@ -137,7 +144,7 @@ class Reply:
 
 
 def verdict_for(status: int, *, tracks: bool) -> Verdict:
-    """The verdict on an HTTP status. `tracks`: the request was a track, where 404 means that the contact is unknown."""
+    """Returns the verdict on an HTTP status. `tracks`: the request was a track, where 404 means that the contact is unknown."""
     if status == HTTPStatus.NOT_FOUND:
         return Verdict.MISSING if tracks else Verdict.MISDIRECTED
     return _VERDICTS.get(status) or _CLASSES.get(status // 100, Verdict.UNAVAILABLE)
@@ -148,7 +155,7 @@ _CLASSES = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
 
 
 def verdict_for_error(error: httpx.TransportError | TimeoutError) -> Verdict:
-    """The verdict on a request without an answer: was it certainly not sent, or is nobody to know?"""
+    """Returns the verdict on a request without an answer: it was certainly not sent, or its outcome is unknown."""
     unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
     return Verdict.UNREACHED if isinstance(error, unreached) else Verdict.UNAVAILABLE
 
@@ -163,7 +170,7 @@ _FAILURES: Mapping[type[Exception], str] = {
 
 
 def _failure(error: Exception) -> str:
-    # Fixed phrases: what the library says may quote the URL, and the legacy one holds the address.
+    # Fixed phrases: the library's own may quote the URL, and the legacy URL holds the address.
     return next((text for kind, text in _FAILURES.items() if isinstance(error, kind)), "the connection broke")
 
 
@@ -171,7 +178,7 @@ _PHRASES = {known.value: known.phrase for known in HTTPStatus}
 
 
 def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str:
-    """The status and what SendX said (`.message`, else `.error`; source: SendX docs), without addresses and secrets.
+    """Returns the status and what SendX said (`.message`, else `.error`; source: SendX docs), without addresses and secrets.
 
     `hide`: texts that must not appear: the key, the contact's address.
     """
@@ -205,7 +212,7 @@ def _said(body: bytes) -> str:
 
 @dataclass(slots=True)
 class _Received:
-    """As much of an answer as has arrived: the status counts even if the body never comes."""
+    """The part of an answer that has arrived: the status counts even if the body never comes."""
 
     status: int | None = None
     retry_after: str | None = None
@@ -236,7 +243,7 @@ class Client:
         await self._connection.aclose()
 
     async def send(self, request: SendxRequest) -> Reply:
-        """Send once. Whatever the network does is an answer; what is raised is a fault in this program."""
+        """Sends once. A failure of the network is an answer; an exception is a defect of this program."""
         started = time.monotonic()
         received = _Received()
         error: httpx.TransportError | TimeoutError | None = None
@@ -275,22 +282,22 @@ class Client:
         verdict = verdict_for(status, tracks=request.tracks)
         said = b"" if verdict is Verdict.DELIVERED else received.body
         return Reply(
-            verdict,
-            status,
-            error_detail(status, said, hide=(request.key.reveal(), request.address)),
-            latency,
-            retry_after_seconds(received.retry_after, self._clock()),
+            verdict=verdict,
+            status=status,
+            detail=error_detail(status, said, hide=(request.key.reveal(), request.address)),
+            latency_seconds=latency,
+            retry_after_seconds=retry_after_seconds(received.retry_after, self._clock()),
         )
 
     async def _reconnect(self) -> None:
-        # A connection whose request was cut off is not to be trusted with the next one.
+        # A connection whose request was cut off cannot be trusted with the next one.
         broken, self._connection = self._connection, OneConnection(_tls_context())
         await broken.aclose()
 
 
 @lru_cache(maxsize=1)
 def _tls_context() -> ssl.SSLContext:
-    # Reading the certificates takes tens of milliseconds, in which the event loop would stand still for each client.
+    # Reading the certificates takes tens of milliseconds, and would block the event loop for each client.
     return httpx.create_ssl_context(trust_env=False)
 
 
@@ -298,10 +305,16 @@ def _no_answer(error: httpx.TransportError | TimeoutError | None, latency: float
     if error is None:
         raise RuntimeError("a request ended with neither an answer nor an error")
     timed_out = isinstance(error, TimeoutError | httpx.TimeoutException)
-    return Reply(verdict_for_error(error), None, _failure(error), latency, timed_out=timed_out)
+    return Reply(
+        verdict=verdict_for_error(error),
+        status=None,
+        detail=_failure(error),
+        latency_seconds=latency,
+        timed_out=timed_out,
+    )
 
 
 def _quiet_http_logs() -> None:
-    """The libraries log URLs, and a legacy URL holds the contact's address."""
+    """Silences the libraries, which log URLs: a legacy URL holds the contact's address."""
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,6 +1,7 @@
 """The forwarder on real parts, the SQLite outbox, real sockets and a SendX that misbehaves by script: claims, the gate, stopping."""
 
 import asyncio
+import logging
 import time
 from datetime import timedelta
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from proxy.config.types import Dialect, Secret
-from proxy.core.calls import Track
+from proxy.core.calls import Attributes, Track
 from proxy.core.gate import Closure, Halt
 from proxy.core.retry import Verdict
 from proxy.delivery.account import DeliveryState
@@ -354,6 +355,29 @@ async def test_a_fault_in_the_program_ends_it_loudly_and_holds_nobody_up(outbox:
 
 
 # --- what others see
+
+
+async def test_the_log_names_no_person_and_no_key(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox, url = sendx
+    clock = Clock(lag=130)
+    told = Fault(status=422, body=f'{{"message":"{ANN} with {KEY} is no good"}}')
+    sandbox.script(ANN, told, Fault(status=429), Fault(status=401), Fault(kind="reset"))
+    with caplog.at_level(logging.DEBUG):
+        await push(outbox, ANN, Attributes({"firstName": "Zoë"}), Track(("secret tag",)))
+        async with running(forwarder(outbox, url, clock=clock)) as delivery:
+            await until(lambda: delivery.state().halted)
+            clock.lag -= 61
+            await until(lambda: sandbox.total == 4 and not delivery.state().in_flight)
+            clock.lag -= 61
+            await drained(outbox)
+    ours = [record for record in caplog.records if not record.name.startswith("uvicorn")]
+    assert any("dead letter" in record.getMessage() for record in ours)
+    assert any("halted" in record.getMessage() for record in ours)
+    assert all(secret not in record.getMessage() for record in ours for secret in (ANN, KEY, "Zoë", "secret tag"))
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert letter.detail == "422 Unprocessable Entity: *** with *** is no good"
 
 
 async def test_the_state_tells_what_was_done(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:

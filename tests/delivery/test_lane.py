@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,9 +10,10 @@ import pytest
 
 from proxy.core.calls import Attributes, Track
 from proxy.core.visitors import Trust
-from proxy.delivery.forwarder import Forwarder
+from proxy.delivery.lane import LaneRun
+from proxy.delivery.sendx import Client
 from proxy.sandbox.api import Fault, Sandbox, create_sandbox
-from proxy.store.records import DeadFilter, DeadReason
+from proxy.store.records import DeadFilter, DeadReason, Fate
 from proxy.store.sqlite.outbox import SqliteOutbox
 from tests.support.live import free_port, serving
 from tests.support.sending import (
@@ -29,6 +29,7 @@ from tests.support.sending import (
     push,
     running,
     sent,
+    shared_by_lanes,
     sums_add_up,
     until,
 )
@@ -269,30 +270,21 @@ async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
     assert sandbox.contacts == []
 
 
-async def test_the_log_names_no_person_and_no_key(
-    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    sandbox, url = sendx
-    clock = Clock(lag=130)
-    told = Fault(status=422, body=f'{{"message":"{ANN} with {KEY} is no good"}}')
-    sandbox.script(ANN, told, Fault(status=429), Fault(status=401), Fault(kind="reset"))
-    with caplog.at_level(logging.DEBUG):
-        await push(outbox, ANN, Attributes({"firstName": "Zoë"}), Track(("secret tag",)))
-        async with running(forwarder(outbox, url, clock=clock)) as delivery:
-            await until(lambda: delivery.state().halted)
-            clock.lag -= 61
-            await until(lambda: sandbox.total == 4 and not delivery.state().in_flight)
-            clock.lag -= 61
-            await drained(outbox)
-    ours = [record for record in caplog.records if not record.name.startswith("uvicorn")]
-    assert any("dead letter" in record.getMessage() for record in ours)
-    assert any("halted" in record.getMessage() for record in ours)
-    assert all(secret not in record.getMessage() for record in ours for secret in (ANN, KEY, "Zoë", "secret tag"))
-    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
-    assert letter.detail == "422 Unprocessable Entity: *** with *** is no good"
-
-
 # --- settling
+
+
+async def test_a_run_returns_what_it_settled(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
+    sandbox, url = sendx
+    sandbox.script(ANN, Fault(status=422), Fault(status=500))
+    await push(outbox, ANN, HELLO, Track(("a",)), Track((), ("a",)))
+    (lease,) = (await outbox.claim(1, 9, 60)).leases
+    shared = shared_by_lanes(outbox, url)
+    async with Client(timeout_seconds=shared.timeout_seconds) as client:
+        settlement = await LaneRun(shared, client, lease, None).run()
+    assert [result.fate for result in settlement.results] == [Fate.DEAD, Fate.KEPT, Fate.KEPT]
+    assert [result.attempted for result in settlement.results] == [True, True, False]
+    assert (settlement.lease, settlement.failures) == (lease, 1)
+    assert not await outbox.settle(settlement), "it is settled already"
 
 
 async def test_cancelling_it_settles_what_is_under_way(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
@@ -312,7 +304,7 @@ async def test_a_store_that_fails_now_and_then_doubles_no_increment(
 ) -> None:
     sandbox, url = sendx
     calls = itertools.count()
-    unreliable: Any = Unreliable(outbox, lambda call: next(calls) % 3 > 0)
+    unreliable: Any = Unreliable(outbox, lambda _: next(calls) % 3 > 0)
     for number in range(10):
         await push(outbox, f"{number}@example.com", HELLO, COUNT, COUNT)
     async with running(forwarder(unreliable, url)) as delivery:
@@ -336,8 +328,8 @@ async def test_a_lease_that_is_nearly_over_is_not_used(outbox: SqliteOutbox, sen
 # --- identifies that SendX has already
 
 
-async def delivered_one_by_one(outbox: SqliteOutbox, delivery: Forwarder, *bodies: Attributes | Track) -> None:
-    """Each after the one before has been settled, so that none are merged."""
+async def delivered_one_by_one(outbox: SqliteOutbox, *bodies: Attributes | Track) -> None:
+    """Pushes each body after the one before has been settled, so that none are merged."""
     for body in bodies:
         await push(outbox, ANN, body)
         await drained(outbox)
@@ -359,8 +351,8 @@ async def test_an_identify_is_not_sent_again_while_nothing_could_have_changed_wh
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str], bodies: Sequence[Attributes | Track], requests: int
 ) -> None:
     sandbox, url = sendx
-    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))) as delivery:
-        await delivered_one_by_one(outbox, delivery, *bodies)
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))):
+        await delivered_one_by_one(outbox, *bodies)
     assert len(sent(sandbox.requests, ANN)) == requests
     counted = (await outbox.stats()).counters
     assert (counted["delivered"], counted.get("unchanged", 0)) == (len(bodies), len(bodies) - requests)
@@ -371,11 +363,10 @@ async def test_an_identify_is_sent_again_when_the_refresh_has_passed(
 ) -> None:
     sandbox, url = sendx
     clock = Clock(lag=7_200)
-    delivery = forwarder(outbox, url, identify_refresh=timedelta(hours=1), clock=clock)
-    async with running(delivery):
-        await delivered_one_by_one(outbox, delivery, HELLO)
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1), clock=clock)):
+        await delivered_one_by_one(outbox, HELLO)
         clock.lag = 0
-        await delivered_one_by_one(outbox, delivery, HELLO)
+        await delivered_one_by_one(outbox, HELLO)
     assert len(sent(sandbox.requests, ANN)) == 2
 
 

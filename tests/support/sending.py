@@ -14,8 +14,12 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.decision import Decision, Enqueue, Facts
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure
+from proxy.core.retry import GiveUp
 from proxy.core.visitors import Trust
+from proxy.delivery.account import Account
 from proxy.delivery.forwarder import Forwarder
+from proxy.delivery.lane import Shared
+from proxy.delivery.pacing import Pacer
 from proxy.delivery.sendx import Upstream
 from proxy.errors import StoreUnavailable
 from proxy.sandbox.api import Recorded
@@ -71,6 +75,27 @@ def forwarder(outbox: Outbox, url: str, **options: Any) -> Forwarder:
     }
     upstream = Upstream(Dialect.REST, f"{url}/api/v1/rest", Secret(KEY))
     return Forwarder(outbox, upstream, **(settings | options))
+
+
+def shared_by_lanes(outbox: Outbox, url: str) -> Shared:
+    """What a lane run needs, without a forwarder."""
+    upstream = Upstream(Dialect.REST, f"{url}/api/v1/rest", Secret(KEY))
+    limits = GiveUp(max_attempts=20, max_age_seconds=259_200.0)
+
+    async def share_gate() -> None:
+        """There is nobody to share it with."""
+
+    return Shared(
+        outbox=outbox,
+        account=Account(upstream, concurrency=4, limits=limits, clock=time.time, rng=AtOnce()),
+        turns=Pacer(outbox, 0.0),
+        clock=time.time,
+        timeout_seconds=10.0,
+        identify_refresh_seconds=0.0,
+        stopping=asyncio.Event(),
+        changed=asyncio.Event(),
+        share_gate=share_gate,
+    )
 
 
 @asynccontextmanager
