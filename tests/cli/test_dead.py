@@ -27,7 +27,8 @@ from proxy.core.decision import Decision, Enqueue
 from proxy.core.visitors import Trust
 from proxy.ops.control import socket_path
 from proxy.ops.dead_letters import STEP, Letters
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from proxy.store.records import DeadReason, Fate, Settled, Settlement
 from proxy.store.sqlite.outbox import open_outbox
 from proxy.stores import open_store_file

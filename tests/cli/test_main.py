@@ -31,7 +31,8 @@ from proxy import __version__
 from proxy.core.reasons import Reason
 from proxy.core.tokens import TokenCodec, TokenProblem, Vouched
 from proxy.ops.control import socket_path
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
 from tests.support.server import (
     API_KEY,

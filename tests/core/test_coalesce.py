@@ -13,7 +13,8 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.coalesce import MAX_TAGS, Group, groups_of, singly
 from proxy.core.visitors import Trust
 from proxy.delivery.sendx import Upstream
-from proxy.sandbox.api import Call, Contact, Sandbox
+from proxy.sandbox.api import Call, Sandbox
+from proxy.sandbox.contacts import Contact
 
 UPSTREAM = Upstream(Dialect.REST, "/api/v1/rest", Secret("sandbox"))
 

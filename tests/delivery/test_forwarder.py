@@ -14,7 +14,8 @@ from proxy.core.gate import Closure, Halt
 from proxy.core.retry import Verdict
 from proxy.delivery.account import DeliveryState
 from proxy.delivery.sendx import Upstream
-from proxy.sandbox.api import Fault, Sandbox
+from proxy.sandbox.api import Sandbox
+from proxy.sandbox.faults import Fault
 from proxy.store.records import DeadFilter, DeadReason, Settlement
 from proxy.store.sqlite.outbox import SqliteOutbox
 from tests.support.sending import (

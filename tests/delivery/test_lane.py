@@ -12,7 +12,8 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.visitors import Trust
 from proxy.delivery.lane import LaneRun
 from proxy.delivery.sendx import Client
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from proxy.store.records import DeadFilter, DeadReason, Fate
 from proxy.store.sqlite.outbox import SqliteOutbox
 from tests.support.live import free_port, serving

@@ -20,7 +20,8 @@ from proxy.config.types import Dialect, Secret
 from proxy.core.calls import Attributes, Track
 from proxy.core.retry import Verdict
 from proxy.delivery.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Client, Reply, Upstream, error_detail, verdict_for
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
 
 KEY = "a-key-that-nobody-may-see"

@@ -44,7 +44,8 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.decision import Change, Decision, Enqueue, Identified, Remember, Verify
 from proxy.core.visitors import Trust, Visitor
 from proxy.ops.control import ask
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from proxy.store.sqlite.outbox import open_outbox
 from tests.load.soak import Mortal, quiet_port
 from tests.support.crowd import SETTINGS

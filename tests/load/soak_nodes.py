@@ -31,7 +31,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from proxy.delivery.forwarder import MIN_LEASE_SECONDS
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from tests.load.soak import Mortal, Outcome, drain, reported, summary
 from tests.support.crowd import (
     COUNTER_FIELD,

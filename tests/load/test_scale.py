@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from proxy.sandbox.api import Fault
+from proxy.sandbox.faults import Fault
 from tests.load.scale import By, Figure, Size, as_object, backlog, fairness, table
 
 SMALL = Size(

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from proxy.sandbox.api import NO_FAULT, Fault, Recorded, Sandbox
+from proxy.sandbox.api import Recorded, Sandbox
+from proxy.sandbox.faults import NO_FAULT, Fault
 from tests.support.live import eventually
 from tests.support.oracle import History, Promise, Report, Sight
 from tests.support.server import Browser, Json, Server, events, identify, login, new_ids, track

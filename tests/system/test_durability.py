@@ -18,7 +18,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.sandbox.api import Fault, Recorded, Sandbox, create_sandbox
+from proxy.sandbox.api import Recorded, Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
 from tests.support.server import (
     API_KEY,

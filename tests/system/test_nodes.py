@@ -18,7 +18,8 @@ import httpx
 import psycopg
 import pytest
 
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from tests.support import postgres
 from tests.support.live import eventually, serving
 from tests.support.server import (

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 import httpx
 
-from proxy.sandbox.api import Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
 from tests.support.server import (
     ADMIN_TOKEN,

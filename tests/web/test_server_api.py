@@ -21,7 +21,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.sandbox.api import Contact, Fault, Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.contacts import Contact
+from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
 from tests.support.server import (
     ADMIN_TOKEN,

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from proxy.sandbox.api import Fault, Sandbox
+from proxy.sandbox.api import Sandbox
+from proxy.sandbox.faults import Fault
 from proxy.store.sqlite.upkeep import ALARM_FRAMES, CHECKPOINT_FRAMES, LARGE_LOG_BYTES, SPARE_PAGES, Upkeep
 from tests.support.live import eventually
 from tests.support.server import ADMIN_TOKEN, Browser, new_email
