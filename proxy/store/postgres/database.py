@@ -25,6 +25,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from proxy.errors import StoreUnavailable
+from proxy.store.queries import read_queries
 
 RETRY_AFTER = 5  # seconds
 _TRIES = 8  # of a transaction: more than there are connections, each of which may turn out to be gone
@@ -54,37 +55,38 @@ log = logging.getLogger("proxy.store")
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
-def _read_queries() -> dict[str, LiteralString]:
-    text = Path(__file__).with_name("queries.sql").read_text(encoding="utf-8")
-    text = text.replace("{now}", "extract(epoch FROM statement_timestamp())::double precision")
-    text = text.replace("{shard}", "mod(pg_backend_pid(), 64)")
-    text = text.replace(")s::", ")b::")  # in binary, which the driver writes faster
-    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
-    return {name.strip(): _without_comments(sql) for name, _, sql in parts}
-
-
-def _without_comments(sql: str) -> str:
-    return "\n".join(line for line in sql.strip().splitlines() if not line.startswith("--"))
-
-
-SQL = _read_queries()
+SQL = read_queries(
+    Path(__file__).with_name("queries.sql"),
+    {
+        "{now}": "extract(epoch FROM statement_timestamp())::double precision",
+        "{shard}": "mod(pg_backend_pid(), 64)",
+        ")s::": ")b::",  # in binary, which the driver writes faster
+    },
+)
 
 
 class Overtaken(Exception):
-    """What a transaction has read was changed by others before it could write: it is to be run anew."""
+    """Others changed what a transaction has read before it could write: it is run again."""
 
 
 class StatementFailed(StoreUnavailable):
-    """The database is well, and would not carry out this: what one of several jobs asks for may be the reason."""
+    """The database is well and refused a statement: one of several jobs may be the reason."""
 
 
 class Rows(msgspec.Struct, frozen=True):
+    """What one query of a round trip returned."""
+
     rows: list[tuple[Any, ...]]
     count: int  # of rows that were returned or changed
 
+    @property
+    def value(self) -> Any:
+        """The first column of the first row, None if there is no row."""
+        return self.rows[0][0] if self.rows else None
+
 
 class Transaction:
-    """Begins with what is run first. Not used any more after `commit`."""
+    """A transaction that begins with its first query, and is not used after `commit`."""
 
     def __init__(self, connection: Connection, *, reads_only: bool = False) -> None:
         self._connection = connection
@@ -94,11 +96,11 @@ class Transaction:
         self.committing = False  # from here on, a lost connection leaves it unknown whether anything was changed
 
     async def run(self, *queries: Query) -> list[Rows]:
-        """All in one round trip. Each sees what the one before it has done, and what others have committed meanwhile."""
+        """Runs all queries in one round trip. Each sees what the one before has done, and what others have committed meanwhile."""
         return await self._send([(SQL[name], values) for name, values in queries])
 
     async def commit(self, *queries: Query) -> list[Rows]:
-        """The same, and commits. Returns when that is durable."""
+        """Runs all queries in one round trip and commits; returns when that is durable."""
         self.committing = True
         warned: list[object] = []
         self._connection.add_notice_handler(warned.append)
@@ -111,7 +113,7 @@ class Transaction:
         return results
 
     async def end(self) -> None:
-        """Rolls back what was not committed. A connection that cannot do that is closed."""
+        """Rolls back what was not committed. Closes a connection that cannot do that."""
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 if self._pipeline is not None and self._connection.info.transaction_status != TransactionStatus.IDLE:
@@ -121,7 +123,7 @@ class Transaction:
             await self._connection.close()
 
     async def _send(self, statements: Sequence[Statement], last: Sequence[Statement] = ()) -> list[Rows]:
-        """One round trip; with `last`, the transaction's last one."""
+        """Makes one round trip; with `last`, the transaction's last one."""
         async with asyncio.timeout(_ANSWER_SECONDS):
             if self._pipeline is None:
                 self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
@@ -150,12 +152,12 @@ SETTINGS = (
 
 
 class Database:
-    """A pool of connections. The numbers are of this process, since it was opened (`outbox.Health`)."""
+    """A pool of connections. The numbers are of this process since it was opened (`records.Health`)."""
 
     def __init__(self, dsn: str, *, pool_size: int) -> None:
         self.commits, self.commit_seconds, self.failed_commits, self.reopened = 0, 0.0, 0, 0
         self.trouble: str | None = None  # why the last transaction failed, if it did
-        self.written = float("-inf")  # when something was last committed, on the clock that never goes back
+        self.written = float("-inf")  # when something was last committed, on the monotonic clock
         self._closed = False
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
@@ -177,16 +179,16 @@ class Database:
         await self._pool.close()
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]], *, reads_only: bool = False) -> T:
-        """Has `work` done in a transaction, anew if others were in the way. Work that does not commit is rolled back.
+        """Does `work` in a transaction, again if others were in the way. Work that does not commit is rolled back.
 
-        Raises `StoreUnavailable`; when that happens in the middle of a commit, nobody knows whether it took place.
+        Raises `StoreUnavailable`. If that happens during a commit, it is unknown whether the commit took place.
         """
         begun, reason = time.monotonic(), "others were in the way, again and again"
         for attempt in range(_TRIES):
             if self._closed:
                 break
             try:
-                return await self._once(work, reads_only)
+                return await self._once(work, reads_only=reads_only)
             except Overtaken:
                 continue
             except _Contended as contended:
@@ -200,7 +202,7 @@ class Database:
         raise self._refusal("it is closed" if self._closed else reason)
 
     async def _end_stopped(self) -> None:
-        """Ends transactions of a node that was stopped while it was sending: the limits do not, as the server takes it for busy."""
+        """Ends transactions of a node that was stopped while sending: the timeouts do not, because the server takes it for busy."""
         with contextlib.suppress(psycopg.Error, TimeoutError, OSError):
             async with asyncio.timeout(_CONNECT_SECONDS), self._pool.connection() as connection:
                 cursor = await connection.execute(SQL["end_stopped"], {"limit": _STOPPED_SECONDS})
@@ -209,10 +211,10 @@ class Database:
                     log.warning("A node that does not go on held up others: %d of its transactions were ended", row[0])
 
     async def read(self, *queries: Query) -> list[Rows]:
-        """All in one round trip, each for itself."""
+        """Runs all queries in one round trip, each on a snapshot of its own."""
         return await self.run(lambda transaction: transaction.run(*queries), reads_only=True)
 
-    async def _once(self, work: Callable[[Transaction], Awaitable[T]], reads_only: bool) -> T:
+    async def _once(self, work: Callable[[Transaction], Awaitable[T]], *, reads_only: bool) -> T:
         transaction: Transaction | None = None
         started = time.monotonic()
         try:
@@ -266,7 +268,7 @@ _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 
 class _Contended(Exception):
-    """Others were in the way. Nothing was changed, and the same may succeed at once. `waited`: in vain, for a lock."""
+    """Others were in the way. Nothing was changed, and the same may succeed at once. `waited`: for a lock, until the timeout."""
 
     def __init__(self, *, waited: bool) -> None:
         super().__init__()
@@ -274,14 +276,14 @@ class _Contended(Exception):
 
 
 class _Lost(Exception):
-    """The connection was, before anything was changed. Another one may do: after a restart, all that lay idle are gone."""
+    """The connection was lost before anything was changed. Another may do: after a restart, all idle ones are gone."""
 
     def __init__(self, cause: str) -> None:
         self.cause = cause
 
 
 def connect_options(dsn: str) -> dict[str, Any]:
-    """What every connection is opened with, but for what the DSN says itself."""
+    """Returns what every connection is opened with, except for what the DSN says itself."""
     usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "scq-proxy", "client_encoding": "utf8"}
     said = conninfo_to_dict(dsn)
     chosen = {name: value for name, value in usual.items() if name not in said}
@@ -289,11 +291,12 @@ def connect_options(dsn: str) -> dict[str, Any]:
 
 
 def sqlstate(error: BaseException) -> str | None:
+    """Returns the server's code of an error, None if it has none."""
     return error.sqlstate if isinstance(error, psycopg.Error) else None
 
 
 def cause(error: BaseException) -> str:
-    """An error of the database for the log: its code and the name of that, without its words."""
+    """Returns an error of the database for the log: its code and the code's name, without its words."""
     state = sqlstate(error)
     if state is None:
         return f"no answer ({'PoolTimeout' if isinstance(error, PoolTimeout) else type(error).__name__})"

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
 from proxy.errors import StoreRefused
 from proxy.store.postgres.database import cause, connect_options
+from proxy.store.queries import read_queries
 
 _NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
 _USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."
@@ -25,14 +26,7 @@ _SERVED = (
 )
 
 
-def _read_queries() -> dict[str, LiteralString]:
-    text = Path(__file__).with_name("load.sql").read_text(encoding="utf-8")
-    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
-    # Ours, and the same at every start.
-    return {name.strip(): query.strip() for name, _, query in parts}
-
-
-_SQL = _read_queries()
+_SQL = read_queries(Path(__file__).with_name("load.sql"))
 
 
 class Import:

@@ -1,4 +1,4 @@
-"""Advisory locks of the PostgreSQL outbox: on what may have no row yet, and on what is not to happen twice at once.
+"""Advisory locks of the PostgreSQL outbox: on what may have no row yet, and on what must not happen twice at once.
 
 They last until the transaction ends, which is all that a pooler allows.
 """
@@ -17,16 +17,17 @@ Lock = tuple[int, str]  # its class, and whom it is about
 
 
 def lock(locks: Iterable[Lock]) -> Query:
-    """All of them. Waits, so a transaction does this once, before it reads; sorted, so that no two wait for each other."""
+    """Takes all of them. It waits, so a transaction does this once, before it reads; sorted, so that no two wait for each other."""
     return _query("lock", locks)
 
 
 def try_lock(locks: Iterable[Lock]) -> Query:
-    """One row: whether all are free."""
+    """Takes those that are free, without waiting; the one row says whether all were."""
     return _query("try_lock", locks)
 
 
 def share_lock(name: Lock) -> Query:
+    """Takes a lock that others may share, and nobody may have alone."""
     return _query("share_lock", (name,))
 
 

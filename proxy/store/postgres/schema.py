@@ -1,7 +1,7 @@
-"""The schema of the PostgreSQL outbox, and whether a server may be trusted with acknowledged pushes.
+"""Migrates the schema of the PostgreSQL outbox, and assesses whether a server can be trusted with acknowledged pushes.
 
-`migrate` brings the schema up to date: forward only, step by step, in one transaction that only one migration at a time can hold.
-Steps only add, so that nodes of the version before go on meanwhile. `assess` says what is wrong with a server, and changes nothing.
+A migration goes forward only, in one transaction that one migration at a time can hold. Steps only add, so that nodes of the previous
+version keep working meanwhile. An assessment changes nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from psycopg.conninfo import conninfo_to_dict
 from proxy.errors import StoreRefused
 from proxy.store.postgres.database import SETTINGS, SQL, Connection, cause, connect_options
 from proxy.store.postgres.locks import SCHEMA, lock
+from proxy.store.queries import read_steps
 
-SCHEMA_STEPS = ("schema_1",)
+SCHEMA_STEPS = read_steps(Path(__file__).with_name("schema"))
 UNSAFE = "SCQ_STORE_UNSAFE=1 uses it all the same."
 _OLDEST_SERVER = 140_000
 _SITE_KEY_BYTES = 32
@@ -58,11 +60,12 @@ class Assessment(msgspec.Struct, frozen=True):
 
     @property
     def problems(self) -> tuple[str, ...]:
+        """Every reason to refuse the server."""
         return self.obstacles + self.losses
 
 
 async def migrate(dsn: str) -> tuple[int, int]:
-    """Creates the schema or brings it up to date: its version before (0: none) and after. Raises `StoreRefused`."""
+    """Creates the schema or brings it up to date; returns its version before (0: none) and after. Raises `StoreRefused`."""
     async with _connected(dsn) as connection:
         obstacles = server_obstacles(await _server(connection))
         if obstacles:
@@ -80,7 +83,7 @@ async def migrate(dsn: str) -> tuple[int, int]:
             if version > len(SCHEMA_STEPS):
                 raise StoreRefused(_newer(version))
             for step in SCHEMA_STEPS[version:]:
-                await connection.execute(SQL[step])
+                await connection.execute(step)
             if version == 0:
                 key = secrets.token_bytes(_SITE_KEY_BYTES)
                 await connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', %s)", (key,))
@@ -90,7 +93,7 @@ async def migrate(dsn: str) -> tuple[int, int]:
 
 
 async def assess(dsn: str) -> Assessment:
-    """Raises `StoreRefused` if the server cannot be asked."""
+    """Returns what the server says of itself. Raises `StoreRefused` if it cannot be reached."""
     async with _connected(dsn) as connection, connection.transaction():
         await connection.execute(SETTINGS)
         server = await _server(connection)
@@ -129,7 +132,7 @@ async def _connected(dsn: str) -> AsyncIterator[Connection]:
 
 
 def place(dsn: str) -> str:
-    """Where the database is, without user and password."""
+    """Returns where the database is, without user and password."""
     parts = conninfo_to_dict(dsn)
     host, port, name = parts.get("host", "localhost"), parts.get("port", "5432"), parts.get("dbname", "")
     return f"postgresql://{host}:{port}/{name}"
@@ -147,7 +150,7 @@ async def _server(connection: Connection) -> Sequence[Any]:
 
 
 async def _version(connection: Connection) -> tuple[int, dict[str, bool]]:
-    """The version of the schema, 0 if there is none; and tables that have the names of ours, and whether a crash would empty them."""
+    """Returns the version of the schema (0: none), and the tables with our names: whether a crash would empty them."""
     rows = await (await connection.execute(SQL["tables"], {"names": list(_TABLES)})).fetchall()
     tables: dict[str, bool] = dict(rows)
     if "scq_schema" not in tables:
@@ -157,7 +160,7 @@ async def _version(connection: Connection) -> tuple[int, dict[str, bool]]:
 
 
 def server_obstacles(server: Sequence[Any]) -> list[str]:
-    """Why it cannot be used at all; `server`: the row of the query of that name."""
+    """Returns why the server cannot be used at all. `server`: the row of the query of that name."""
     version, number, encoding, *_, standby = server
     obstacles = []
     if number < _OLDEST_SERVER:

@@ -16,9 +16,10 @@ import msgspec
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Visitor
 from proxy.errors import StoreRefused
-from proxy.store.sqlite.file import StoreFile, read_queries
+from proxy.store.queries import read_queries
+from proxy.store.sqlite.file import StoreFile
 
-_SQL = read_queries("export.sql")
+_SQL = read_queries(Path(__file__).with_name("export.sql"))
 TABLES = tuple(name for name in _SQL if name not in ("at_work", "numbers"))
 
 Row = tuple[Any, ...]

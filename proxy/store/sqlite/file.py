@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
+from proxy.store.queries import read_queries, read_steps
 from proxy.store.sqlite.damage import (
     CHECKED_BYTES,
     Damaged,
@@ -31,7 +32,6 @@ from proxy.store.sqlite.damage import (
 )
 
 APPLICATION_ID = 0x73637170  # "scqp"
-SCHEMA_STEPS = ("schema", "schema_2")  # forward only: a store of an older version is brought up to date as it is opened
 START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
 _SITE_KEY_BYTES = 32
 _MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
@@ -42,20 +42,14 @@ _NETWORK = frozenset(
 )
 
 
-def read_queries(file: str) -> dict[str, str]:
-    """The queries of a file beside this one, by name."""
-    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
-    parts = [part.partition("\n") for part in text.split("-- name: ")[1:]]
-    return {name.strip(): sql.strip() for name, _, sql in parts}
-
-
-SQL = read_queries("queries.sql")
+SQL = read_queries(Path(__file__).with_name("queries.sql"))
+SCHEMA_STEPS = read_steps(Path(__file__).with_name("schema"))  # forward only: opening an older store runs the rest
 
 log = logging.getLogger("proxy.store")
 
 
 class StoreFile:
-    """The file, while this process has it. `create`: it is made if it is missing. All but `take` and `release` run on one thread."""
+    """The file, while this process has it. `create`: a missing one is made. Everything but `take` and `release` runs on one thread."""
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
@@ -65,7 +59,7 @@ class StoreFile:
         self._identities: dict[Path, tuple[int, int]] = {}
 
     def take(self) -> None:
-        """Makes sure of the place and takes the lock, again if somebody deleted it. Raises `StoreRefused`."""
+        """Checks the place and takes the lock, again if somebody deleted it. Raises `StoreRefused`."""
         require_place(self.path, create=self._create)
         held = _identity(self._lock.fileno()) if self._lock is not None else None
         if held is None or held != _identity(_lock_path(self.path)):
@@ -74,12 +68,13 @@ class StoreFile:
             self._lock = lock
 
     def release(self) -> None:
+        """Gives the lock back."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def open(self, *, after: Exception | None = None) -> sqlite3.Connection:
-        """Opens it. `after`: the failure that made it necessary to open it again. Raises `StoreRefused`."""
+        """Opens the file. `after`: the failure after which it is reopened. Raises `StoreRefused`."""
         missing = not self.path.exists()
         self.take()
         if missing and after is not None:
@@ -98,7 +93,7 @@ class StoreFile:
         return connection
 
     def require_in_place(self) -> None:
-        """Raises `FileMoved` if what is open is not what stands at the path: what is committed to it would be gone at the next start."""
+        """Raises `FileMoved` if the open file is not the one at the path: commits to it would be gone at the next start."""
         for path, identity in self._identities.items():
             if _identity(path) != identity:
                 raise FileMoved(f"{path} was deleted or replaced while in use")
@@ -106,7 +101,7 @@ class StoreFile:
     # --- opening
 
     def _part_from_log(self) -> None:
-        """The log of a file that is gone must not be applied to the one that stands there now."""
+        """Sets aside the log of a file that is gone: it must not be applied to the one that stands there now."""
         wal = _wal_path(self.path)
         had = self._identities.get(wal)
         if had is not None and _identity(wal) == had and _identity(self.path) != self._identities[self.path]:
@@ -132,7 +127,7 @@ class StoreFile:
         return connection
 
     def _recognisable_header(self) -> bytes:
-        """Before SQLite looks: it would delete the log beside an empty file, and write a log that lies there into any other."""
+        """Reads the header before SQLite does, which would delete the log beside an empty file, and apply one to any other file."""
         with self.path.open("rb") as file:
             header = file.read(_HEADER_BYTES)
         wal = _wal_path(self.path)
@@ -143,7 +138,7 @@ class StoreFile:
         return header
 
     def _judged(self, header: bytes, words: str) -> Exception:
-        """A file that SQLite cannot read is damaged if it was ours, and somebody else's if not."""
+        """Returns `Damaged` for a file of ours that SQLite cannot read, and a refusal for anybody else's."""
         was_open = self._identities.get(self.path, (0, 0)) == _identity(self.path)
         if was_open or header[_APPLICATION_ID_AT:] == APPLICATION_ID.to_bytes(4, "big"):
             return Damaged(words)
@@ -167,10 +162,10 @@ class StoreFile:
             )
 
     def _bring_up_to_date(self, connection: sqlite3.Connection) -> None:
-        """All steps of the schema that the file has not seen, in one transaction."""
+        """Runs the steps of the schema that the file has not seen, in one transaction."""
         version = pragma(connection, "user_version")
         if version < len(SCHEMA_STEPS):
-            steps = "\n".join(SQL[step] for step in SCHEMA_STEPS[version:])
+            steps = "\n".join(SCHEMA_STEPS[version:])
             connection.executescript(f"BEGIN IMMEDIATE;\n{steps}")
             if version == 0:
                 site_key = self.site_key or secrets.token_bytes(_SITE_KEY_BYTES)
@@ -181,9 +176,9 @@ class StoreFile:
         self.site_key = bytes(connection.execute("SELECT value FROM meta WHERE name = 'site_key'").fetchone()[0])
 
     def _take_in_log(self, connection: sqlite3.Connection) -> None:
-        """Moves what the log holds into the file and syncs it: after a failed sync, nothing else is sure to be on the disk.
+        """Moves what the log holds into the file and syncs it: after a failed sync, only that is sure to be on the disk.
 
-        Says so if the log holds commits that SQLite cannot read, before it is written over.
+        Before the log is overwritten, logs how many of its commits SQLite cannot read.
         """
         try:
             _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -220,7 +215,7 @@ class StoreFile:
 
 
 def _identity(file: Path | int) -> tuple[int, int] | None:
-    """Device and inode of what stands at a path or is open; None: nothing is there any more."""
+    """Returns device and inode of what stands at a path or is open, None if nothing is there any more."""
     try:
         found = os.fstat(file) if isinstance(file, int) else file.stat()
     except OSError:
@@ -237,7 +232,7 @@ def _lock_path(path: Path) -> Path:
 
 
 def _read_site_key(aside: Path) -> bytes | None:
-    """From a damaged store, so that visitors keep their ids. It is opened so that nothing in it changes."""
+    """Reads the key of a damaged store, so that visitors keep their ids. Nothing in it changes."""
     for option in ("mode=ro", "immutable=1"):  # with its log, or without
         with contextlib.suppress(sqlite3.Error):
             with contextlib.closing(sqlite3.connect(f"{aside.absolute().as_uri()}?{option}", uri=True)) as connection:
@@ -249,6 +244,7 @@ def _read_site_key(aside: Path) -> bytes | None:
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> Any:
+    """Returns a setting of the connection or the file."""
     return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
@@ -263,6 +259,7 @@ def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def require_place(path: Path, *, create: bool) -> None:
+    """Raises `StoreRefused` if a store at the path could not be durable or could not be written. `create`: makes a missing file."""
     if not path.parent.is_dir():
         raise StoreRefused(f"{path.parent} is no directory: make it, or let SCQ_STORE name another place.")
     kind = file_system(path)
@@ -288,7 +285,7 @@ def require_place(path: Path, *, create: bool) -> None:
 
 
 def take_lock(path: Path) -> IO[str]:
-    """The OS lock beside the file, held until the returned file is closed. It goes with the process, however that ends."""
+    """Takes the OS lock beside the file, held until the returned file is closed or the process ends."""
     lock_path = _lock_path(path)
     try:
         lock = os.fdopen(os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+", encoding="ascii")
@@ -305,7 +302,7 @@ def take_lock(path: Path) -> IO[str]:
 
 
 def file_system(path: Path) -> str:
-    """The type of the file system that the path is on, from the kernel's mount table; `unknown` elsewhere."""
+    """Returns the type of the file system that the path is on, from the kernel's mount table; `unknown` without one."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

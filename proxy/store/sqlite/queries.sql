@@ -1,150 +1,13 @@
--- The SQLite outbox: its schema, in the steps in which it grew, then every query by name. Times are Unix seconds.
+-- The queries of the SQLite outbox by name, in sections named after the module that uses them, or uses them first. Times are Unix seconds.
+-- What tables and columns mean is in schema/.
 
--- name: schema
--- One row a person. address: set by a change of address that SendX confirmed; pushes for another key are sent to it. ready_at: when the head may be claimed; NULL when nothing waits; under a lease, when the lease ends.
--- AUTOINCREMENT: the number of a lane that is gone must not come back, or an old lease would hold for another lane.
-CREATE TABLE lanes (
-  id       INTEGER PRIMARY KEY AUTOINCREMENT,
-  key      TEXT    NOT NULL UNIQUE,
-  address  TEXT,
-  verified INTEGER NOT NULL DEFAULT 0,
-  waiting  INTEGER NOT NULL DEFAULT 0,
-  ready_at REAL,
-  leased   INTEGER NOT NULL DEFAULT 0,
-  epoch    INTEGER NOT NULL DEFAULT 0,
-  failures INTEGER NOT NULL DEFAULT 0,
-  identify_digest BLOB,
-  identify_at     REAL
-);
-CREATE INDEX lanes_ready ON lanes (ready_at) WHERE ready_at IS NOT NULL;
-
--- What is still to be sent. Within a lane, seq is the order. increments: sending it twice could count it twice.
-CREATE TABLE pushes (
-  seq        INTEGER PRIMARY KEY AUTOINCREMENT,
-  lane       INTEGER NOT NULL REFERENCES lanes (id),
-  id         TEXT    NOT NULL,
-  address    TEXT    NOT NULL,
-  trust      INTEGER NOT NULL,
-  kind       TEXT    NOT NULL,
-  body       BLOB    NOT NULL,
-  since      REAL    NOT NULL,
-  attempts   INTEGER NOT NULL DEFAULT 0,
-  increments INTEGER NOT NULL DEFAULT 0,
-  started    INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX pushes_lane ON pushes (lane, seq);
-
--- Tracks of visitors who are not identified yet.
-CREATE TABLE held (
-  seq     INTEGER PRIMARY KEY AUTOINCREMENT,
-  visitor TEXT    NOT NULL,
-  id      TEXT    NOT NULL,
-  body    BLOB    NOT NULL,
-  since   REAL    NOT NULL
-);
-CREATE INDEX held_visitor ON held (visitor, seq);
-CREATE INDEX held_since ON held (since);
-CREATE INDEX held_id ON held (id);
-
-CREATE TABLE dead (
-  seq      INTEGER PRIMARY KEY,
-  lane     INTEGER NOT NULL,
-  id       TEXT    NOT NULL,
-  address  TEXT    NOT NULL,
-  trust    INTEGER NOT NULL,
-  kind     TEXT    NOT NULL,
-  body     BLOB    NOT NULL,
-  since    REAL    NOT NULL,
-  attempts INTEGER NOT NULL,
-  reason   TEXT    NOT NULL,
-  detail   TEXT    NOT NULL,
-  at       REAL    NOT NULL
-);
-CREATE INDEX dead_at ON dead (at);
-CREATE INDEX dead_lane ON dead (lane);
-
--- Ids that were accepted or held. after: who the browser was after an identify, reset or consent.
-CREATE TABLE seen (
-  id    TEXT PRIMARY KEY,
-  at    REAL NOT NULL,
-  shown TEXT NOT NULL,
-  after BLOB
-) WITHOUT ROWID;
-CREATE INDEX seen_at ON seen (at);
-
--- Only visitors about whom there is something to know: identified, retired, or born of a log-out.
-CREATE TABLE visitors (
-  id         TEXT PRIMARY KEY,
-  at         REAL NOT NULL,
-  retired    INTEGER NOT NULL DEFAULT 0,
-  identified INTEGER NOT NULL DEFAULT 0,
-  left       TEXT
-) WITHOUT ROWID;
-CREATE INDEX visitors_at ON visitors (at);
-
--- Old addresses of lanes, since a confirmed change of address.
-CREATE TABLE aliases (
-  key  TEXT PRIMARY KEY,
-  lane INTEGER NOT NULL,
-  at   REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX aliases_lane ON aliases (lane);
-
--- People who were erased: a keyed hash of the lane key, and when.
-CREATE TABLE tombstones (hash BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
-
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-
-CREATE TABLE not_offered (
-  setting TEXT NOT NULL,
-  name    TEXT NOT NULL,
-  count   INTEGER NOT NULL,
-  last    REAL NOT NULL,
-  PRIMARY KEY (setting, name)
-) WITHOUT ROWID;
-
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-
--- name: schema_2
--- What shuts the gate to SendX (JSON, NULL while it is open), and until when a probe is out.
-CREATE TABLE gate (closure BLOB, probe_until REAL);
-INSERT INTO gate VALUES (NULL, NULL);
-ALTER TABLE lanes ADD COLUMN put_off INTEGER NOT NULL DEFAULT 0;
--- How much there is now, kept with every transition: counting takes too long.
-INSERT INTO counters SELECT 'gauge:waiting', count(*) FROM pushes;
-INSERT INTO counters SELECT 'gauge:holding', count(*) FROM held;
-INSERT INTO counters SELECT 'gauge:dead', count(*) FROM dead;
-CREATE INDEX dead_id ON dead (id);
-CREATE INDEX dead_reason ON dead (reason, seq);
--- The lane key of the address.
-ALTER TABLE dead ADD COLUMN key TEXT NOT NULL DEFAULT '';
-UPDATE dead SET key = lane_key(address);
-CREATE INDEX dead_key ON dead (key);
--- People whose erasure has begun: their lane keys, until it is done.
-CREATE TABLE erasures (key TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX lanes_leased ON lanes (id) WHERE leased = 1;
-CREATE INDEX visitors_left ON visitors (left) WHERE left IS NOT NULL;
-
--- What happens no more often than its rate: when it is free again.
-CREATE TABLE schedules (name TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+-- ──── appends
 
 -- name: schedule
 SELECT until FROM schedules WHERE name = ?;
 
 -- name: set_schedule
 INSERT INTO schedules (name, until) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET until = ?2;
-
--- name: gate
-SELECT closure, probe_until FROM gate;
-
--- name: move_gate
-UPDATE gate SET closure = ?, probe_until = NULL;
-
--- name: probe
-UPDATE gate SET probe_until = ?;
-
--- name: end_probe
-UPDATE gate SET probe_until = NULL WHERE probe_until IS NOT NULL;
 
 -- name: visitors
 -- A JSON array of ids.
@@ -211,14 +74,22 @@ DELETE FROM aliases WHERE key = ?;
 -- name: remember
 INSERT INTO seen (id, at, shown, after) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING;
 
--- name: tally
-INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
-
 -- name: not_offered
 -- Anybody can ask for anything: once the table is full (?5 rows), only what it lists is counted on.
 INSERT INTO not_offered (setting, name, count, last) SELECT ?1, ?2, ?3, ?4
 WHERE EXISTS (SELECT 1 FROM not_offered WHERE setting = ?1 AND name = ?2) OR (SELECT count(*) FROM not_offered) < ?5
 ON CONFLICT (setting, name) DO UPDATE SET count = count + ?3, last = excluded.last;
+
+-- ──── leases
+
+-- name: move_gate
+UPDATE gate SET closure = ?, probe_until = NULL;
+
+-- name: probe
+UPDATE gate SET probe_until = ?;
+
+-- name: end_probe
+UPDATE gate SET probe_until = NULL WHERE probe_until IS NOT NULL;
 
 -- name: claimable
 SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
@@ -228,23 +99,11 @@ SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lan
 SELECT id, leased, failures, key, address, identify_digest, identify_at
 FROM (SELECT * FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT 1000) ORDER BY failures, ready_at LIMIT ?;
 
--- name: lane_head
-SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
-
 -- name: vouched_waits
 SELECT 1 FROM pushes WHERE lane = ? AND trust = 2 LIMIT 1;
 
 -- name: lease
 UPDATE lanes SET epoch = ?, leased = 1, ready_at = ?, put_off = 0 WHERE id = ?;
-
--- name: start
-UPDATE pushes SET started = 1 WHERE seq = ?;
-
--- name: started
-SELECT seq FROM pushes WHERE lane = ? AND started = 1 ORDER BY seq;
-
--- name: unstart
-UPDATE pushes SET started = 0 WHERE lane = ? AND started = 1;
 
 -- name: lease_holds
 SELECT 1 FROM lanes WHERE id = ? AND epoch = ? AND leased = 1;
@@ -260,16 +119,81 @@ UPDATE pushes SET attempts = attempts + 1 WHERE seq = ?;
 INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at, key)
 SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, ?5, lane_key(address) FROM pushes WHERE seq = ?1;
 
+-- name: started
+SELECT seq FROM pushes WHERE lane = ? AND started = 1 ORDER BY seq;
+
+-- name: unstart
+UPDATE pushes SET started = 0 WHERE lane = ? AND started = 1;
+
 -- name: lane_loses
 UPDATE lanes
 SET waiting = waiting - ?2, leased = 0, failures = ?3, ready_at = CASE WHEN waiting > ?2 THEN ?4 END
 WHERE id = ?1;
+
+-- name: last_identify
+-- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
+UPDATE lanes SET identify_digest = CASE WHEN identify_at = -1 THEN NULL ELSE ?2 END,
+identify_at = CASE WHEN identify_at = -1 THEN NULL ELSE ?3 END WHERE id = ?1;
+
+-- name: forget_lane
+DELETE FROM lanes WHERE id = ? AND waiting = 0 AND verified = 0;
+
+-- name: leased
+SELECT id FROM lanes WHERE leased = 1;
+
+-- name: bring_near
+-- Back-offs take minutes, sign-ups are put off for days; neither for a month.
+UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + CASE WHEN put_off THEN 2592000 ELSE 7200 END;
+
+-- ──── reads
+
+-- name: lane_head
+SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
+
+-- name: start
+UPDATE pushes SET started = 1 WHERE seq = ?;
+
+-- name: gate
+SELECT closure, probe_until FROM gate;
+
+-- name: counters
+SELECT name, value FROM counters ORDER BY name;
+
+-- name: oldest
+SELECT since FROM pushes ORDER BY seq LIMIT 1;
+
+-- name: refused_names
+SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;
+
+-- name: dead_letters
+-- Conditions are put behind it.
+SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead WHERE seq > :after
 
 -- name: lane_by_key
 SELECT id, key FROM lanes WHERE key = ?;
 
 -- name: alias_lane
 SELECT lanes.id, lanes.key FROM aliases JOIN lanes ON lanes.id = aliases.lane WHERE aliases.key = ?;
+
+-- ──── outbox
+
+-- name: tally
+INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+
+-- name: next_ready
+SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
+
+-- name: undead
+INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
+SELECT lane, id, address, trust, kind, body, since, ?2 FROM dead WHERE seq = ?1 RETURNING lane;
+
+-- name: lane_regains
+UPDATE lanes SET waiting = waiting + 1, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
+
+-- name: bury_for_good
+DELETE FROM dead WHERE seq = ?;
+
+-- ──── people
 
 -- name: lane_aliases
 SELECT key FROM aliases WHERE lane = ?;
@@ -315,9 +239,6 @@ DELETE FROM lanes WHERE id = ?;
 -- Its holder settles it, and then it goes.
 UPDATE lanes SET waiting = 0, verified = 0, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL WHERE id = ?;
 
--- name: forget_lane
-DELETE FROM lanes WHERE id = ? AND waiting = 0 AND verified = 0;
-
 -- name: lane_lease
 SELECT id, leased, epoch FROM lanes WHERE key = ?;
 
@@ -337,10 +258,6 @@ DELETE FROM dead WHERE lane = ?1 OR key = ?2;
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
 
--- name: forget_aliases
--- Of lanes that are gone: nothing can be sent to them any more.
-DELETE FROM aliases WHERE lane NOT IN (SELECT id FROM lanes);
-
 -- name: remove_left
 UPDATE visitors SET left = NULL WHERE left = ?;
 
@@ -354,23 +271,7 @@ UPDATE seen SET shown = '', after = NULL WHERE id = ?;
 -- name: bury_person
 INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE SET at = ?2;
 
--- name: forget_tombstones
-DELETE FROM tombstones WHERE at < ?;
-
--- name: last_identify
--- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
-UPDATE lanes SET identify_digest = CASE WHEN identify_at = -1 THEN NULL ELSE ?2 END,
-identify_at = CASE WHEN identify_at = -1 THEN NULL ELSE ?3 END WHERE id = ?1;
-
--- name: leased
-SELECT id FROM lanes WHERE leased = 1;
-
--- name: bring_near
--- Back-offs take minutes, sign-ups are put off for days; neither for a month.
-UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + CASE WHEN put_off THEN 2592000 ELSE 7200 END;
-
--- name: next_ready
-SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
+-- ──── sweep
 
 -- name: expire_held
 DELETE FROM held WHERE seq IN (SELECT seq FROM held WHERE since < ? LIMIT ?) RETURNING length(body);
@@ -394,28 +295,12 @@ AND NOT EXISTS (SELECT 1 FROM dead WHERE dead.lane = lanes.id);
 -- name: lane_step
 SELECT max(id) FROM (SELECT id FROM lanes WHERE id > ? ORDER BY id LIMIT ?);
 
+-- name: forget_tombstones
+DELETE FROM tombstones WHERE at < ?;
+
 -- name: trim_not_offered
 DELETE FROM not_offered WHERE (setting, name) NOT IN (SELECT setting, name FROM not_offered ORDER BY last DESC LIMIT ?);
 
--- name: counters
-SELECT name, value FROM counters ORDER BY name;
-
--- name: oldest
-SELECT since FROM pushes ORDER BY seq LIMIT 1;
-
--- name: refused_names
-SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;
-
--- name: dead_letters
--- Conditions are put behind it.
-SELECT seq, id, address, kind, trust, reason, detail, at, since, attempts, body FROM dead WHERE seq > :after
-
--- name: undead
-INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
-SELECT lane, id, address, trust, kind, body, since, ?2 FROM dead WHERE seq = ?1 RETURNING lane;
-
--- name: lane_regains
-UPDATE lanes SET waiting = waiting + 1, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
-
--- name: bury_for_good
-DELETE FROM dead WHERE seq = ?;
+-- name: forget_aliases
+-- Of lanes that are gone: nothing can be sent to them any more.
+DELETE FROM aliases WHERE lane NOT IN (SELECT id FROM lanes);

@@ -18,7 +18,7 @@ from proxy.core.decision import Decision, Enqueue, Facts, Hold, Remember
 from proxy.core.visitors import Trust, Visitor
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.records import Settlement
-from proxy.store.sqlite.file import APPLICATION_ID, SQL
+from proxy.store.sqlite.file import APPLICATION_ID, SCHEMA_STEPS
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from proxy.store.sqlite.sweep import STEP_ROWS
 from tests.support.live import eventually
@@ -175,7 +175,7 @@ async def test_a_job_that_fails_after_it_has_written_is_undone_alone(
 async def test_a_store_of_an_older_version_is_brought_up_to_date_and_keeps_what_it_has(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "scq.db")
     push = (1, 1, "i" * 32, "A@example.com", 2, "track", b'{"addTags":["a"]}', 5.5)
-    connection.executescript(f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1; {SQL['schema']}")
+    connection.executescript(f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version=1; {SCHEMA_STEPS[0]}")
     connection.execute("INSERT INTO meta VALUES ('site_key', ?)", (b"k" * 32,))
     connection.execute("INSERT INTO lanes (key, waiting, ready_at) VALUES ('a@example.com', 1, 5.5)")
     connection.execute(
