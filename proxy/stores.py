@@ -19,11 +19,12 @@ from proxy.config.settings import Settings
 from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
 from proxy.store.outbox import Outbox
-from proxy.store.sqlite.export import TABLES, Export
+from proxy.store.rows import TABLES
+from proxy.store.sqlite.export import Export
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 
 if TYPE_CHECKING:
-    from proxy.store.postgres.load import Import
+    from proxy.store.postgres.load import Load
     from proxy.store.postgres.schema import Assessment
 
 Progress = Callable[[str, int], None]
@@ -111,10 +112,10 @@ def copy_store(source: Path, dsn: str, totals: Callable[[int], None], progress: 
     Raises `StoreRefused`, and then nothing was copied.
     """
     require_psycopg()
-    from proxy.store.postgres.load import importing
+    from proxy.store.postgres.load import loading
 
     asyncio.run(_finish(source))
-    with Export(source) as export, importing(dsn) as target:
+    with Export(source) as export, loading(dsn) as target:
         target.begin()
         counts = export.counts()
         totals(sum(counts.values()))
@@ -137,7 +138,7 @@ async def _finish(source: Path) -> None:
         await outbox.sweep()
 
 
-def _fill(target: Import, table: str, export: Export, progress: Progress) -> None:
+def _fill(target: Load, table: str, export: Export, progress: Progress) -> None:
     written = 0
     for _ in target.fill(table, export.rows(table)):
         written += 1

@@ -44,10 +44,8 @@ from proxy.core.decision import (
 )
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
-from proxy.store.rows import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
-
-HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
-HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
+from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
+from proxy.store.rows import HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
 
 _encode = msgspec.json.Encoder().encode
 _TRACK, _IDENTIFY = Kind.TRACK.value, Kind.IDENTIFY.value

@@ -37,6 +37,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> Kind:
+        """Which call the push was."""
         return Kind.TRACK if isinstance(self.body, Track) else Kind.IDENTIFY
 
 
@@ -47,7 +48,7 @@ class LastIdentify(msgspec.Struct, frozen=True):
     at: float
 
 
-class Lease(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """One lane's head, to be sent in order by whoever holds it until `until` (Unix seconds).
 
     An increment comes alone and is already marked as started. `pressed`: its head was only asserted, and what was vouched for waits behind.
@@ -70,6 +71,8 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Fate(IntEnum):
+    """What became of a claimed push."""
+
     DELIVERED = 1
     DEAD = 2
     KEPT = 3  # stays in the lane, as it was or with one more attempt
@@ -102,7 +105,9 @@ class Settlement(msgspec.Struct, frozen=True):
     last: LastIdentify | None = None
 
 
-class DeadLetter(msgspec.Struct, frozen=True):
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A push that is not sent any more. `at`: Unix seconds when it died; `since` and `attempts`: as in `Waiting`."""
+
     seq: int
     id: str
     address: str
@@ -147,8 +152,8 @@ class RefusedName(msgspec.Struct, frozen=True):
     last: float
 
 
-class Health(msgspec.Struct, frozen=True):
-    """How the store itself does, in this process since it was opened; None where an adapter has no such thing.
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How the store itself is doing, in this process since it was opened; None where an adapter has no such thing.
 
     `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again
     after a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor
@@ -166,10 +171,11 @@ class Health(msgspec.Struct, frozen=True):
     problems: tuple[str, ...] = ()
 
 
-class Stats(msgspec.Struct, frozen=True):
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
 
     `oldest`: Unix seconds when the oldest waiting push was acknowledged; `sign_ups_until`: when the newest sign-up is sent, if it is put off.
+    `closure`: what shuts the gate, None while it is open.
     """
 
     counters: Mapping[str, int]
@@ -180,6 +186,7 @@ class Stats(msgspec.Struct, frozen=True):
     refused_names: tuple[RefusedName, ...]
     health: Health = Health()
     sign_ups_until: float = 0.0
+    closure: Closure | None = None
 
 
 class Durability(msgspec.Struct, frozen=True):

@@ -1,131 +1,150 @@
-"""Between the ledger and an adapter: names to read, what was read of them, and rows to write."""
+"""What both adapters store alike: names of counters, how long rows are kept, what they decode to, and the columns that a copy carries.
+
+Pure. How rows are read and written is each adapter's own.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+import hmac
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
 
-from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
+import msgspec
 
-FactKind = Literal["ids", "keys", "visitors", "held", "schedules"]
-Ask = Callable[[FactKind, str], None]
+from proxy.core.calls import Attributes, Kind, Track
+from proxy.core.cookies import COOKIE_AGE
+from proxy.core.gate import Closure
+from proxy.core.reasons import Reason
+from proxy.core.visitors import Trust
+from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 
+# --- how much, and for how long
 
-@dataclass(slots=True)
-class Wants:
-    """Names to read: push `ids`; lane `keys` (lane, alias and erasure of a person); `visitors`; visitors whose pushes are `held`; `schedules`."""
+SEEN_AGE = timedelta(days=9)  # the contract promises 8
+RETIRED_AGE = COOKIE_AGE + timedelta(
+    days=35
+)  # of visitors and tombstones: a retired cookie must have expired before it is forgotten
+MAX_REFUSED_NAMES = 500
+HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
-    ids: set[str] = field(default_factory=set)
-    keys: set[str] = field(default_factory=set)
-    visitors: set[str] = field(default_factory=set)
-    held: set[str] = field(default_factory=set)
-    schedules: set[str] = field(default_factory=set)
+# --- counters: each moves in the transaction of the transition that it counts
 
-    def __bool__(self) -> bool:
-        return bool(self.ids or self.keys or self.visitors or self.held or self.schedules)
-
-    def note(self, kind: FactKind, name: str) -> None:
-        names: set[str] = getattr(self, kind)
-        names.add(name)
-
-    def add(self, other: Wants) -> None:
-        self.ids |= other.ids
-        self.keys |= other.keys
-        self.visitors |= other.visitors
-        self.held |= other.held
-        self.schedules |= other.schedules
+# What there is now, kept with every transition because counting takes too long.
+HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 
 
-def wants_of(reads: Sequence[Reads]) -> Wants:
-    """Returns what a group of decisions has announced."""
-    return Wants(
-        {name for each in reads for name in each.ids},
-        {name for each in reads for name in each.keys},
-        {name for each in reads for name in each.visitors},
+def released(sizes: Iterable[int]) -> dict[str, int]:
+    """Returns what the gauges lose with held pushes whose bodies are of these sizes (bytes)."""
+    bodies = list(sizes)
+    return {HOLDING: -len(bodies), HELD_BYTES: -sum(bodies) - HELD_OVERHEAD * len(bodies)}
+
+
+def expired(sizes: Iterable[int]) -> dict[str, int]:
+    """Returns the tallies of held pushes that were over their age."""
+    gauges = released(sizes)
+    return {"hold_expired": -gauges[HOLDING], f"refused:{Reason.HOLD_EXPIRED}": -gauges[HOLDING], **gauges}
+
+
+def discarded(letters: int) -> dict[str, int]:
+    """Returns the tallies of dead letters that were discarded or have aged out."""
+    return {"discarded": letters, DEAD: -letters}
+
+
+def replayed(letters: int) -> dict[str, int]:
+    """Returns the tallies of dead letters that wait again."""
+    return {"replayed": letters, WAITING: letters, DEAD: -letters}
+
+
+def make_stats(
+    counted: Mapping[str, int],
+    *,
+    oldest: float | None,
+    refused_names: Iterable[tuple[Any, ...]],
+    sign_ups_until: float | None,
+    closure: bytes | None,
+) -> Stats:
+    """Returns what the operator sees of the store. `counted`: counters and gauges; the others are as stored, None without a row."""
+    return Stats(
+        counters={name: value for name, value in sorted(counted.items()) if not name.startswith("gauge:")},
+        waiting=counted.get(WAITING, 0),
+        holding=counted.get(HOLDING, 0),
+        dead=counted.get(DEAD, 0),
+        oldest=oldest,
+        refused_names=tuple(RefusedName(*row) for row in refused_names),
+        sign_ups_until=sign_ups_until or 0.0,
+        closure=decode_closure(closure),
     )
 
 
-class HeldRow(NamedTuple):
-    """A held push. `seq`: None while it is not written yet. `body`: a track as JSON."""
-
-    seq: int | None
-    id: str
-    body: bytes
-    since: float
+# --- what rows hold
 
 
-class Known:
-    """The part of the store that has been read. A name that was looked for and not found is there with None, or with empty facts.
+def tombstone(key: str, site_key: bytes) -> bytes:
+    """Returns what is kept of an erased person: a keyed hash of the lane key, from which nothing can be read back."""
+    return hmac.digest(site_key, b"tombstone:" + key.encode("utf-8", "replace"), "sha256")
 
-    `now`: the store's clock (Unix seconds); `ahead`: by how many seconds it is ahead of this process's clock.
-    """
 
-    __slots__ = (
-        *("ahead", "aliases", "erased", "held", "held_bytes", "lanes", "now", "schedules", "seen", "site_key"),
-        "visitors",
+def decode_body(kind: str, body: bytes) -> Attributes | Track:
+    """Returns what was pushed from its stored JSON."""
+    return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
+
+
+def increments(body: object) -> bool:
+    """Returns whether sending the body twice could count something twice."""
+    return isinstance(body, Attributes) and body.increments
+
+
+def decode_closure(closure: bytes | None) -> Closure | None:
+    """Returns what shuts the gate from its stored JSON, None while it is open."""
+    return msgspec.json.decode(closure, type=Closure) if closure is not None else None
+
+
+def encode_closure(closure: Closure | None) -> bytes | None:
+    """Returns the JSON to be stored."""
+    return msgspec.json.encode(closure) if closure is not None else None
+
+
+def decode_dead_letter(row: tuple[Any, ...]) -> DeadLetter:
+    """Returns a dead letter from a row of the query `dead_letters`, which has the same columns in both adapters."""
+    seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body = row
+    return DeadLetter(
+        seq=seq,
+        id=push_id,
+        address=address,
+        kind=Kind(kind),
+        trust=Trust(trust),
+        reason=DeadReason(reason),
+        detail=detail,
+        at=at,
+        since=since,
+        attempts=attempts,
+        body=decode_body(kind, body),
     )
 
-    def __init__(self, site_key: bytes) -> None:
-        self.site_key = site_key
-        self.now = 0.0
-        self.ahead = 0.0
-        self.seen: dict[str, Seen | None] = {}
-        self.lanes: dict[str, LaneFacts | None] = {}
-        self.aliases: dict[str, Alias | None] = {}
-        self.erased: dict[str, float | None] = {}
-        self.visitors: dict[str, VisitorFacts] = {}
-        self.held: dict[str, list[HeldRow]] = {}
-        self.held_bytes = 0
-        self.schedules: dict[str, float] = {}
 
-    def forget(self) -> None:
-        for names in (self.seen, self.lanes, self.aliases, self.erased, self.visitors, self.held, self.schedules):
-            names.clear()
+# --- what a copy carries
 
-
-# --- What is written ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class LaneChange:
-    """What a group adds to a lane.
-
-    `delay` (seconds) and `put_off`: when it is ready, and whether it was put off, if nothing waits in it. `vouched`: something was added that
-    goes no matter how long the lane was put off.
-    """
-
-    gained: int = 0
-    delay: float = 0.0
-    put_off: bool = False
-    vouched: bool = False
-    verify: bool = False
-
-
-@dataclass(slots=True)
-class VisitorChange:
-    """`left`: lane key of the person whose log-out it was born of. None: stays as it is, unless it is `identified`, which ends it."""
-
-    retired: bool = False
-    identified: bool = False
-    left: str | None = None
-
-
-PushRow = tuple[str, str, str, int, str, bytes, float, int]
-"""Lane key, id, address, trust, kind, body, since, increments (0 or 1): a plain tuple of plain types, which drivers bind fastest."""
-
-
-@dataclass(slots=True)
-class Writes:
-    """Rows to write, by table: `lanes` by key, `visitors` and new `held` rows by visitor id, `unheld` rows by seq."""
-
-    lanes: dict[str, LaneChange] = field(default_factory=dict)
-    pushes: list[PushRow] = field(default_factory=list)
-    visitors: dict[str, VisitorChange] = field(default_factory=dict)
-    held: dict[str, list[HeldRow]] = field(default_factory=dict)
-    unheld: set[int] = field(default_factory=set)
-    ended_aliases: set[str] = field(default_factory=set)
-    remembered: list[Remember] = field(default_factory=list)
-    not_offered: Counter[tuple[str, str]] = field(default_factory=Counter)  # by setting and name
-    schedules: dict[Schedule, float] = field(default_factory=dict)
+# By table, in the order in which they are copied. Columns have PostgreSQL's names, and the rows come in the order of the first one. Not
+# copied: what is about leases, probes and erasures, none of which is left in a store that was opened and closed.
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "meta": ("name", "value"),
+    "lanes": (
+        *("id", "key", "address", "verified", "waiting", "ready_at", "epoch", "failures", "put_off"),
+        *("identify_digest", "identify_at"),
+    ),
+    "pushes": ("seq", "lane", "id", "address", "trust", "kind", "body", "since", "attempts", "increments"),
+    "held": ("seq", "visitor", "id", "body", "since"),
+    "dead": (
+        *("seq", "lane", "id", "address", "trust", "kind", "body", "since", "attempts", "reason", "detail", "at"),
+        "key",
+    ),
+    "seen": ("id", "at", "shown", "after", "after_key"),
+    "visitors": ("id", "at", "retired", "identified", "left_key"),
+    "aliases": ("key", "lane", "at"),
+    "tombstones": ("hash", "at"),
+    "counters": ("name", "value"),
+    "not_offered": ("setting", "name", "count", "last"),
+    "gate": ("closure",),
+    "schedules": ("name", "until"),
+}

@@ -28,8 +28,9 @@ from proxy.core.decision import (
     VisitorFacts,
 )
 from proxy.core.visitors import Trust, Visitor
-from proxy.store.ledger import HELD_BYTES, HOLDING, WAITING, Ledger
-from proxy.store.rows import FactKind, HeldRow, Known, Wants, wants_of
+from proxy.store.facts import FactKind, HeldRow, Known, Wants, wants_of
+from proxy.store.ledger import Ledger
+from proxy.store.rows import HELD_BYTES, HOLDING, WAITING
 
 KEY, TRACK = "a@example.com", Track(("a",))
 NOW = 1_000.0

@@ -19,12 +19,13 @@ from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen,
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Visitor
 from proxy.errors import StoreUnavailable
+from proxy.store.facts import HeldRow, Known, LaneChange, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
 from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import PERSON, SCHEDULE, VISITOR, Lock, lock, try_lock
-from proxy.store.postgres.reads import MAX_REFUSED_NAMES, tally, tombstone
-from proxy.store.rows import HeldRow, Known, LaneChange, Wants, Writes, wants_of
+from proxy.store.postgres.reads import tally
+from proxy.store.rows import MAX_REFUSED_NAMES, tombstone
 
 _encode = msgspec.json.Encoder().encode
 

@@ -1,40 +1,40 @@
-"""Lanes of the PostgreSQL outbox on their way out: claimed under a lease, and what becomes of a lease that nobody settles; and the gate.
+"""Leases of the PostgreSQL outbox: claimed, settled many at a time, and ended if nobody settles them; and the gate.
 
-The database's clock says when a lane is ready and when a lease ends, because no two nodes agree on the time. What a node is told of it
-(`Lease.until`) is counted from before it asked, so it gives up no later than the others take over.
+The database's clock says when a lane is ready and when a lease ends, because no two nodes agree on the time. A node counts `Lease.until`
+from before it asked, so it gives up no later than the others take over. `store.leases` decides what a lease is made of and what its end
+changes.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
-
-import msgspec
 
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, merge_closures
-from proxy.core.visitors import Trust
-from proxy.store.ledger import DEAD, WAITING
-from proxy.store.postgres.database import Database, Query, Transaction
+from proxy.errors import StoreUnavailable
+from proxy.store.leases import (
+    Changes,
+    LaneRow,
+    Release,
+    changes_of,
+    changes_of_abandoned,
+    head_of,
+    last_identify,
+    new_addresses,
+)
+from proxy.store.postgres.database import Database, Overtaken, Query, Rows, StatementFailed, Transaction
 from proxy.store.postgres.groups import Job
-from proxy.store.postgres.locks import GATE, lock, share_lock
-from proxy.store.postgres.reads import decode_closure, tally, waiting
-from proxy.store.records import Claim, DeadReason, LastIdentify, Lease, Waiting
+from proxy.store.postgres.locks import GATE, PERSON, lock, share_lock
+from proxy.store.postgres.people import move_lane
+from proxy.store.postgres.reads import tally
+from proxy.store.records import Claim, Fate, Lease, Settlement
+from proxy.store.rows import decode_closure, encode_closure
 
-_INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 _GATE = (GATE, "")
-
-
-class _Lane(NamedTuple):
-    id: int
-    leased: bool  # under a lease that has ended
-    failures: int
-    key: str
-    address: str | None
-    digest: bytes | None
-    digest_at: float | None
 
 
 class _Terms(NamedTuple):
@@ -45,18 +45,8 @@ class _Terms(NamedTuple):
     until: float
 
 
-class Burial(NamedTuple):
-    """A push that becomes a dead letter. `address`: as it was pushed."""
-
-    seq: int
-    attempted: bool
-    reason: DeadReason
-    detail: str
-    address: str
-
-
 class Lanes:
-    """Claims; `own`: the leases of this process that are not settled yet, by lane, as epochs."""
+    """Claims. `own`: epochs of the leases of this process that are not settled yet, by lane."""
 
     def __init__(self, database: Database) -> None:
         self.own: dict[int, int] = {}
@@ -64,19 +54,19 @@ class Lanes:
         self._probe_until: float | None = None  # of the probe that this process has out, on the database's clock
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None) -> Claim:
+        """See `Outbox.claim`."""
         terms = _Terms(per_lane, lease_seconds, time.time() + lease_seconds)
 
         async def claim_all(transaction: Transaction) -> Claim:
             _, gate, found = await transaction.run(share_lock(_GATE), ("gate", {}), ("claimable", {"lanes": lanes}))
-            closure = decode_closure(gate.rows[0][0])
             leases = await self._lease(transaction, found.rows, terms, probe=False)
-            return Claim(leases, closure)
+            return Claim(leases, decode_closure(gate.value))
 
         async def claim_probe(transaction: Transaction) -> Claim:
             _, gate, found = await transaction.run(
                 lock((_GATE,)), ("gate", {}), ("claimable_for_probe", {"seconds": lease_seconds})
             )
-            closure = decode_closure(gate.rows[0][0])
+            closure = decode_closure(gate.value)
             rows = found.rows if closure == probe else []
             return Claim(await self._lease(transaction, rows, terms, probe=True), closure)
 
@@ -90,14 +80,16 @@ class Lanes:
         self, transaction: Transaction, rows: Sequence[tuple[Any, ...]], terms: _Terms, *, probe: bool
     ) -> tuple[Lease, ...]:
         """Leases the heads of lanes whose rows this transaction has locked, and commits."""
-        lanes = {row[0]: _Lane(*row) for row in rows}
+        lanes = {row[0]: LaneRow(*row) for row in rows}
         if not lanes:
             return ()
         expired = [lane.id for lane in lanes.values() if lane.leased]
-        tallies = await end_leases(transaction, expired) if expired else Counter[str]()
+        tallies = await _end_leases(transaction, expired) if expired else {}
         (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": terms.per_lane}))
-        heads, started = _heads(lanes, found.rows)
-        asserted = [lane for lane, pushes in heads.items() if pushes[0].trust is Trust.ASSERTED]
+        by_lane = itertools.groupby(found.rows, itemgetter(-1))
+        heads = {lane: head_of(lanes[lane], (row[:-1] for row in pushes)) for lane, pushes in by_lane}
+        asserted = [lane for lane, head in heads.items() if head.asserted]
+        started = [head.pushes[0].seq for head in heads.values() if head.starts]
         queries: dict[str, Mapping[str, object]] = {"lease": {"lanes": sorted(heads), "seconds": terms.seconds}}
         if asserted:
             queries["vouched"] = {"lanes": asserted}
@@ -109,12 +101,20 @@ class Lanes:
             queries.update((tally(tallies),))
         results = dict(zip(queries, await transaction.commit(*queries.items()), strict=True))
         if "probe" in results:
-            self._probe_until = results["probe"].rows[0][0]
+            self._probe_until = results["probe"].value
         epochs = dict(results["lease"].rows)
         vouched = {lane for (lane,) in results["vouched"].rows} if asserted else set()
         return tuple(
-            Lease(lane, epochs[lane], terms.until, lanes[lane].failures, pushes, _last(lanes[lane]), lane in vouched)
-            for lane, pushes in heads.items()
+            Lease(
+                lane=lane,
+                epoch=epochs[lane],
+                until=terms.until,
+                failures=lanes[lane].failures,
+                pushes=head.pushes,
+                last=last_identify(lanes[lane]),
+                pressed=lane in vouched,
+            )
+            for lane, head in heads.items()
         )
 
     async def close(self) -> None:
@@ -126,17 +126,18 @@ class Lanes:
         async def end(transaction: Transaction) -> None:
             _, found = await transaction.run(lock((_GATE,)), ("lock_leases", {"lanes": list(own)}))
             held = [lane for lane, epoch, leased, *_ in found.rows if leased and own[lane] == epoch]
-            tallies = await end_leases(transaction, held)
+            tallies = await _end_leases(transaction, held)
             await transaction.commit(("end_probe", {"until": probe_until}), tally(tallies))
 
         await self._database.run(end)
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
+        """See `Outbox.move_gate`."""
+
         async def move(transaction: Transaction) -> Closure | None:
             _, gate = await transaction.run(lock((_GATE,)), ("gate", {}))
-            closure = merge_closures(decode_closure(gate.rows[0][0]), before, after)
-            encoded = msgspec.json.encode(closure) if closure is not None else None
-            await transaction.commit(("move_gate", {"closure": encoded}))
+            closure = merge_closures(decode_closure(gate.value), before, after)
+            await transaction.commit(("move_gate", {"closure": encode_closure(closure)}))
             return closure
 
         closure = await self._database.run(move)
@@ -152,62 +153,138 @@ class Lanes:
             job.answer((job.ask.lane, job.ask.epoch) in held)
 
 
-async def end_leases(transaction: Transaction, lanes: Sequence[int]) -> Counter[str]:
-    """Leases whose holder is gone: an increment that was started may have been applied, the rest is sent again. Returns what to tally.
-
-    The lanes are locked. What was on the wire may have been applied as well, so that what SendX has of the contact is not known any more.
-    """
+async def _end_leases(transaction: Transaction, lanes: Sequence[int]) -> Mapping[str, int]:
+    """Ends leases whose holder is gone; returns what to tally. The lanes are locked."""
     (found,) = await transaction.run(("started", {"lanes": list(lanes)}))
-    burials = [Burial(seq, True, DeadReason.AMBIGUOUS, _INDETERMINATE, address) for _, seq, address in found.rows]
-    gone = Counter(lane for lane, _, _ in found.rows)
-    await transaction.run(bury(burials), ("end_leases", {"lanes": list(lanes), "gone": [gone[lane] for lane in lanes]}))
-    return tally_of(burials)
+    changes = changes_of_abandoned(lanes, [(lane, seq) for lane, seq, _ in found.rows])
+    await transaction.run(*_writes(changes, {seq: address for _, seq, address in found.rows}))
+    return changes.tallies
 
 
-def bury(burials: Sequence[Burial]) -> Query:
+# --- settlements
+
+
+async def settle(database: Database, jobs: Sequence[Job[Settlement]]) -> None:
+    """Answers each job with whether its lease held."""
+    moving = [job for job in jobs if new_addresses(job.ask)]
+    together = [job for job in jobs if job not in moving]
+    if together:
+        await _settle_together(database, together)
+    for job in moving:
+        try:
+            held = await database.run(lambda transaction, job=job: _settle_moving(transaction, job.ask))  # type: ignore[misc]
+            job.answer(held)
+        except StoreUnavailable as error:
+            job.fail(error)
+
+
+async def _settle_together(database: Database, jobs: Sequence[Job[Settlement]]) -> None:
+    settlements = [job.ask for job in jobs]
+    try:
+        held = await database.run(lambda transaction: _settle_all(transaction, settlements))
+    except StatementFailed as error:
+        if len(jobs) == 1:
+            jobs[0].fail(error)
+            return
+        for job in jobs:
+            await _settle_together(database, [job])
+        return
+    for number, job in enumerate(jobs):
+        job.answer(number in held)
+
+
+async def _settle_all(transaction: Transaction, settlements: Sequence[Settlement]) -> Collection[int]:
+    """Returns which of them held, by their places."""
+    leases, *buried = await transaction.run(
+        ("lock_leases", {"lanes": [settlement.lease.lane for settlement in settlements]}), *_addresses(settlements)
+    )
+    held: dict[int, int] = {}  # by lane
+    found = {lane: (epoch, leased) for lane, epoch, leased, *_ in leases.rows}
+    for number, settlement in enumerate(settlements):
+        lease = settlement.lease
+        if found.get(lease.lane) == (lease.epoch, True) and lease.lane not in held:
+            held[lease.lane] = number
+    if held:
+        revoked = [lane for lane, _, _, revoked, _ in leases.rows if revoked and lane in held]
+        changes = changes_of([settlements[number] for number in held.values()], revoked)
+        await transaction.commit(*_writes(changes, _by_seq(buried), revoked), tally(changes.tallies))
+    return held.values()
+
+
+async def _settle_moving(transaction: Transaction, settlement: Settlement) -> bool:
+    """Settles one that SendX has confirmed a change of address under: the people of both addresses are locked before the lanes."""
+    lease = settlement.lease
+    addresses = new_addresses(settlement)
+    (found,) = await transaction.run(("lane_keys", {"lanes": [lease.lane]}))
+    if not found.rows:
+        return False
+    old = found.rows[0][1]
+    keys = {old, *map(lane_key, addresses)}
+    _, leases, *buried = await transaction.run(
+        lock((PERSON, key) for key in keys),
+        ("lock_people", {"lanes": [lease.lane], "keys": list(keys)}),
+        *_addresses([settlement]),
+    )
+    own = next((row for row in leases.rows if row[0] == lease.lane), None)
+    if own is None or own[1:3] != (lease.epoch, True):
+        return False
+    *_, is_revoked, key = own
+    if key != old:
+        raise Overtaken
+    revoked = [lease.lane] if is_revoked else []
+    changes = changes_of([settlement], revoked)
+    await transaction.run(*_writes(changes, _by_seq(buried), revoked))
+    if not is_revoked:
+        for address in addresses:
+            await move_lane(transaction, lease.lane, address)
+    await transaction.commit(tally(changes.tallies))
+    return True
+
+
+def _addresses(settlements: Sequence[Settlement]) -> list[Query]:
+    """Asks for what was pushed, if anything becomes a dead letter: under a lease, what has moved has its new address."""
+    results = [result for settlement in settlements for result in settlement.results]
+    dead = [result.seq for result in results if result.fate is Fate.DEAD]
+    return [("addresses", {"seqs": dead})] if dead else []
+
+
+def _by_seq(buried: Sequence[Rows]) -> dict[int, str]:
+    return dict(row for result in buried for row in result.rows)
+
+
+def _writes(changes: Changes, addresses: Mapping[int, str], revoked: Sequence[int] = ()) -> list[Query]:
+    """Returns what carries the changes out, but for the tallies. `addresses`: of what is buried; `revoked`: lanes of people who were erased."""
+    queries = [_release(changes.releases)]
+    if changes.delivered:
+        queries.append(("remove", {"seqs": changes.delivered}))
+    if changes.buried:
+        columns = {
+            "seqs": [burial.seq for burial in changes.buried],
+            "attempted": [int(burial.attempted) for burial in changes.buried],
+            "reasons": [str(burial.reason) for burial in changes.buried],
+            "details": [burial.detail for burial in changes.buried],
+            "keys": [lane_key(addresses[burial.seq]) for burial in changes.buried],
+        }
+        queries.append(("bury", columns))
+    if changes.attempted:
+        queries.append(("attempted", {"seqs": changes.attempted}))
+    if changes.unstarted:
+        queries.append(("unstart", {"seqs": changes.unstarted}))
+    if revoked:
+        queries.append(("forget_lanes", {"lanes": list(revoked)}))
+    return queries
+
+
+def _release(releases: Sequence[Release]) -> Query:
+    now = time.time()
     columns = {
-        "seqs": [burial.seq for burial in burials],
-        "attempted": [int(burial.attempted) for burial in burials],
-        "reasons": [str(burial.reason) for burial in burials],
-        "details": [burial.detail for burial in burials],
-        "keys": [lane_key(burial.address) for burial in burials],
+        "lanes": [release.lane for release in releases],
+        "gone": [release.gone for release in releases],
+        "failures": [release.failures for release in releases],
+        # As a duration: this node's clock may be another than the database's.
+        "delays": [0.0 if release.retry_at is None else release.retry_at - now for release in releases],
+        "learned": [release.learned for release in releases],
+        "digests": [release.last.digest if release.last else None for release in releases],
+        "digest_ats": [release.last.at if release.last else None for release in releases],
     }
-    return "bury", columns
-
-
-def tally_of(burials: Sequence[Burial]) -> Counter[str]:
-    tallies = Counter(f"dead:{burial.reason}" for burial in burials)
-    tallies.update({WAITING: -len(burials), DEAD: len(burials)})
-    return tallies
-
-
-def _heads(
-    lanes: dict[int, _Lane], rows: Sequence[tuple[Any, ...]]
-) -> tuple[dict[int, tuple[Waiting, ...]], list[int]]:
-    """The pushes to send next, by lane, and those of them to be marked as started. An increment goes alone."""
-    heads: dict[int, tuple[Waiting, ...]] = {}
-    full: set[int] = set()
-    started: list[int] = []
-    for lane, *columns, increments in rows:
-        head = heads.get(lane, ())
-        if lane in full or (increments and head):
-            full.add(lane)
-            continue
-        heads[lane] = (*head, _destined(lanes[lane], waiting(*columns)))
-        if increments:
-            full.add(lane)
-            started.append(columns[0])
-    return heads, started
-
-
-def _destined(lane: _Lane, push: Waiting) -> Waiting:
-    """What was pushed for an address that has moved since is sent to the new one."""
-    if lane.address is None or lane_key(push.address) == lane.key:
-        return push
-    return msgspec.structs.replace(push, address=lane.address)
-
-
-def _last(lane: _Lane) -> LastIdentify | None:
-    if lane.digest is None or lane.digest_at is None or lane.leased:
-        return None
-    return LastIdentify(lane.digest, lane.digest_at)
+    return "release", columns

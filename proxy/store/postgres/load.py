@@ -1,7 +1,7 @@
-"""A PostgreSQL store filled from outside, for `scq-proxy copy`: one transaction into an empty schema, all or nothing.
+"""Fills a PostgreSQL store from outside, for `scq-proxy copy`: one transaction into an empty schema, all or nothing.
 
-Rows are streamed by COPY, so that memory does not grow with the store. The queries are in `load.sql`. What the database says
-about an error can quote payload, so only its code is told.
+Rows are streamed by COPY, so memory does not grow with the store. What the database says about an error can quote payload: only its code is
+told.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from psycopg import sql
 from proxy.errors import StoreRefused
 from proxy.store.postgres.database import cause, connect_options
 from proxy.store.queries import read_queries
+from proxy.store.rows import TABLES
 
 _NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
 _USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."
@@ -29,14 +30,14 @@ _SERVED = (
 _SQL = read_queries(Path(__file__).with_name("load.sql"))
 
 
-class Import:
-    """Made by `importing`. Raises `psycopg.Error`, which `importing` translates."""
+class Load:
+    """Made by `loading`. Raises `psycopg.Error`, which `loading` translates."""
 
     def __init__(self, connection: psycopg.Connection[tuple[Any, ...]]) -> None:
         self._connection = connection
 
     def begin(self) -> None:
-        """Takes the schema for itself. Raises `StoreRefused` if it is in use, or was."""
+        """Locks the schema. Raises `StoreRefused` if it is in use or not empty."""
         connection = self._connection
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
         connection.execute(_SQL["settings"])
@@ -49,23 +50,26 @@ class Import:
         connection.execute(_SQL["clear"])
 
     def fill(self, table: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[None]:
-        """Writes the rows of a table, one each time that it is asked for the next."""
-        with self._connection.cursor() as cursor, cursor.copy(_SQL[table]) as copy:
+        """Writes the rows of a table, in the columns of `TABLES`, one each time that it is asked for the next."""
+        columns = sql.SQL(", ").join(map(sql.Identifier, TABLES[table]))
+        query = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table), columns)
+        with self._connection.cursor() as cursor, cursor.copy(query) as copy:
             for row in rows:
                 copy.write_row(row)
                 yield
 
     def count_on(self, numbers: Mapping[str, int]) -> None:
-        """New rows are numbered from behind these, by table."""
+        """Has new rows numbered from behind these, by table."""
         for table, column in _NUMBERED.items():
             values = {"table": table, "column": column, "number": numbers.get(table, 0)}
             self._connection.execute(_SQL["number"], values)
 
     def counts(self, tables: Iterable[str]) -> Mapping[str, int]:
-        """How many rows there are in each table now."""
+        """Returns how many rows there are in each table now."""
         return {table: self._rows_in(table) for table in tables}
 
     def commit(self) -> None:
+        """Makes the copy durable."""
         self._connection.execute(_SQL["analyze"])
         self._connection.execute("COMMIT")
 
@@ -80,10 +84,10 @@ class Import:
 
 
 @contextlib.contextmanager
-def importing(dsn: str) -> Iterator[Import]:
-    """What is not committed in the block is as if it had never been. Raises `StoreRefused`."""
+def loading(dsn: str) -> Iterator[Load]:
+    """Connects for one copy, which is rolled back unless the block commits it. Raises `StoreRefused`."""
     try:
         with psycopg.connect(dsn, **connect_options(dsn)) as connection:
-            yield Import(connection)
+            yield Load(connection)
     except psycopg.Error as error:
         raise StoreRefused(f"The database would not take the copy ({cause(error)}): nothing was copied.") from None

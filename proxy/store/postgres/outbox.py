@@ -23,12 +23,10 @@ from proxy.store.outbox import NO_READS
 from proxy.store.postgres.appends import Append, Appends
 from proxy.store.postgres.database import Database, Transaction
 from proxy.store.postgres.groups import Groups, Job
-from proxy.store.postgres.leases import Lanes
-from proxy.store.postgres.letters import discard, replay
+from proxy.store.postgres.leases import Lanes, settle
 from proxy.store.postgres.people import erase_person
-from proxy.store.postgres.reads import dead_letters, read_dead_letters, read_stats, tally
+from proxy.store.postgres.reads import discard, read_dead_letters, read_stats, replay, tally
 from proxy.store.postgres.schema import UNSAFE, assess
-from proxy.store.postgres.settles import settle
 from proxy.store.postgres.sweep import sweep
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Health, Lease, Settlement, Stats
 
@@ -158,17 +156,16 @@ class PostgresOutbox:
         trouble = database.trouble
         sentence = f"The database does not take what it is asked to ({trouble}): see its log."
         return Health(
-            database.commits,
-            self._appends_of.jobs + self._jobs,
-            database.commit_seconds,
-            database.failed_commits,
-            database.reopened,
+            commits=database.commits,
+            jobs=self._appends_of.jobs + self._jobs,
+            commit_seconds=database.commit_seconds,
+            failed_commits=database.failed_commits,
+            reopened=database.reopened,
             problems=(sentence,) if trouble else (),
         )
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
-        (found,) = await self._database.read(dead_letters(matching, after, limit))
-        return read_dead_letters(found.rows)
+        return await read_dead_letters(self._database, matching, after, limit)
 
     async def replay(self, matching: DeadFilter, limit: int) -> int:
         count = await replay(self._database, matching, limit)

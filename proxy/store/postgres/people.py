@@ -1,22 +1,20 @@
-"""What happens to a whole person in the PostgreSQL outbox: a confirmed change of address, and erasure."""
+"""Moves and erases whole people in the PostgreSQL outbox."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import msgspec
 
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Visitor
-from proxy.store.ledger import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
 from proxy.store.postgres.database import Database, Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
-from proxy.store.postgres.reads import tally, tombstone
+from proxy.store.postgres.reads import tally
 from proxy.store.records import Erased
+from proxy.store.rows import DEAD, WAITING, released, tombstone
 
 
 async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
-    """SendX has confirmed that the person of this lane is at `address` now. The lanes of both addresses are locked, and both people.
+    """Moves a lane to the address that SendX has confirmed. Both people and the lanes of both addresses are locked.
 
     The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
     """
@@ -39,10 +37,10 @@ async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
 
 
 async def erase_person(database: Database, key: str, site_key: bytes) -> Erased:
-    """Removes all that is known of the person with this lane key or alias, and leaves a keyed hash.
+    """Removes everything known of the person with this lane key or alias, and leaves a keyed hash.
 
-    A lease on them is void from here on. What is on the wire at this moment may still arrive, and until that is known the lane stays, so
-    that what comes next does not overtake it.
+    A lease on them is void from here on. A request on the wire may still arrive. Until its outcome is known the lane stays, so that the
+    next push does not overtake it.
     """
     keys = {key}  # grows by each of their other addresses that is found
     return await database.run(lambda transaction: _erase(transaction, keys, site_key))
@@ -74,8 +72,7 @@ async def _erase(transaction: Transaction, keys: set[str], site_key: bytes) -> E
         ("empty_lanes", theirs),
         ("remove_idle_lanes", theirs),
     )
-    held_bytes = sum(size for (size,) in held.rows) + HELD_OVERHEAD * held.count
-    tallies = Counter({"erased": waiting.count + dead.count, WAITING: -waiting.count, DEAD: -dead.count})
-    tallies.update({"hold_erased": held.count, HOLDING: -held.count, HELD_BYTES: -held_bytes})
+    tallies = {"erased": waiting.count + dead.count, WAITING: -waiting.count, DEAD: -dead.count}
+    tallies |= {"hold_erased": held.count, **released(size for (size,) in held.rows)}
     await transaction.commit(tally(tallies))
     return Erased(waiting.count, held.count, dead.count, identities.count)

@@ -169,7 +169,7 @@ AND (SELECT probe_until IS NULL OR NOT (probe_until > {now} AND probe_until <= {
 ORDER BY failures, ready_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: heads
-SELECT l.lane, p.seq, p.id, p.address, p.trust, p.kind, p.body, p.since, p.attempts, p.increments
+SELECT p.seq, p.id, p.address, p.trust, p.kind, p.body, p.since, p.attempts, p.increments, l.lane
 FROM unnest(%(lanes)s::bigint[]) WITH ORDINALITY AS l (lane, place)
 CROSS JOIN LATERAL (SELECT * FROM pushes WHERE lane = l.lane ORDER BY seq LIMIT %(per_lane)s) AS p
 ORDER BY l.place, p.seq;
@@ -191,30 +191,13 @@ SELECT lane, seq, address FROM pushes WHERE lane = ANY (%(lanes)s::bigint[]) AND
 -- name: held_leases
 SELECT id, epoch FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) AND leased AND NOT revoked;
 
--- name: end_leases
-UPDATE lanes l SET waiting = l.waiting - e.gone, leased = false, revoked = false, failures = 0,
-ready_at = CASE WHEN l.waiting > e.gone THEN {now} END, identify_digest = NULL, identify_at = NULL
-FROM unnest(%(lanes)s::bigint[], %(gone)s::bigint[]) AS e (lane, gone) WHERE l.id = e.lane;
-
--- name: bury
-WITH gone AS (
-  DELETE FROM pushes p
-  USING unnest(%(seqs)s::bigint[], %(attempted)s::int[], %(reasons)s::text[], %(details)s::text[], %(keys)s::text[])
-    AS d (seq, attempted, reason, detail, key)
-  WHERE p.seq = d.seq
-  RETURNING p.seq, p.lane, p.id, p.address, p.trust, p.kind, p.body, p.since, p.attempts + d.attempted, d.reason, d.detail, {now}, d.key
-)
-INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at, key) SELECT * FROM gone;
-
--- ──── settles
-
 -- name: lock_leases
 SELECT id, epoch, leased, revoked, key FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) ORDER BY id FOR NO KEY UPDATE;
 
 -- name: addresses
 SELECT seq, address FROM pushes WHERE seq = ANY (%(seqs)s::bigint[]);
 
--- name: settle_lanes
+-- name: release
 -- Released by the count of what waits, under the lane's lock: to look for pushes would miss those that are about to commit.
 -- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
 UPDATE lanes l SET waiting = l.waiting - s.gone, leased = false, revoked = false, failures = s.failures,
@@ -231,6 +214,16 @@ DELETE FROM pushes WHERE seq = ANY (%(seqs)s::bigint[]);
 
 -- name: attempted
 UPDATE pushes SET attempts = attempts + 1 WHERE seq = ANY (%(seqs)s::bigint[]);
+
+-- name: bury
+WITH gone AS (
+  DELETE FROM pushes p
+  USING unnest(%(seqs)s::bigint[], %(attempted)s::int[], %(reasons)s::text[], %(details)s::text[], %(keys)s::text[])
+    AS d (seq, attempted, reason, detail, key)
+  WHERE p.seq = d.seq
+  RETURNING p.seq, p.lane, p.id, p.address, p.trust, p.kind, p.body, p.since, p.attempts + d.attempted, d.reason, d.detail, {now}, d.key
+)
+INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at, key) SELECT * FROM gone;
 
 -- name: unstart
 UPDATE pushes SET started = false WHERE seq = ANY (%(seqs)s::bigint[]);
@@ -265,8 +258,6 @@ AND (%(contact)s::text IS NULL OR lane = coalesce((SELECT id FROM lanes WHERE ke
                                                   (SELECT lane FROM aliases WHERE key = %(contact)s::text)))
 AND (%(before)s::float8 IS NULL OR at < %(before)s::float8)
 ORDER BY seq LIMIT %(limit)s;
-
--- ──── letters
 
 -- name: lanes_of_dead
 SELECT seq, lane FROM dead WHERE seq = ANY (%(seqs)s::bigint[]);

@@ -1,71 +1,57 @@
-"""What is read from the PostgreSQL outbox for the operator: numbers and dead letters; and the queries that its parts share."""
+"""Reads the PostgreSQL outbox for the operator: numbers, and dead letters, which are also replayed and discarded here."""
 
 from __future__ import annotations
 
-import hmac
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import msgspec
-
-from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.decision import Schedule
-from proxy.core.gate import Closure
-from proxy.core.visitors import Trust
-from proxy.store.ledger import DEAD, HOLDING, WAITING
-from proxy.store.postgres.database import Database, Query
-from proxy.store.records import DeadFilter, DeadLetter, DeadReason, RefusedName, Stats, Waiting
-
-MAX_REFUSED_NAMES = 500
-
-
-def tombstone(key: str, site_key: bytes) -> bytes:
-    """What is kept of an erased person: nothing that could be read back."""
-    return hmac.digest(site_key, b"tombstone:" + key.encode("utf-8", "replace"), "sha256")
+from proxy.store.postgres.database import Database, Overtaken, Query, Transaction
+from proxy.store.records import DeadFilter, DeadLetter, Stats
+from proxy.store.rows import MAX_REFUSED_NAMES, decode_dead_letter, discarded, increments, make_stats, replayed
 
 
 def tally(tallies: Mapping[str, int]) -> Query:
-    """The last to be written in a transaction."""
+    """Returns what moves the counters. It comes last in a transaction."""
     moved = {name: value for name, value in tallies.items() if value}
     return "tally", {"names": list(moved), "values": list(moved.values())}
 
 
-def waiting(seq: int, push_id: str, address: str, trust: int, kind: str, *rest: Any) -> Waiting:
-    """`rest`: body, since, attempts."""
-    body, since, attempts = rest
-    return Waiting(seq, push_id, address, Trust(trust), decode_body(kind, body), since, attempts)
-
-
-def decode_body(kind: str, body: bytes) -> Attributes | Track:
-    return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
-
-
-def decode_closure(closure: bytes | None) -> Closure | None:
-    return msgspec.json.decode(closure, type=Closure) if closure is not None else None
-
-
 async def read_stats(database: Database) -> Stats:
-    """The counters are read by one statement, so that their sums add up."""
-    counters, oldest, names, schedules = await database.read(
+    """Returns the numbers of the store. One statement reads the counters, so that their sums add up."""
+    counters, oldest, names, schedules, gate = await database.read(
         ("counters", {}),
         ("oldest", {}),
         ("refused_names", {"limit": MAX_REFUSED_NAMES}),
         ("schedules", {"schedules": [str(Schedule.SIGN_UPS)]}),
+        ("gate", {}),
     )
-    counted = Counter(dict(counters.rows))
-    return Stats(
-        {name: value for name, value in counted.items() if not name.startswith("gauge:")},
-        counted[WAITING],
-        counted[HOLDING],
-        counted[DEAD],
-        oldest.rows[0][0] if oldest.rows else None,
-        tuple(RefusedName(*row) for row in names.rows),
-        sign_ups_until=schedules.rows[0][1] if schedules.rows else 0.0,
+    return make_stats(
+        dict(counters.rows),
+        oldest=oldest.value,
+        refused_names=names.rows,
+        sign_ups_until=schedules.rows[0][1] if schedules.rows else None,
+        closure=gate.value,
     )
 
 
-def dead_letters(matching: DeadFilter, after: int, limit: int) -> Query:
+async def read_dead_letters(database: Database, matching: DeadFilter, after: int, limit: int) -> list[DeadLetter]:
+    """Returns up to `limit` dead letters numbered above `after`, in order."""
+    (found,) = await database.read(_dead_letters(matching, after, limit))
+    return [decode_dead_letter(row) for row in found.rows]
+
+
+async def replay(database: Database, matching: DeadFilter, limit: int) -> int:
+    """Puts dead letters at the tail of their lanes; returns their number."""
+    return await database.run(lambda transaction: _replay(transaction, matching, limit))
+
+
+async def discard(database: Database, matching: DeadFilter, limit: int) -> int:
+    """Drops dead letters; returns their number."""
+    return await database.run(lambda transaction: _discard(transaction, matching, limit))
+
+
+def _dead_letters(matching: DeadFilter, after: int, limit: int) -> Query:
     asked: dict[str, object] = {
         "seqs": list(matching.seqs) or None,
         "ids": list(matching.ids) or None,
@@ -76,15 +62,30 @@ def dead_letters(matching: DeadFilter, after: int, limit: int) -> Query:
     return "dead_letters", {**asked, "after": after, "limit": limit}
 
 
-def read_dead_letters(rows: Sequence[tuple[Any, ...]]) -> list[DeadLetter]:
-    return [_dead_letter(*row) for row in rows]
-
-
-def _dead_letter(
-    seq: int, push_id: str, address: str, kind: str, trust: int, reason: str, detail: str, *rest: Any
-) -> DeadLetter:
-    at, since, attempts, body = rest
-    decoded = decode_body(kind, body)
-    return DeadLetter(
-        seq, push_id, address, Kind(kind), Trust(trust), DeadReason(reason), detail, at, since, attempts, decoded
+async def _replay(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
+    (found,) = await transaction.run(_dead_letters(matching, 0, limit))
+    letters = [decode_dead_letter(row) for row in found.rows]
+    if not letters:
+        return 0
+    seqs = [letter.seq for letter in letters]
+    (owners,) = await transaction.run(("lanes_of_dead", {"seqs": seqs}))
+    lanes = {"lanes": [lane for _, lane in owners.rows]}
+    alone = [increments(letter.body) for letter in letters]
+    locked, moved = await transaction.run(
+        ("replay_lanes", lanes), ("undead", {**lanes, "seqs": seqs, "increments": alone})
     )
+    gained = Counter(lane for (lane,) in moved.rows)
+    if moved.count != len(letters) or gained.keys() != {lane for (lane,) in locked.rows}:
+        raise Overtaken  # somebody else has them, or their lane has become one with another
+    await transaction.commit(
+        ("lanes_regain", {"lanes": list(gained), "gained": list(gained.values())}), tally(replayed(len(letters)))
+    )
+    return len(letters)
+
+
+async def _discard(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
+    (found,) = await transaction.run(_dead_letters(matching, 0, limit))
+    (gone,) = await transaction.run(("discard", {"seqs": [row[0] for row in found.rows]}))
+    if gone.count:
+        await transaction.commit(tally(discarded(gone.count)))
+    return gone.count

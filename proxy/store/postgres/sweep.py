@@ -1,6 +1,6 @@
-"""What is over its age in the PostgreSQL outbox, removed in batches: each is a transaction of its own, and passes over what others hold.
+"""Removes what is over its age from the PostgreSQL outbox in batches: each is a transaction of its own, and skips what others hold.
 
-One node at a time: who finds another one at it leaves it to that one.
+One node sweeps at a time: one that finds another at work leaves the rest to it.
 """
 
 from __future__ import annotations
@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from proxy.core.cookies import COOKIE_AGE
-from proxy.core.reasons import Reason
-from proxy.store.ledger import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING
 from proxy.store.postgres.database import Database, Query, Rows, Transaction
 from proxy.store.postgres.locks import SWEEP, try_lock
-from proxy.store.postgres.reads import MAX_REFUSED_NAMES, tally
+from proxy.store.postgres.reads import tally
+from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, discarded, expired
 
-SEEN_AGE = timedelta(days=9)  # the contract promises 8
-RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # a retired cookie must have expired before it is forgotten
 BATCH_ROWS = 1_000
 
 
@@ -25,12 +21,13 @@ class _Busy(Exception):
 
 
 async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta) -> None:
+    """Removes everything that is over its age, unless another node is sweeping."""
     retired = {"age": RETIRED_AGE.total_seconds(), "limit": BATCH_ROWS}
     try:
-        await _batches(database, "expire_held", hold_age, _expired)
+        await _batches(database, "expire_held", hold_age, lambda gone: expired(size for (size,) in gone.rows))
         await _forget_seen(database)
-        await _batches(database, "forget_visitors", RETIRED_AGE, lambda gone: {})
-        await _batches(database, "age_out_dead", dead_age, _aged_out)
+        await _batches(database, "forget_visitors", RETIRED_AGE, lambda _: {})
+        await _batches(database, "age_out_dead", dead_age, lambda gone: discarded(gone.count))
         await _forget_lanes(database)
         await _batch(database, ("forget_tombstones", retired))
         await _batch(database, ("trim_not_offered", {"limit": MAX_REFUSED_NAMES}))
@@ -48,9 +45,7 @@ async def _batches(
         pass
 
 
-async def _batch(
-    database: Database, query: Query, tallies: Callable[[Rows], Mapping[str, int]] = lambda gone: {}
-) -> Rows:
+async def _batch(database: Database, query: Query, tallies: Callable[[Rows], Mapping[str, int]] = lambda _: {}) -> Rows:
     async def work(transaction: Transaction) -> Rows:
         free, *_ = await transaction.run(try_lock(((SWEEP, ""),)))
         if not free.rows[0][0]:
@@ -63,18 +58,8 @@ async def _batch(
     return await database.run(work)
 
 
-def _expired(gone: Rows) -> dict[str, int]:
-    freed = sum(size for (size,) in gone.rows) + HELD_OVERHEAD * gone.count
-    refused = f"refused:{Reason.HOLD_EXPIRED}"
-    return {"hold_expired": gone.count, refused: gone.count, HOLDING: -gone.count, HELD_BYTES: -freed}
-
-
-def _aged_out(gone: Rows) -> dict[str, int]:
-    return {"discarded": gone.count, DEAD: -gone.count}
-
-
 async def _forget_seen(database: Database) -> None:
-    """From the oldest on, so that ids which stay, because they are held, are passed over once."""
+    """Forgets ids from the oldest on, so that those which stay, because they are held, are passed over once."""
     values = {"age": SEEN_AGE.total_seconds(), "limit": BATCH_ROWS}
     after = 0.0
     while True:

@@ -17,10 +17,11 @@ import msgspec
 
 from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen, VisitorFacts
 from proxy.core.visitors import Visitor
+from proxy.store.facts import FactKind, HeldRow, Known, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
-from proxy.store.rows import FactKind, HeldRow, Known, Wants, Writes, wants_of
+from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, tombstone
 from proxy.store.sqlite.file import SQL
-from proxy.store.sqlite.reads import HELD_BYTES, MAX_REFUSED_NAMES, tombstone, value
+from proxy.store.sqlite.reads import value
 
 _REMEMBERED = 20_000  # visitors, and people: some 5 MB
 

@@ -1,7 +1,4 @@
-"""An SQLite store read from end to end, table by table, for `scq-proxy copy`; the queries are in `export.sql`.
-
-It is read under the file's lock, in one transaction, and nothing in it is changed.
-"""
+"""Reads an SQLite store from end to end, table by table, for `scq-proxy copy`: under the file's lock, in one transaction that changes nothing."""
 
 from __future__ import annotations
 
@@ -17,16 +14,17 @@ from proxy.core.emails import lane_key
 from proxy.core.visitors import Visitor
 from proxy.errors import StoreRefused
 from proxy.store.queries import read_queries
+from proxy.store.rows import TABLES
 from proxy.store.sqlite.file import StoreFile
 
 _SQL = read_queries(Path(__file__).with_name("export.sql"))
-TABLES = tuple(name for name in _SQL if name not in ("at_work", "numbers"))
+_ELSE = {"left_key": "left", "after_key": "NULL"}  # columns that PostgreSQL names otherwise, or has to itself
 
 Row = tuple[Any, ...]
 
 
 class Export:
-    """Use as a context manager. Raises `StoreRefused` when the file must not be used, or is."""
+    """A context manager. Raises `StoreRefused` when the file must not be used, or is in use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -54,7 +52,7 @@ class Export:
         self._file.release()
 
     def counts(self) -> Mapping[str, int]:
-        """How many rows `rows` gives of each table."""
+        """Returns how many rows `rows` gives of each table."""
         return {table: self._count(table) for table in TABLES}
 
     def _count(self, table: str) -> int:
@@ -64,14 +62,15 @@ class Export:
         return count
 
     def rows(self, table: str) -> Iterator[Row]:
-        """All rows of a table, read as they are asked for."""
-        rows = self._query(_SQL[table])
+        """Returns all rows of a table, in the columns of `TABLES`, read as they are asked for."""
+        columns = ", ".join(_ELSE.get(column, column) for column in TABLES[table])
+        rows = self._query(f"SELECT {columns} FROM {table} ORDER BY 1")  # noqa: S608 - of TABLES
         if table == "seen":
             return map(_with_key, rows)
         return iter(_with_names(rows)) if table == "not_offered" else iter(rows)
 
     def numbers(self) -> Mapping[str, int]:
-        """By table, the highest number that was ever given to a row of it."""
+        """Returns the highest number that was ever given to a row, by table."""
         return dict(self._one("numbers"))
 
     def _one(self, name: str) -> Sequence[Row]:
@@ -83,14 +82,14 @@ class Export:
 
 
 def _with_key(row: Row) -> Row:
-    """With the lane key of the address that the browser had after it, by which PostgreSQL finds it for an erasure."""
+    """Adds the lane key of the address that the browser had after it, by which PostgreSQL finds it for an erasure."""
     *columns, after, _ = row
     email = msgspec.json.decode(after, type=Visitor).email if after is not None else None
     return (*columns, after, lane_key(email) if email else None)
 
 
 def _with_names(rows: sqlite3.Cursor) -> Sequence[Row]:
-    """Without NUL, which PostgreSQL's texts do not hold. There are few of them."""
+    """Replaces NUL, which PostgreSQL's texts do not hold. There are few of these names."""
     counts: dict[tuple[str, str], tuple[int, float]] = {}
     for setting, name, count, last in rows:
         named = setting, name.replace("\0", "\ufffd")

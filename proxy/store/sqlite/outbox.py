@@ -24,20 +24,12 @@ from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
 from proxy.store.outbox import NO_READS
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.store.rows import DEAD, WAITING, released
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.file import SQL, StoreFile, pragma
 from proxy.store.sqlite.leases import Lanes
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
-from proxy.store.sqlite.reads import (
-    DEAD,
-    HELD_BYTES,
-    HELD_OVERHEAD,
-    HOLDING,
-    WAITING,
-    read_dead_letters,
-    read_stats,
-    value,
-)
+from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
 from proxy.store.sqlite.sweep import Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Hooks, Writer
@@ -45,7 +37,6 @@ from proxy.store.sqlite.writer import Hooks, Writer
 _VACUUM_PAUSE_SECONDS = 0.02
 
 T = TypeVar("T")
-_INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
 
 class SqliteOutbox:
@@ -239,8 +230,7 @@ class SqliteOutbox:
 
     def _unhold(self, connection: sqlite3.Connection, visitor: str) -> int:
         sizes = [size for (size,) in connection.execute(SQL["unhold_visitor"], (visitor,))]
-        freed = sum(sizes) + HELD_OVERHEAD * len(sizes)
-        self._tallies.update({"hold_erased": len(sizes), HOLDING: -len(sizes), HELD_BYTES: -freed})
+        self._tallies.update({"hold_erased": len(sizes), **released(sizes)})
         return len(sizes)
 
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""What happens to a whole person in the SQLite outbox: a confirmed change of address, and erasure. Both inside the caller's transaction."""
+"""Moves and erases whole people in the SQLite outbox, inside the caller's transaction."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import msgspec
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Visitor
 from proxy.store.records import Erased
+from proxy.store.rows import tombstone
 from proxy.store.sqlite.file import SQL
-from proxy.store.sqlite.reads import tombstone, value
+from proxy.store.sqlite.reads import value
 
 STEP_ROWS = 5_000
 
 
 def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: float) -> None:
-    """SendX has confirmed that the person of this lane is at `address` now; nobody holds a lease on the lane.
+    """Moves a lane to the address that SendX has confirmed. Nobody holds a lease on the lane.
 
     The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
     """
@@ -43,10 +44,10 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
 def erase_person(
     connection: sqlite3.Connection, key: str, site_key: bytes, now: float
 ) -> tuple[Erased, set[tuple[int, int]]]:
-    """Removes what is sent for the person with this lane key or alias, and begins with the rest: see `forget_identities`.
+    """Removes what waits for the person with this lane key or alias, and begins the rest: see `forget_identities`.
 
-    Also returns the leases, as (lane, epoch), that are void from here on. What is on the wire at this moment may still arrive, and until
-    that is known the lane stays, so that what comes next does not overtake it.
+    Also returns the leases, as (lane, epoch), that are void from here on. A request on the wire may still arrive. Until its outcome is
+    known the lane stays, so that the next push does not overtake it.
     """
     waiting = dead = 0
     revoked: set[tuple[int, int]] = set()
@@ -65,21 +66,22 @@ def erase_person(
 
 
 def read_erasures(connection: sqlite3.Connection) -> dict[str, float]:
-    """The lane keys of people whose erasure has begun, and when (Unix seconds)."""
+    """Returns the lane keys of people whose erasure has begun, and when (Unix seconds)."""
     return dict(connection.execute(SQL["erasures"]).fetchall())
 
 
 def end_erasures(keys: Mapping[str, float], connection: sqlite3.Connection) -> None:
+    """Notes that these erasures are done, unless they were asked for again meanwhile."""
     connection.executemany(SQL["end_erasure"], keys.items())
 
 
 def forget_identities(
     connection: sqlite3.Connection, keys: Mapping[str, float], after_id: str
 ) -> tuple[int, set[str], str | None]:
-    """Forgets who browsers were after log-ins as these people: how many it were, their visitor ids, and where to go on.
+    """Forgets who browsers were after log-ins as these people; returns the number of log-ins, the visitor ids, and where to go on.
 
-    The push ids stay known. Each call looks at some of them; until the last one, the tombstone stands for the rest. Whoever has come back
-    since the erasure is not touched.
+    The push ids stay known. Each call looks at some of them; until the last one, the tombstone stands for the rest. A log-in since the
+    erasure is not touched.
     """
     forgotten: list[tuple[str]] = []
     visitors: set[str] = set()
@@ -94,7 +96,7 @@ def forget_identities(
 
 
 def _spellings(connection: sqlite3.Connection, key: str) -> frozenset[str]:
-    """Every lane key of the person: this one, the one to which it moved, and the older ones of either."""
+    """Returns every lane key of the person: this one, the one to which it moved, and the older ones of either."""
     keys = {key}
     moved = connection.execute(SQL["alias_lane"], (key,)).fetchone()
     if moved is not None:

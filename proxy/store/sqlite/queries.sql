@@ -99,14 +99,23 @@ SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lan
 SELECT id, leased, failures, key, address, identify_digest, identify_at
 FROM (SELECT * FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT 1000) ORDER BY failures, ready_at LIMIT ?;
 
+-- name: lane_head
+SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
+
 -- name: vouched_waits
 SELECT 1 FROM pushes WHERE lane = ? AND trust = 2 LIMIT 1;
 
 -- name: lease
 UPDATE lanes SET epoch = ?, leased = 1, ready_at = ?, put_off = 0 WHERE id = ?;
 
+-- name: start
+UPDATE pushes SET started = 1 WHERE seq = ?;
+
 -- name: lease_holds
 SELECT 1 FROM lanes WHERE id = ? AND epoch = ? AND leased = 1;
+
+-- name: push
+SELECT 1 FROM pushes WHERE seq = ?;
 
 -- name: remove
 DELETE FROM pushes WHERE seq = ?;
@@ -123,17 +132,14 @@ SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, 
 SELECT seq FROM pushes WHERE lane = ? AND started = 1 ORDER BY seq;
 
 -- name: unstart
-UPDATE pushes SET started = 0 WHERE lane = ? AND started = 1;
+UPDATE pushes SET started = 0 WHERE seq = ?;
 
--- name: lane_loses
-UPDATE lanes
-SET waiting = waiting - ?2, leased = 0, failures = ?3, ready_at = CASE WHEN waiting > ?2 THEN ?4 END
+-- name: release
+-- ?5: ?6 and ?7 are what SendX has of the contact now. Merging marks a lane under a lease with -1: what is known under that lease is void.
+UPDATE lanes SET waiting = waiting - ?2, leased = 0, failures = ?3, ready_at = CASE WHEN waiting > ?2 THEN ?4 END,
+identify_digest = CASE WHEN NOT ?5 THEN identify_digest WHEN identify_at = -1 THEN NULL ELSE ?6 END,
+identify_at = CASE WHEN identify_at = -1 THEN NULL WHEN NOT ?5 THEN identify_at ELSE ?7 END
 WHERE id = ?1;
-
--- name: last_identify
--- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
-UPDATE lanes SET identify_digest = CASE WHEN identify_at = -1 THEN NULL ELSE ?2 END,
-identify_at = CASE WHEN identify_at = -1 THEN NULL ELSE ?3 END WHERE id = ?1;
 
 -- name: forget_lane
 DELETE FROM lanes WHERE id = ? AND waiting = 0 AND verified = 0;
@@ -146,12 +152,6 @@ SELECT id FROM lanes WHERE leased = 1;
 UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + CASE WHEN put_off THEN 2592000 ELSE 7200 END;
 
 -- ──── reads
-
--- name: lane_head
-SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
-
--- name: start
-UPDATE pushes SET started = 1 WHERE seq = ?;
 
 -- name: gate
 SELECT closure, probe_until FROM gate;

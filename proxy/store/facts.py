@@ -1,0 +1,131 @@
+"""What a group of appends reads of the store, `Wants` → `Known`, and what it adds to it, `Writes`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
+
+FactKind = Literal["ids", "keys", "visitors", "held", "schedules"]
+Ask = Callable[[FactKind, str], None]
+
+
+@dataclass(slots=True)
+class Wants:
+    """Names to read: push `ids`; lane `keys` (lane, alias and erasure of a person); `visitors`; visitors whose pushes are `held`; `schedules`."""
+
+    ids: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    visitors: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
+    schedules: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.keys or self.visitors or self.held or self.schedules)
+
+    def note(self, kind: FactKind, name: str) -> None:
+        names: set[str] = getattr(self, kind)
+        names.add(name)
+
+    def add(self, other: Wants) -> None:
+        self.ids |= other.ids
+        self.keys |= other.keys
+        self.visitors |= other.visitors
+        self.held |= other.held
+        self.schedules |= other.schedules
+
+
+def wants_of(reads: Sequence[Reads]) -> Wants:
+    """Returns what a group of decisions has announced."""
+    return Wants(
+        {name for each in reads for name in each.ids},
+        {name for each in reads for name in each.keys},
+        {name for each in reads for name in each.visitors},
+    )
+
+
+class HeldRow(NamedTuple):
+    """A held push. `seq`: None while it is not written yet. `body`: a track as JSON."""
+
+    seq: int | None
+    id: str
+    body: bytes
+    since: float
+
+
+class Known:
+    """The part of the store that has been read. A name that was looked for and not found is there with None, or with empty facts.
+
+    `now`: the store's clock (Unix seconds); `ahead`: by how many seconds it is ahead of this process's clock.
+    """
+
+    __slots__ = (
+        *("ahead", "aliases", "erased", "held", "held_bytes", "lanes", "now", "schedules", "seen", "site_key"),
+        "visitors",
+    )
+
+    def __init__(self, site_key: bytes) -> None:
+        self.site_key = site_key
+        self.now = 0.0
+        self.ahead = 0.0
+        self.seen: dict[str, Seen | None] = {}
+        self.lanes: dict[str, LaneFacts | None] = {}
+        self.aliases: dict[str, Alias | None] = {}
+        self.erased: dict[str, float | None] = {}
+        self.visitors: dict[str, VisitorFacts] = {}
+        self.held: dict[str, list[HeldRow]] = {}
+        self.held_bytes = 0
+        self.schedules: dict[str, float] = {}
+
+    def forget(self) -> None:
+        for names in (self.seen, self.lanes, self.aliases, self.erased, self.visitors, self.held, self.schedules):
+            names.clear()
+
+
+# --- What is written ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class LaneChange:
+    """What a group adds to a lane.
+
+    `delay` (seconds) and `put_off`: when it is ready, and whether it was put off, if nothing waits in it. `vouched`: something was added that
+    goes no matter how long the lane was put off.
+    """
+
+    gained: int = 0
+    delay: float = 0.0
+    put_off: bool = False
+    vouched: bool = False
+    verify: bool = False
+
+
+@dataclass(slots=True)
+class VisitorChange:
+    """`left`: lane key of the person whose log-out it was born of. None: stays as it is, unless it is `identified`, which ends it."""
+
+    retired: bool = False
+    identified: bool = False
+    left: str | None = None
+
+
+PushRow = tuple[str, str, str, int, str, bytes, float, int]
+"""Lane key, id, address, trust, kind, body, since, increments (0 or 1): a plain tuple of plain types, which drivers bind fastest."""
+
+
+@dataclass(slots=True)
+class Writes:
+    """Rows to write, by table: `lanes` by key, `visitors` and new `held` rows by visitor id, `unheld` rows by seq."""
+
+    lanes: dict[str, LaneChange] = field(default_factory=dict)
+    pushes: list[PushRow] = field(default_factory=list)
+    visitors: dict[str, VisitorChange] = field(default_factory=dict)
+    held: dict[str, list[HeldRow]] = field(default_factory=dict)
+    unheld: set[int] = field(default_factory=set)
+    ended_aliases: set[str] = field(default_factory=set)
+    remembered: list[Remember] = field(default_factory=list)
+    not_offered: Counter[tuple[str, str]] = field(default_factory=Counter)  # by setting and name
+    schedules: dict[Schedule, float] = field(default_factory=dict)

@@ -1,0 +1,174 @@
+"""Decides what a lease is made of and what its end changes: which pushes form the head of a lane, which rows a settlement touches.
+
+Pure, and the same for both adapters, which read the rows, number the leases by their own clocks, and write what is decided here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from proxy.core.calls import Attributes
+from proxy.core.emails import lane_key
+from proxy.core.visitors import Trust
+from proxy.store.records import DeadReason, Fate, LastIdentify, Settlement, Waiting
+from proxy.store.rows import DEAD, WAITING, decode_body, increments
+
+_INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
+
+
+# --- a lease begins
+
+
+class LaneRow(msgspec.Struct, frozen=True):
+    """A lane that may be claimed: the columns of the queries `claimable…`. `leased`: under a lease that has ended."""
+
+    id: int
+    leased: bool
+    failures: int
+    key: str
+    address: str | None
+    digest: bytes | None
+    digest_at: float | None
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The pushes of a lane to send next, in order. `starts`: it is an increment, to be marked as started before anybody can send it."""
+
+    pushes: tuple[Waiting, ...]
+    starts: bool
+
+    @property
+    def asserted(self) -> bool:
+        """Whether the lease is `pressed` if anything that was vouched for waits in the lane."""
+        return self.pushes[0].trust is Trust.ASSERTED
+
+
+def head_of(lane: LaneRow, rows: Iterable[Sequence[Any]]) -> Head:
+    """Returns the head of a lane from its first pushes: an increment goes alone, anything else up to the next increment.
+
+    `rows`: the columns of `Waiting` with the kind in front of the body, then whether it increments; of `pushes`, in order. A push for an
+    address that has moved since goes to the new one.
+    """
+    head: list[Waiting] = []
+    for seq, push_id, address, trust, kind, body, since, attempts, alone in rows:
+        if alone and head:
+            break
+        target = address if lane.address is None or lane_key(address) == lane.key else lane.address
+        head.append(Waiting(seq, push_id, target, Trust(trust), decode_body(kind, body), since, attempts))
+        if alone:
+            return Head(tuple(head), starts=True)
+    return Head(tuple(head), starts=False)
+
+
+def last_identify(lane: LaneRow) -> LastIdentify | None:
+    """Returns what SendX has of the contact: not known any more if a lease has ended with something on the wire."""
+    if lane.digest is None or lane.digest_at is None or lane.leased:
+        return None
+    return LastIdentify(lane.digest, lane.digest_at)
+
+
+# --- and ends
+
+
+class Burial(NamedTuple):
+    """A push that becomes a dead letter."""
+
+    seq: int
+    attempted: bool
+    reason: DeadReason
+    detail: str
+
+
+class Release(msgspec.Struct, frozen=True):
+    """A lane whose lease ends. `gone`: pushes that leave it; `retry_at`: as in `Settlement`.
+
+    `learned`: `last` replaces what is known of the contact, unless a merge has voided it meanwhile.
+    """
+
+    lane: int
+    gone: int
+    failures: int = 0
+    retry_at: float | None = None
+    learned: bool = True
+    last: LastIdentify | None = None
+
+
+class Changes(msgspec.Struct):
+    """What the end of leases changes. `delivered`, `attempted` and `unstarted`: numbers of pushes; `unchanged`: delivered without a send."""
+
+    releases: list[Release] = []
+    delivered: list[int] = []
+    buried: list[Burial] = []
+    attempted: list[int] = []
+    unstarted: list[int] = []
+    unchanged: int = 0
+
+    @property
+    def tallies(self) -> Mapping[str, int]:
+        """How the counters move."""
+        delivered, buried = len(self.delivered), len(self.buried)
+        tallies = dict(Counter(f"dead:{burial.reason}" for burial in self.buried)) if buried else {}
+        if delivered:
+            tallies |= {"delivered": delivered, "unchanged": self.unchanged}
+        if delivered or buried:
+            tallies |= {WAITING: -delivered - buried, DEAD: buried}
+        return tallies
+
+
+def changes_of(settlements: Iterable[Settlement], erased: Collection[int] = ()) -> Changes:
+    """Returns what settlements change whose leases hold, at most one for a lane.
+
+    `erased`: lanes whose person was erased under the lease, so that the pushes are gone and counted already.
+    """
+    changes = Changes()
+    for settlement in settlements:
+        lane = settlement.lease.lane
+        if lane in erased:
+            changes.releases.append(Release(lane, 0, settlement.failures, settlement.retry_at, learned=False))
+        else:
+            _add(changes, settlement)
+    return changes
+
+
+def _add(changes: Changes, settlement: Settlement) -> None:
+    lease, gone = settlement.lease, set[int]()
+    for result in settlement.results:
+        if result.fate is Fate.KEPT:
+            if result.attempted:
+                changes.attempted.append(result.seq)
+            continue
+        gone.add(result.seq)
+        if result.fate is Fate.DELIVERED:
+            changes.delivered.append(result.seq)
+            changes.unchanged += result.unchanged
+        else:
+            reason = result.reason or DeadReason.REJECTED
+            changes.buried.append(Burial(result.seq, result.attempted, reason, result.detail))
+    changes.unstarted += [push.seq for push in lease.pushes if increments(push.body) and push.seq not in gone]
+    learned, last = settlement.last != lease.last, settlement.last
+    changes.releases.append(Release(lease.lane, len(gone), settlement.failures, settlement.retry_at, learned, last))
+
+
+def changes_of_abandoned(lanes: Iterable[int], started: Sequence[tuple[int, int]]) -> Changes:
+    """Returns what the end of leases changes whose holder is gone.
+
+    `started`: lane and number of increments that were started. They may have been applied; the rest is sent again. Anything else that was
+    on the wire may have been applied as well, so what SendX has of the contact is not known any more.
+    """
+    gone = Counter(lane for lane, _ in started)
+    return Changes(
+        releases=[Release(lane, gone[lane]) for lane in lanes],
+        buried=[Burial(seq, attempted=True, reason=DeadReason.AMBIGUOUS, detail=_INDETERMINATE) for _, seq in started],
+    )
+
+
+def new_addresses(settlement: Settlement) -> list[str]:
+    """Returns the changes of address that SendX has confirmed, in order."""
+    pushes = [(push.seq, push.body) for push in settlement.lease.pushes if isinstance(push.body, Attributes)]
+    moves = [(seq, body.new_email) for seq, body in pushes if body.new_email is not None]
+    delivered = {result.seq for result in settlement.results if result.fate is Fate.DELIVERED} if moves else ()
+    return [address for seq, address in moves if seq in delivered]
