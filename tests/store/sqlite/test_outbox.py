@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from proxy.core.calls import Track
+from proxy.core.calls import Attributes, Track
 from proxy.core.decision import Decision, Enqueue, Facts, Hold, Remember
+from proxy.core.gate import Closure
 from proxy.core.visitors import Trust, Visitor
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.store.records import Settlement
+from proxy.store.records import Fate, LastIdentify, Lease, Settled, Settlement
 from proxy.store.sqlite.file import APPLICATION_ID, SCHEMA_STEPS
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from proxy.store.sqlite.sweep import STEP_ROWS
@@ -241,6 +242,56 @@ async def test_an_erasure_that_was_interrupted_is_finished_by_the_next_sweep(tmp
     assert (stats.holding, stats.counters["hold_erased"]) == (0, 1)
     await outbox.close()
     assert b"new@example.com" not in (tmp_path / "scq.db").read_bytes()
+
+
+async def test_an_erasure_that_was_rolled_back_leaves_what_its_lease_delivers_delivered(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    (lease,) = (await outbox.claim(9, 9, 60)).leases
+
+    def erase(connection: sqlite3.Connection) -> None:
+        outbox._erase(connection, "a@example.com")
+        raise sqlite3.IntegrityError
+
+    with pytest.raises(StoreUnavailable):
+        await outbox._thread.submit(erase)
+    assert not await outbox.holds(lease)
+    assert await outbox.settle(Settlement(lease, (Settled(lease.pushes[0].seq, Fate.DELIVERED),)))
+    stats = await outbox.stats()
+    assert (stats.waiting, stats.counters["delivered"]) == (0, 1)
+    await outbox.close()
+
+
+async def test_a_merge_voids_only_what_is_known_under_the_lease_of_that_time(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+
+    async def append(address: str, body: Attributes) -> None:
+        change = Enqueue(address, address, address, Trust.VERIFIED, body)
+        await outbox.append(lambda facts: Decision((change,), None))
+
+    async def deliver(lease: Lease, last: LastIdentify | None = None) -> None:
+        assert await outbox.settle(Settlement(lease, (Settled(lease.pushes[0].seq, Fate.DELIVERED),), last=last))
+
+    await append("old@example.com", Attributes(new_email="new@example.com"))
+    await append("new@example.com", Attributes())
+    moving, other = (await outbox.claim(9, 9, 60)).leases
+    await deliver(moving)  # merges its lane into the one that is under a lease
+    await deliver(other)
+    known = LastIdentify(b"digest", time.time())
+    await append("new@example.com", Attributes())
+    await deliver((await outbox.claim(9, 9, 60)).leases[0], known)
+    await append("new@example.com", Attributes())
+    assert (await outbox.claim(9, 9, 60)).leases[0].last == known
+    await outbox.close()
+
+
+async def test_stats_tell_what_shuts_the_gate(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    assert (await outbox.stats()).closure is None
+    shut = Closure(until=1_000.0, tries=2)
+    await outbox.move_gate(None, shut)
+    assert (await outbox.stats()).closure == shut
+    await outbox.close()
 
 
 async def test_times_that_a_wrong_clock_has_set_do_not_last(tmp_path: Path) -> None:
