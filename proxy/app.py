@@ -24,8 +24,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.config.settings import Settings, rotated
 from proxy.config.types import Gpc, IdentifyMode
 from proxy.core.cookies import CookieCodec, ProbeCodec
-from proxy.core.exchange import Limits
 from proxy.core.policy import Policy
+from proxy.core.request import Limits
 from proxy.core.server_calls import OPERATIONS
 from proxy.core.tokens import TokenCodec
 from proxy.delivery.forwarder import Forwarder
@@ -256,13 +256,13 @@ def make_collector(settings: Settings, outbox: Outbox) -> PushEndpoint:
             asserted_identify=settings.identify is IdentifyMode.ASSERTED,
         ),
         limits=Limits(
-            settings.verified_for,
-            settings.lane_max,
-            settings.hold_max,
-            settings.hold_max_bytes,
-            settings.gpc is Gpc.HONOUR,
-            settings.sign_ups_per_hour,
-            settings.hold_max_bytes / TRACE_BYTES / TRACE_HOURS,
+            verified_for=settings.verified_for,
+            lane_max=settings.lane_max,
+            hold_max=settings.hold_max,
+            hold_max_bytes=settings.hold_max_bytes,
+            honour_gpc=settings.gpc is Gpc.HONOUR,
+            sign_ups_per_hour=settings.sign_ups_per_hour,
+            traces_per_hour=settings.hold_max_bytes / TRACE_BYTES / TRACE_HOURS,
         ),
     )
 

@@ -25,7 +25,7 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts.split()
 
 # What `core` needs to know is passed to it.
 IO_MODULES = {
-    *("anyio", "asyncio", "concurrent", "http", "httpx", "multiprocessing", "os", "random", "select"),
+    *("anyio", "asyncio", "concurrent", "http", "httpx", "multiprocessing", "os", "random", "secrets", "select"),
     *("selectors", "shutil", "signal", "socket", "sqlite3", "ssl", "starlette", "subprocess", "tempfile", "threading"),
     *("time", "urllib.request", "uvicorn", "uvloop"),
 }

@@ -14,7 +14,7 @@ from functools import lru_cache
 import msgspec
 from itsdangerous import BadSignature, Signer
 
-from proxy.core.visitors import _CACHED_COOKIES, Visitor
+from proxy.core.visitors import CACHED_VISITORS, Visitor
 
 SECURE_COOKIE = "__Host-scq"
 LOOPBACK_COOKIE = "scq"
@@ -32,7 +32,7 @@ class CookieCodec:
     def __init__(self, keys: Sequence[str]) -> None:
         self._signer = Signer(list(keys), salt=_COOKIE_SALT, key_derivation="hmac", digest_method=hashlib.sha256)
         # A visitor's cookie stays the same for days, so its signature is checked once, not at every push.
-        self._verified = lru_cache(maxsize=_CACHED_COOKIES)(self._unsign)
+        self._verified = lru_cache(maxsize=CACHED_VISITORS)(self._unsign)
 
     def encode(self, visitor: Visitor) -> str:
         payload = base64.urlsafe_b64encode(msgspec.json.encode(visitor)).rstrip(b"=")

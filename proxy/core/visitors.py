@@ -1,21 +1,20 @@
-"""Who a browser is: a visitor, how far its address is trusted, and the ids derived from what it shows."""
+"""The visitor: who a browser is, how far its address is trusted, and the ids derived from what it shows."""
 
 from __future__ import annotations
 
 import base64
 import hmac
-import secrets
 from datetime import timedelta
 from enum import IntEnum
 from functools import lru_cache
 
 import msgspec
 
-_CACHED_COOKIES = _CACHED_SESSIONS = 8_192
+CACHED_VISITORS = 8_192  # each by its cookie and by its browser-session value
 
 
 class Trust(IntEnum):
-    """How well the visitor is known: not at all, by an address typed in a page, by a token of the site's back end."""
+    """How well a visitor is known: not at all, by an address typed in a page, or by a token from the site's back end."""
 
     ANONYMOUS = 0
     ASSERTED = 1
@@ -23,7 +22,7 @@ class Trust(IntEnum):
 
 
 class Visitor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What the cookie says. `issued` and `verified` (the last token) are Unix seconds; trust is as of `issued`."""
+    """The content of the cookie. `issued` and `verified` (the last token) are Unix seconds; trust is as of `issued`."""
 
     id: str
     email: str | None = None
@@ -33,36 +32,32 @@ class Visitor(msgspec.Struct, frozen=True, omit_defaults=True):
     consent: bool = True
 
     def trust_at(self, now: float, verified_for: timedelta) -> Trust:
-        """The trust that counts now: a verification fades to an assertion after `verified_for`."""
+        """Returns the trust that counts now: a verification fades to an assertion after `verified_for`."""
         if self.trust is Trust.VERIFIED and now - self.verified > verified_for.total_seconds():
             return Trust.ASSERTED
         return self.trust
 
     def supersedes(self, other: Visitor) -> bool:
-        """Whether this is a later state of the same visitor: in the same second, the one that knows an address is."""
+        """Returns whether this is a later state of the same visitor. Within one second, the state with an address is the later."""
         if self.issued == other.issued:
             return self.email is not None and other.email is None
         return self.issued > other.issued
 
 
 def derived_visitor(session: str, site_key: bytes) -> str:
-    """The visitor id of a browser without a cookie: the same for all its tabs, not computable outside the server."""
+    """Returns the visitor id of a browser without a cookie: the same for all its tabs, and not computable outside the server."""
     return _derive(b"visitor:", session, site_key)
 
 
 def next_session(push_id: str, site_key: bytes) -> str:
-    """The browser-session value that follows the push (a reset, another person's login) which ends the old one.
+    """Returns the browser-session value that follows a push which ends the old one: a reset or another person's login.
 
-    Derived, so that a retry of that push whose answer was lost gets the same one again.
+    It is derived, so that a retry of that push after a lost answer gets the same value again.
     """
     return _derive(b"session:", push_id, site_key)
 
 
-def random_visitor() -> str:
-    return secrets.token_urlsafe(16)
-
-
-@lru_cache(maxsize=_CACHED_SESSIONS)
+@lru_cache(maxsize=CACHED_VISITORS)
 def _derive(purpose: bytes, text: str, site_key: bytes) -> str:
     digest = hmac.digest(site_key, purpose + text.encode(), "sha256")
     return base64.urlsafe_b64encode(digest[:16]).rstrip(b"=").decode("ascii")

@@ -7,6 +7,7 @@ nothing is parsed before the limits are checked, and no input leads to a 500. It
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,11 +20,11 @@ from proxy.core.calls import BadPush, Identify, Push
 from proxy.core.cookies import CookieCodec, cookie_name, read_cookie, set_cookie
 from proxy.core.decision import Reads
 from proxy.core.emails import lane_key
-from proxy.core.exchange import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.parsing import parse_batch
 from proxy.core.policy import Policy
+from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenCodec, Vouched
-from proxy.core.visitors import Visitor, derived_visitor, random_visitor
+from proxy.core.visitors import Visitor, derived_visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
@@ -114,8 +115,14 @@ class PushEndpoint:
         value = read_cookie(headers.cookie, name)
         visitor = self._cookies.decode(value, now) if value else None
         candidates = [self._candidate(item, visitor, address, now) for item in batch.items]
-        stranger = random_visitor() if batch.session is None else ""  # with a session value nobody asks
-        request = Request(now, visitor, batch.session, headers.gpc, candidates, stranger)
+        request = Request(
+            now=now,
+            cookie=visitor,
+            session=batch.session,
+            gpc=headers.gpc,
+            candidates=candidates,
+            stranger=secrets.token_urlsafe(16) if batch.session is None else "",  # with a session value nobody asks
+        )
         answer = await self._store(request)
         cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
         return (

@@ -39,7 +39,7 @@ def policy(*, asserted_identify: bool = True) -> Policy:
         (Trust.ANONYMOUS, Track(("paid user",)), False),
     ],
 )
-def test_a_track_is_accepted_only_whole(trust: Trust, track: Track, offered: bool) -> None:
+def test_a_track_is_accepted_only_whole(trust: Trust, track: Track, *, offered: bool) -> None:
     refusal = policy().judge_track(track, trust)
     assert (refusal is None) is offered
     assert refusal is None or refusal.reason is Reason.TAG_NOT_ALLOWED
