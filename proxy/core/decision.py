@@ -1,7 +1,7 @@
-"""What a decision is shown of the store and what it asks of it: `Facts`, and the changes of a `Decision`.
+"""The vocabulary between decisions and the store: the `Facts` that a decision reads, and the changes of a `Decision`.
 
-Decisions are pure and made elsewhere (`admission`, `server_calls`). The outbox shows `Facts` to one inside a transaction and carries its plan
-out there, whole or not at all.
+Decisions are pure and made elsewhere (`admission`, `server_calls`). The store calls one inside a transaction and carries out its changes
+there, all of them or none.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ T = TypeVar("T")
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """An id that was accepted or held before, `at` (Unix seconds). `shown`: the visitor its request showed; `after`: who the browser was
-    after it, None for a push that says nothing about that.
+    """An id that was accepted or held before, `at` (Unix seconds).
+
+    `shown`: the visitor its request showed; `after`: who the browser was after it, None for a push that says nothing about that.
     """
 
     shown: str
@@ -32,9 +33,9 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class VisitorFacts(msgspec.Struct, frozen=True):
-    """`identified`: when a browser has identified as this visitor (Unix seconds); `left`: lane key of the person whose log-out it was born of.
+    """What is known of a visitor id. `identified`: when a browser identified as it (Unix seconds); `holding`: pushes held for it.
 
-    `holding`: pushes held for it.
+    `left`: lane key of the person whose log-out it was born of.
     """
 
     retired: bool = False
@@ -44,27 +45,29 @@ class VisitorFacts(msgspec.Struct, frozen=True):
 
 
 class LaneFacts(msgspec.Struct, frozen=True):
-    """`verified`: a token or a server key has vouched for this address here before; `waiting`: pushes not yet sent."""
+    """What is known of a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent."""
 
     verified: bool = False
     waiting: int = 0
 
 
 class Alias(msgspec.Struct, frozen=True):
-    """Where a person's address went: SendX confirmed the change to `address` at `at` (Unix seconds)."""
+    """A person's new address: SendX confirmed the change to `address` at `at` (Unix seconds)."""
 
     address: str
     at: float
 
 
 class HeldPush(msgspec.Struct, frozen=True):
+    """A push that waits for its visitor to be identified, `since` (Unix seconds)."""
+
     id: str
     track: Track
     since: float = 0.0
 
 
 class Facts(Protocol):
-    """Reads inside the transaction of an append. `site_key`: secret of this store, from which visitor ids are derived."""
+    """Reads inside the transaction of an append. `site_key`: this store's secret, from which visitor ids are derived."""
 
     site_key: bytes
 
@@ -79,17 +82,17 @@ class Facts(Protocol):
 
 
 class Schedule(StrEnum):
-    """What happens no more often than its rate: when it would be free again (Unix seconds) is kept in the store."""
+    """Something that happens no more often than its rate. The store keeps until when it is busy (Unix seconds)."""
 
     SIGN_UPS = "sign-ups"  # asserted addresses that are not known here
-    TRACES = "traces"  # what nobody known leaves behind: log-outs and consents
+    TRACES = "traces"  # log-outs and consents of unknown visitors
 
 
-# --- What a decision asks the store to do ------------------------------------------------------------------------------
+# --- What a decision asks of the store ---------------------------------------------------------------------------------
 
 
 class Enqueue(msgspec.Struct, frozen=True):
-    """Put a push at the tail of the lane `key`. `address`: the spelling to send; `not_before`: an empty lane waits until then (Unix seconds)."""
+    """Puts a push at the tail of the lane `key`. `address`: the spelling to send; `not_before`: an empty lane waits until then (Unix seconds)."""
 
     id: str
     key: str
@@ -100,13 +103,15 @@ class Enqueue(msgspec.Struct, frozen=True):
 
 
 class Hold(msgspec.Struct, frozen=True):
+    """Holds a push until the visitor is identified."""
+
     id: str
     visitor: str
     track: Track
 
 
 class Bind(msgspec.Struct, frozen=True):
-    """The visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
+    """Takes the visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
 
     visitor: str
     key: str
@@ -117,50 +122,50 @@ class Bind(msgspec.Struct, frozen=True):
 
 
 class Retire(msgspec.Struct, frozen=True):
-    """This visitor id counts for nothing from now on; what is held for it is refused for `reason`."""
+    """Ends a visitor id: it counts for nothing from now on, and what is held for it is refused for `reason`."""
 
     visitor: str
     reason: Reason = Reason.IDENTITY_CHANGED
 
 
 class Born(msgspec.Struct, frozen=True):
-    """A visitor that begins where the person with lane key `left` logged out."""
+    """Begins a visitor where the person with lane key `left` logged out."""
 
     visitor: str
     left: str
 
 
 class Identified(msgspec.Struct, frozen=True):
-    """The visitor is identified: a log-out that it was born of no longer matters."""
+    """Marks the visitor as identified: a log-out that it was born of no longer matters."""
 
     visitor: str
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Refuse what is held for the visitor, who goes on under the same id."""
+    """Refuses what is held for the visitor, who goes on under the same id."""
 
     visitor: str
     reason: Reason
 
 
 class Verify(msgspec.Struct, frozen=True):
-    """The lane's address has been vouched for."""
+    """Marks the lane's address as vouched for."""
 
     key: str
 
 
 class Forgotten(msgspec.Struct, frozen=True):
-    """Accepted, and counted as erased: a late retry for somebody who was erased. The answer does not show it."""
+    """Counts a push as accepted and erased: a late retry for somebody who was erased. The answer does not show it."""
 
 
 class EndAlias(msgspec.Struct, frozen=True):
-    """Somebody was verified at an address that had moved: from now on it is that person's."""
+    """Gives an address that had moved to the person who was verified at it now."""
 
     key: str
 
 
 class Remember(msgspec.Struct, frozen=True):
-    """Know this id again; see `Seen`."""
+    """Knows this id again; see `Seen`."""
 
     id: str
     shown: str
@@ -168,20 +173,20 @@ class Remember(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Count a refusal."""
+    """Counts a refusal."""
 
     reason: Reason
 
 
 class NotOffered(msgspec.Struct, frozen=True):
-    """A tag or field that a page asked for; `setting` would offer it. Listed by `scq-proxy status`."""
+    """Notes a tag or field that a page asked for, for `scq-proxy status`; `setting` would offer it."""
 
     name: str
     setting: str
 
 
 class Scheduled(msgspec.Struct, frozen=True):
-    """One more of these has happened; it is free again at `until` (Unix seconds)."""
+    """Notes that one more of these has happened: the schedule is busy until `until` (Unix seconds)."""
 
     name: Schedule
     until: float
@@ -206,7 +211,7 @@ Change = (
 
 
 class Decision(msgspec.Struct, Generic[T], frozen=True):
-    """What to store, `changes` in order, and what to answer once that is durable."""
+    """The changes to make, in order, and the answer to give once they are durable."""
 
     changes: tuple[Change, ...]
     answer: T

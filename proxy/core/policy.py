@@ -1,7 +1,7 @@
-"""Who may set what: the operator's lists against what a browser asks for.
+"""The operator's lists of tags and fields against what a browser asks for.
 
 Pure. A track with a tag that is not offered is refused whole, because half a track can start the wrong automation; an identify
-loses what is not offered and goes on. What the site's own servers vouch for (a token's `contact`, a server key) is not judged here.
+loses what is not offered and goes on. It does not judge what the site's own servers vouch for (a token's `contact`, a server key).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from proxy.core.visitors import Trust
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A push is refused. `tag`: the one that was not offered and could be, for the operator (`scq-proxy status`)."""
+    """The refusal of a push. `tag`: the one that was not offered and could be, for the operator (`scq-proxy status`)."""
 
     reason: Reason
     where: str | None = None
@@ -44,7 +44,7 @@ class Policy:
         self.asserted_identify = asserted_identify
 
     def judge_track(self, track: Track, trust: Trust) -> Refusal | None:
-        """None if all of it is offered to a visitor of this trust."""
+        """Returns the refusal of the first tag that is not offered to a visitor of this trust, None if all are."""
         if track.remove_tags and trust is Trust.ASSERTED:
             return Refusal(Reason.TAG_NOT_ALLOWED, "call[1].removeTags[0]")
         offered = self._tags[trust]
@@ -55,7 +55,7 @@ class Policy:
         return None
 
     def trim_identify(self, attributes: Attributes, trust: Trust) -> tuple[Attributes, tuple[str, ...]]:
-        """What is left of the attributes, and the names of what was dropped as the answer gives them.
+        """Returns the attributes that are offered, and the names of the others as the answer gives them.
 
         `newEmail` never comes from a browser, whatever its trust.
         """
@@ -71,11 +71,11 @@ class Policy:
         return Attributes(fields, custom, tags), tuple(dropped)
 
     def tag_setting(self, trust: Trust) -> str:
-        """The setting that offers tags to visitors of this trust."""
+        """Returns the setting that offers tags to visitors of this trust."""
         return "SCQ_ASSERTED_TAGS" if trust is Trust.ASSERTED else "SCQ_TAGS"
 
     def settings_for(self, dropped: Sequence[str], trust: Trust) -> list[tuple[str, str]]:
-        """Of the names that `trim_identify` dropped, those that a setting could offer, each with that setting."""
+        """Returns the names dropped by `trim_identify` that a setting could offer, each with that setting."""
         fields = "SCQ_ASSERTED_FIELDS" if trust is Trust.ASSERTED else "SCQ_FIELDS"
         return [
             (name.removeprefix("tags."), self.tag_setting(trust))
@@ -87,7 +87,7 @@ class Policy:
 
 
 def vouch(offered: Attributes, vouched: Attributes) -> Attributes:
-    """What the page may set, and over it what the site's back end says: the back end's word wins."""
+    """Returns what the page may set, overridden by what the site's back end says."""
     return Attributes(
         offered.fields | vouched.fields,
         offered.custom_fields | vouched.custom_fields,
@@ -98,6 +98,6 @@ def vouch(offered: Attributes, vouched: Attributes) -> Attributes:
 
 def _matcher(globs: Sequence[str]) -> Callable[[str], bool]:
     if not globs:
-        return lambda name: False
+        return lambda _: False
     pattern = re.compile("|".join(fnmatch.translate(glob) for glob in globs))
     return lambda name: pattern.match(name) is not None

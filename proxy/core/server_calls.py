@@ -1,4 +1,4 @@
-"""What a server of the site may say, parsed once, and the decision about it: all of a call is stored or nothing.
+"""Calls from the site's own servers: parsed once, then decided on. All of a call is stored, or nothing.
 
     bytes → parse_server_call → (ServerPush, …) → ServerCall → admit → Decision
 
@@ -29,10 +29,11 @@ from proxy.errors import RequestError
 MAX_BULK = 25
 MAX_BULK_BODY = MAX_BULK * 16_384  # bytes
 MAX_DEPTH = 8  # levels of JSON in a value that is passed on unread
+_MAX_INTEGER_BITS = 64
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """What a path does. `name`: tells the same Idempotency-Key on two operations apart."""
+    """The meaning of a path. `name`: tells the same Idempotency-Key on two operations apart."""
 
     name: str
     kind: Kind
@@ -50,6 +51,8 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 class ServerPush(msgspec.Struct, frozen=True):
+    """One contact's part of a call."""
+
     address: str
     body: Attributes | Track
 
@@ -74,7 +77,10 @@ class Outcome(Enum):
 
 
 def parse_server_call(operation: Operation, body: bytes, query: Mapping[str, Sequence[str]]) -> tuple[ServerPush, ...]:
-    """The pushes of a call. Raises `RequestError`: 400 for what is no JSON, 422 for what says nothing that SendX could take."""
+    """Returns the pushes of a call.
+
+    Raises `RequestError`: 400 for a body that is not JSON, 422 for one that SendX could not take.
+    """
     message = read_json(body)
     if operation.bulk:
         if not isinstance(message, list) or not 1 <= len(message) <= MAX_BULK:
@@ -124,7 +130,7 @@ def _parse_track(message: Any, in_query: Sequence[str] | None) -> ServerPush:
 
 
 def _check_extra(extra: Mapping[str, Any], place: str) -> None:
-    """Keys that the proxy does not know are passed on as they are, within the limits that hold for the others."""
+    """Raises `RequestError` for keys that cannot be passed on as they are: the limits of known keys hold for unknown ones, too."""
     for key in extra:
         if key.casefold() in _KNOWN:  # SendX may well read it as the one that we know (inferred)
             raise unprocessable(f"{place}write {_KNOWN[key.casefold()]} exactly so")
@@ -139,7 +145,7 @@ def _is_modest(value: Any, levels: int) -> bool:
     if isinstance(value, bool) or value is None:
         return True
     if isinstance(value, int | float):
-        return math.isfinite(value) if isinstance(value, float) else value.bit_length() <= 64
+        return math.isfinite(value) if isinstance(value, float) else value.bit_length() <= _MAX_INTEGER_BITS
     inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     return levels > 0 and len(value) <= MAX_NAMES and all(_is_modest(each, levels - 1) for each in inside)
 
@@ -164,10 +170,10 @@ def unprocessable(what: str) -> RequestError:
 
 
 def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
-    """What to store for the call, and what came of it (`Decision.answer` is an `Outcome`).
+    """Returns what to store for the call, and its outcome.
 
-    Pure: the outbox calls it inside the transaction that carries the plan out. All of the call or nothing. An erasure does not stand in
-    the way: whoever calls now knows this person, and a retry of an older call is known by its ids.
+    Pure: the store calls it inside the transaction that carries the decision out. An erasure does not stand in the way: a server that calls
+    now knows this person, and a retry of an older call is known by its ids.
     """
     ids = call.ids
     fingerprint = None
@@ -203,9 +209,9 @@ def _stored(push_id: str, push: ServerPush) -> Iterable[Change]:
 
 
 def _derived(call: ServerCall, idempotency_key: str, site_key: bytes) -> tuple[tuple[str, ...], str]:
-    """An id for each push, and the fingerprint by which a retry is told from another call under the same key.
+    """Returns an id for each push, and the fingerprint that tells a retry from another call under the same key.
 
-    Keyed with the store's secret: nobody can compute the id of a push, or find out what a remembered call said.
+    Both are keyed with the store's secret: nobody can compute the id of a push, or find out what a remembered call said.
     """
     content = msgspec.json.encode(call.pushes, order="sorted")
     ids = [
