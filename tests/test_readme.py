@@ -70,8 +70,9 @@ def test_secrets_are_marked_as_secrets() -> None:
     assert listed == {spec.name for spec in SPECS if spec.secret}
 
 
-def test_every_reason_is_listed_and_no_other() -> None:
-    assert set(table("Answers")) == {str(reason) for reason in Reason}
+def test_every_reason_is_listed_as_its_row_says_and_no_other() -> None:
+    listed = {str(reason): [reason.meaning, ", ".join(reason.sources)] for reason in Reason}
+    assert table("Answers") == listed
 
 
 def commands() -> dict[str, Any]:

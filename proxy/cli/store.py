@@ -25,6 +25,7 @@ from proxy.cli.terminal import AsJson, EnvFile, address, answers, escaped, store
 from proxy.config.parsers import Wrong
 from proxy.config.parsers import store as parse_store
 from proxy.config.types import StoreUrl
+from proxy.core.reasons import reason_of
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask
 from proxy.ops.report import Report, read_report
@@ -86,10 +87,8 @@ def _facts(report: Report) -> list[tuple[str, object]]:
     ]
     if report.delivery:
         facts += [("gate to SendX", report.delivery.gate), ("forwarder restarts", report.restarts)]
-    refused = (
-        (name.removeprefix("refused:"), count) for name, count in report.counters.items() if name.startswith("refused:")
-    )
-    return facts + [(f"refused, {reason}", count) for reason, count in refused if count]
+    refused = ((reason_of(name), count) for name, count in report.counters.items() if count)
+    return facts + [(f"refused, {reason}", count) for reason, count in refused if reason is not None]
 
 
 def _print_refused(console: Console, names: Sequence[RefusedName]) -> None:

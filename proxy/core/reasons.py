@@ -1,12 +1,17 @@
-"""What becomes of a push, and why one is refused: the one table from which answers, counters, README and types follow."""
+"""What becomes of a push, and why one is refused: one row a reason.
+
+A new reason is a new row here. Answers and counters follow it by themselves; the tests then ask for its row in the README and for its word in
+`static/scq.d.ts`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 
 MAX_NAMES = 100  # tags or custom fields in one push
 MAX_TEXT = 255  # characters of a contact string, as SendX states for contact strings and text custom fields
+
+_COUNTER = "refused:"  # in front of the reason, among the counters of the store
 
 
 class Status(StrEnum):
@@ -18,41 +23,126 @@ class Status(StrEnum):
     REFUSED = "refused"
 
 
+class Source(StrEnum):
+    """Where a reason comes up."""
+
+    PAGE = "page"  # in the answer to a push
+    SERVER = "server"  # in the server API, which says it in SendX's way
+    HELD = "held"  # at the end of a push that was held: counted, and no answer is left to name it
+
+
+_PAGE, _SERVER, _HELD = Source.PAGE, Source.SERVER, Source.HELD
+
+
 class Reason(StrEnum):
-    """Why a push is refused. The one list: answers, counters and the README use these words."""
+    """Why a push is refused.
 
-    BAD_SHAPE = "bad-shape"
-    TOO_LONG = "too-long"
-    UNKNOWN_METHOD = "unknown-method"
-    BAD_EMAIL = "bad-email"
-    BAD_TOKEN = "bad-token"
-    EXPIRED_TOKEN = "expired-token"
-    UNVERIFIED_IDENTITY = "unverified-identity"
-    IDENTITY_CHANGED = "identity-changed"
-    TAG_NOT_ALLOWED = "tag-not-allowed"
-    TOO_MANY_ADDRESSES = "too-many-addresses"
-    LANE_FULL = "lane-full"
-    HOLD_FULL = "hold-full"
-    HOLD_EXPIRED = "hold-expired"
-    GPC = "gpc"
-    CONSENT_DENIED = "consent-denied"
+    A row has the word that answers and counters use, where it comes up, what it means (the README says the same), and what whoever reads the
+    answer can do: that is its `message`, while `where` says which part of the push is at fault.
+    """
+
+    sources: tuple[Source, ...]
+    meaning: str
+    advice: str
+
+    def __new__(cls, word: str, sources: tuple[Source, ...], meaning: str, advice: str) -> Reason:
+        reason = str.__new__(cls, word)
+        reason._value_ = word
+        reason.sources, reason.meaning, reason.advice = sources, meaning, advice
+        return reason
+
+    BAD_SHAPE = (
+        "bad-shape",
+        (_PAGE, _SERVER),
+        "the call or its id does not look as it should; `where` says which part",
+        'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].',
+    )
+    TOO_LONG = (
+        "too-long",
+        (_PAGE, _SERVER),
+        f"a text over {MAX_TEXT} characters, or a list over {MAX_NAMES} entries",
+        f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.",
+    )
+    UNKNOWN_METHOD = (
+        "unknown-method",
+        (_PAGE,),
+        "not identify, track, reset or consent",
+        "Known methods: identify, track, reset, consent.",
+    )
+    BAD_EMAIL = (
+        "bad-email",
+        (_PAGE, _SERVER),
+        "not an e-mail address",
+        "That is no e-mail address: ask the visitor to correct it.",
+    )
+    BAD_TOKEN = (
+        "bad-token",
+        (_PAGE,),
+        "the identity token does not verify",
+        "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.",
+    )
+    EXPIRED_TOKEN = (
+        "expired-token",
+        (_PAGE,),
+        "the identity token has expired",
+        "The identity token has expired: fetch a fresh one from the site's back end.",
+    )
+    UNVERIFIED_IDENTITY = (
+        "unverified-identity",
+        (_PAGE,),
+        "an address without a token while `SCQ_IDENTIFY=verified`, or fields of a visitor who is not identified",
+        "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.",
+    )
+    IDENTITY_CHANGED = (
+        "identity-changed",
+        (_PAGE, _HELD),
+        "someone else logged in, or out, on this browser after this was pushed",
+        "Someone else logged in, or out, on this browser after this was pushed.",
+    )
+    TAG_NOT_ALLOWED = (
+        "tag-not-allowed",
+        (_PAGE, _HELD),
+        "the tag is not offered to this visitor",
+        "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.",
+    )
+    TOO_MANY_ADDRESSES = (
+        "too-many-addresses",
+        (_PAGE,),
+        "more than `SCQ_SIGNUPS_PER_IP` addresses were typed from this client address within an hour",
+        "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.",
+    )
+    LANE_FULL = (
+        "lane-full",
+        (_PAGE, _SERVER),
+        "`SCQ_LANE_MAX` pushes wait for this contact",
+        "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.",
+    )
+    HOLD_FULL = (
+        "hold-full",
+        (_PAGE,),
+        "too much is held for visitors who are not identified",
+        "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.",
+    )
+    HOLD_EXPIRED = (
+        "hold-expired",
+        (_HELD,),
+        "the visitor was not identified within `SCQ_HOLD_DAYS`",
+        "The visitor was not identified within SCQ_HOLD_DAYS.",
+    )
+    GPC = (
+        "gpc",
+        (_PAGE,),
+        "the browser sends Global Privacy Control and the visitor is not identified",
+        "The browser sends Global Privacy Control: nothing is kept about a visitor who is not identified (SCQ_GPC).",
+    )
+    CONSENT_DENIED = (
+        "consent-denied",
+        (_PAGE, _HELD),
+        "the visitor has denied consent",
+        'The visitor denied consent: push ["consent", "granted"] once they agree.',
+    )
 
 
-# What each reason means for whoever reads the answer: what is wrong and what to do. `where` in the result says which part.
-ADVICE: Mapping[Reason, str] = {
-    Reason.BAD_SHAPE: 'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].',
-    Reason.TOO_LONG: f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.",
-    Reason.UNKNOWN_METHOD: "Known methods: identify, track, reset, consent.",
-    Reason.BAD_EMAIL: "That is no e-mail address: ask the visitor to correct it.",
-    Reason.BAD_TOKEN: "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.",
-    Reason.EXPIRED_TOKEN: "The identity token has expired: fetch a fresh one from the site's back end.",
-    Reason.UNVERIFIED_IDENTITY: "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.",
-    Reason.IDENTITY_CHANGED: "Someone else logged in, or out, on this browser after this was pushed.",
-    Reason.TAG_NOT_ALLOWED: "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.",
-    Reason.TOO_MANY_ADDRESSES: "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.",
-    Reason.LANE_FULL: "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.",
-    Reason.HOLD_FULL: "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.",
-    Reason.HOLD_EXPIRED: "The visitor was not identified within SCQ_HOLD_DAYS.",
-    Reason.GPC: "The browser sends Global Privacy Control: nothing is kept about a visitor who is not identified (SCQ_GPC).",
-    Reason.CONSENT_DENIED: 'The visitor denied consent: push ["consent", "granted"] once they agree.',
-}
+def reason_of(counter: str) -> str | None:
+    """Returns the reason that a counter of the store counts, also one of another version; None for a counter of something else."""
+    return counter.removeprefix(_COUNTER) if counter.startswith(_COUNTER) else None

@@ -13,7 +13,7 @@ import msgspec
 from proxy.core.calls import BadPush, Push
 from proxy.core.decision import Change, Enqueue, Facts, LaneFacts, NotOffered, Refused, Remember, Schedule, Scheduled
 from proxy.core.policy import Policy, Refusal
-from proxy.core.reasons import ADVICE, Reason, Status
+from proxy.core.reasons import Reason, Status
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor
 
@@ -164,7 +164,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         self.intake.changes.append(Refused(refusal.reason))
         if refusal.tag is not None:
             self.intake.note_not_offered(refusal.tag, self.policy.tag_setting(self.trust(who)))
-        return Result(push_id, Status.REFUSED, refusal.reason, refusal.where, ADVICE[refusal.reason])
+        return Result(push_id, Status.REFUSED, refusal.reason, refusal.where, refusal.reason.advice)
 
 
 def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:

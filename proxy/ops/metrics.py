@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from proxy.core.reasons import reason_of
 from proxy.delivery.account import DeliveryState
 from proxy.ops.report import Report
 from proxy.store.records import Health
@@ -41,12 +42,12 @@ def _backlog(report: Report) -> Iterable[Metric]:
 def _transitions(counters: Mapping[str, int]) -> Iterable[Metric]:
     pushes = CounterMetricFamily("scq_pushes", "Pushes by transition, since the store was made", labels=["to"])
     refused = CounterMetricFamily("scq_refused", "Pushes refused, by reason", labels=["reason"])
-    for name, value in counters.items():
-        kind, _, reason = name.partition(":")
-        if kind == "refused":
-            refused.add_metric([reason], value)
+    for name, count in counters.items():
+        reason = reason_of(name)
+        if reason is None:
+            pushes.add_metric([name.replace(":", "_")], count)
         else:
-            pushes.add_metric([name.replace(":", "_")], value)
+            refused.add_metric([reason], count)
     yield pushes
     yield refused
 
