@@ -142,8 +142,6 @@ async function build(folder) {
   const small = named(script, namesFor(script, [...NAMES]));
   if (!isDeepStrictEqual(takeApart(small).pieces, script.pieces)) throw new Error("with its names the script would mean something else");
   fs.writeFileSync(`${folder}/scq.min.js`, small);
-  const about = "/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n";
-  fs.writeFileSync(`${folder}/scq.debug.js`, about + SOURCE.replace(/\bDEBUG\b/g, "true"));
 }
 
 if (process.argv[2] === "--search") search(Number(process.argv[3] || 60));

@@ -100,7 +100,7 @@ def test_the_wheel_holds_the_package_the_shim_and_the_shop_and_nothing_else(whee
     [
         *("proxy/store/sqlite/queries.sql", "proxy/store/sqlite/schema/001.sql", "proxy/store/postgres/schema/001.sql"),
         *("proxy/py.typed", "proxy/examples/shop/shop.py"),
-        *("proxy/static/scq.js", "proxy/static/scq.min.js", "proxy/static/scq.debug.js", "proxy/static/scq.d.ts"),
+        *("proxy/static/scq.js", "proxy/static/scq.min.js", "proxy/static/scq.d.ts"),
         *("proxy/templates/*.html", "proxy/examples/shop/templates/*.html", "proxy/examples/shop/static/*.js"),
         *("scq_proxy-*.dist-info/licenses/LICENSE", "scq_proxy-*.dist-info/entry_points.txt"),
     ],

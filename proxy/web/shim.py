@@ -5,7 +5,7 @@
 /prod/<anything>.js       the same, so that SendX's install snippet works with only its host name changed
 {prefix}/scq.debug.js     the development build, which explains itself in the console; never cached for ever
 
-It serves files as `.ci/shim` built them from `static/scq.js`, and builds nothing.
+It minifies nothing: `.ci/shim` makes scq.min.js of scq.js beforehand. The development build is scq.js itself with DEBUG switched on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 from dataclasses import dataclass
 
 import brotli
@@ -23,6 +24,9 @@ from proxy.resources import shipped
 
 SHORT_CACHE = "public, max-age=600"
 IMMUTABLE = "public, max-age=31536000, immutable"
+_DEBUG_BANNER = (
+    b"/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n"
+)
 
 
 @dataclass(frozen=True)
@@ -61,13 +65,13 @@ class Shim:
 
 
 def load_shim() -> Shim:
-    """What browsers load: beside the package in a checkout, inside it in an installed wheel."""
+    """Returns what browsers load."""
     return make_shim(shipped("static/scq.min.js").read_bytes())
 
 
 def load_debug_shim() -> Shim:
-    """The same with the lines that log to the console, not minified."""
-    return make_shim(shipped("static/scq.debug.js").read_bytes())
+    """Returns the same with the lines that log to the console, not minified."""
+    return make_shim(_DEBUG_BANNER + re.sub(rb"\bDEBUG\b", b"true", shipped("static/scq.js").read_bytes()))
 
 
 def make_shim(source: bytes) -> Shim:

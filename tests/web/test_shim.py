@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from proxy.core.reasons import Reason
+from proxy.web.shim import load_debug_shim
 from tests.load.sizes import size_of
 from tests.support.browser import Visit
 from tests.support.live import eventually
@@ -24,6 +25,8 @@ from tests.support.site import TOLD, Site, token
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "static"
 NPM = ROOT / ".venv" / "npm" / "node_modules"
+SMALL = (STATIC / "scq.min.js").read_bytes()
+DEBUG = load_debug_shim().source
 BROTLI_CAP, GZIP_CAP = 1_000, 1_200
 
 
@@ -43,17 +46,23 @@ def run(*command: str | Path, given: str = "") -> subprocess.CompletedProcess[st
 # The build
 
 
-def test_both_builds_are_those_of_the_source(tmp_path: Path) -> None:
+def test_what_browsers_load_is_made_of_the_source(tmp_path: Path) -> None:
     needs_npm()
     built = run(ROOT / ".ci" / "shim", tmp_path)
     assert built.returncode == 0, built.stderr
-    for name in ("scq.min.js", "scq.debug.js"):
-        same = (tmp_path / name).read_bytes() == (STATIC / name).read_bytes()
-        assert same, f"static/{name} is not what static/scq.js makes: run .ci/shim, and commit what it writes"
+    same = (tmp_path / "scq.min.js").read_bytes() == SMALL
+    assert same, "static/scq.min.js is not what static/scq.js makes: run .ci/shim, and commit what it writes"
+
+
+def test_the_development_build_is_the_source_with_debug_switched_on() -> None:
+    banner, _, script = DEBUG.partition(b"\n")
+    assert b"development build" in banner
+    assert b"DEBUG" not in script
+    assert script == (STATIC / "scq.js").read_bytes().replace(b"DEBUG", b"true")
 
 
 def test_what_browsers_load_stays_under_its_caps() -> None:
-    size = size_of((STATIC / "scq.min.js").read_bytes())
+    size = size_of(SMALL)
     assert size.brotli <= BROTLI_CAP, f"{size.brotli} bytes after brotli, {BROTLI_CAP} are allowed"
     assert size.gzip <= GZIP_CAP, f"{size.gzip} bytes after gzip -9, {GZIP_CAP} are allowed"
 
@@ -73,10 +82,10 @@ def complaint(source: str, version: int) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["scq.min.js", "scq.debug.js"])
-def test_engines_of_2018_can_read_it(name: str) -> None:
+@pytest.mark.parametrize("source", [SMALL, DEBUG], ids=["small", "debug"])
+def test_engines_of_2018_can_read_it(source: bytes) -> None:
     needs_npm()
-    assert complaint((STATIC / name).read_text("utf-8"), 2018) == ""
+    assert complaint(source.decode("utf-8"), 2018) == ""
 
 
 def test_what_engines_of_2018_cannot_read_is_found() -> None:
@@ -85,14 +94,13 @@ def test_what_engines_of_2018_cannot_read_is_found() -> None:
 
 
 def test_it_can_stand_inside_a_page() -> None:
-    source = (STATIC / "scq.min.js").read_bytes()
-    assert not re.search(rb"</script|<!--|\r|\n", source, re.IGNORECASE)
-    assert source.isascii(), "a page may have another encoding"
+    assert not re.search(rb"</script|<!--|\r|\n", SMALL, re.IGNORECASE)
+    assert SMALL.isascii(), "a page may have another encoding"
 
 
 def test_nothing_of_the_development_build_is_in_what_browsers_load() -> None:
-    assert b"console" not in (STATIC / "scq.min.js").read_bytes()
-    assert b"console" in (STATIC / "scq.debug.js").read_bytes()
+    assert b"console" not in SMALL
+    assert b"console" in DEBUG
 
 
 # As it is served
@@ -108,12 +116,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("path", ["/scq/scq.js", "/prod/TEAMID.js"])
 def test_browsers_get_the_small_build(server: Server, path: str) -> None:
-    assert server.client.get(path).content == (STATIC / "scq.min.js").read_bytes()
+    assert server.client.get(path).content == SMALL
 
 
 def test_the_development_build_has_an_address_and_is_never_kept_for_ever(server: Server) -> None:
     answer = server.client.get("/scq/scq.debug.js")
-    assert answer.content == (STATIC / "scq.debug.js").read_bytes()
+    assert answer.content == DEBUG
     assert "javascript" in answer.headers["content-type"]
     assert "immutable" not in answer.headers["cache-control"]
     assert int(re.findall(r"max-age=(\d+)", answer.headers["cache-control"])[0]) <= 600
