@@ -14,7 +14,7 @@
  * carries, but can never overtake it. The proxy knows each push by its id, so a repeat is harmless. What a
  * page could not deliver is taken over by the next page of the site, before that page's own pushes.
  *
- * `.ci/shim` makes scq.min.js of this, and scq.debug.js, in which DEBUG is true. Every byte counts here: `==`
+ * `.ci/shim` makes scq.min.js of this; scq.debug.js is this file with DEBUG switched on. Every byte counts here: `==`
  * where both sides are of one type, `let` alone, no block where an expression does, and the same words twice where a function for them
  * would be longer once compressed.
  */

@@ -24,9 +24,7 @@ from proxy.resources import shipped
 
 SHORT_CACHE = "public, max-age=600"
 IMMUTABLE = "public, max-age=31536000, immutable"
-_DEBUG_BANNER = (
-    b"/* The development build of scq.js, for a tag with data-debug. Made by .ci/shim: change scq.js instead. */\n"
-)
+_DEBUG_BANNER = b"/* The development build of scq.js, for a tag with data-debug. */\n"
 
 
 @dataclass(frozen=True)
