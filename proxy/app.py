@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -37,7 +37,7 @@ from proxy.ops.pages import Ops
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
-from proxy.web.asgi import SECURITY, send_error, send_not_found
+from proxy.web.asgi import NOT_FOUND, error_response, send_error, send_not_found
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi, ServerKeys
 from proxy.web.shim import load_debug_shim, load_shim
@@ -309,15 +309,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (an unknown path, a method that a route has not) as JSON."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     code, message = _HTTP_ERRORS.get(error.status_code, ("refused", "The request was refused."))
-    return JSONResponse({"error": code, "message": message}, error.status_code, {**_SECURITY, **(error.headers or {})})
+    return error_response(RequestError(error.status_code, code, message), error.headers)
 
 
-_SECURITY = {name.decode(): value.decode() for name, value in SECURITY}
 _HTTP_ERRORS = {
-    404: ("not-found", "There is nothing at this path."),
+    404: (NOT_FOUND.code, NOT_FOUND.message),
     405: ("method-not-allowed", "This path does not answer this method."),
 }
 
 
 async def _defect(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "defect", "message": "The proxy failed here: its log says more."}, 503, _SECURITY)
+    return error_response(RequestError(503, "defect", "The proxy failed here: its log says more."))

@@ -19,12 +19,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from proxy.core.cookies import ProbeCodec
 from proxy.delivery.account import DeliveryState
-from proxy.errors import StoreUnavailable
+from proxy.errors import RequestError, StoreUnavailable
 from proxy.ops.metrics import _Exposition
 from proxy.ops.report import Report, make_report, read_report
 from proxy.store.outbox import Outbox
 from proxy.store.records import Durability
 from proxy.web.access import ClientAddresses
+from proxy.web.asgi import NOT_FOUND, SECURITY_TEXTS, error_response
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -65,50 +66,50 @@ class Ops:
     async def check(self, request: Request) -> Response:
         """What arrives here of a request, for whoever proves to have the signing key: names of cookies, client address."""
         if not self._probes.holds(request.headers.get("x-scq-check", ""), time.time()):
-            return not_found()
+            return error_response(NOT_FOUND)
         forwarded_for = ",".join(request.headers.getlist("x-forwarded-for"))
         seen = {
             "client": self._addresses.of(request.client.host if request.client else None, forwarded_for),
             "forwarded": bool(forwarded_for),
             "cookies": ",".join(request.cookies),
         }
-        return JSONResponse(seen, headers=_NO_STORE)
+        return JSONResponse(seen, headers=SECURITY_TEXTS)
 
     async def healthz(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+        return JSONResponse({"status": "ok"}, headers=SECURITY_TEXTS)
 
     async def readyz(self, request: Request) -> Response:
         try:
             await self._outbox.ready()
         except StoreUnavailable as error:
-            headers = _NO_STORE | {"Retry-After": str(error.retry_after)}
+            headers = {**SECURITY_TEXTS, "Retry-After": str(error.retry_after)}
             return JSONResponse({"status": "unavailable", "message": error.message}, 503, headers)
-        return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+        return JSONResponse({"status": "ok"}, headers=SECURITY_TEXTS)
 
     async def metrics(self, request: Request) -> Response:
         """What the store knows is left out while it cannot tell: the rest matters most just then."""
         if not self._is_admin(request):
-            return not_found()
+            return error_response(NOT_FOUND)
         try:
             report = await self.report()
         except StoreUnavailable:
             report = None
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Exposition(report, self._delivery(), self._restarts()))
-        return Response(generate_latest(registry), headers=_NO_STORE, media_type=_METRICS_TYPE)
+        return Response(generate_latest(registry), headers=SECURITY_TEXTS, media_type=_METRICS_TYPE)
 
     async def status_page(self, request: Request) -> Response:
         if not self._is_admin(request):
-            return not_found()
+            return error_response(NOT_FOUND)
         try:
             report = await self.report()
         except StoreUnavailable as error:
-            return JSONResponse({"error": "store-unavailable", "message": error.message}, 503, _NO_STORE)
+            return error_response(RequestError(503, "store-unavailable", error.message))
         if "text/html" not in request.headers.get("accept", ""):
-            return Response(msgspec.json.encode(report), headers=_NO_STORE, media_type="application/json")
+            return Response(msgspec.json.encode(report), headers=SECURITY_TEXTS, media_type="application/json")
         lag = timedelta(seconds=int(report.lag_seconds))
         page = _templates.get_template("status.html").render(report=report, lag=lag)
-        return HTMLResponse(page, headers=_NO_STORE | _CSP)
+        return HTMLResponse(page, headers={**SECURITY_TEXTS, **_CSP})
 
     def _is_admin(self, request: Request) -> bool:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -120,11 +121,6 @@ class Ops:
 _CSP = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 }
-_NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _templates = jinja2.Environment(
     loader=jinja2.PackageLoader("proxy"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-
-
-def not_found() -> Response:
-    return JSONResponse({"error": "not-found", "message": "There is nothing at this path."}, 404, _NO_STORE)

@@ -1,13 +1,15 @@
 """JSON over plain ASGI: answers, and a request's body with its size counted while it arrives.
 
-The hot path goes without a framework's layers."""
+The hot path goes without a framework's layers; endpoints of Starlette get the same answers as responses.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from proxy.errors import RequestError
@@ -18,6 +20,10 @@ SECURITY: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
+SECURITY_TEXTS: Mapping[str, str] = {
+    name.decode(): value.decode() for name, value in SECURITY
+}  # as Starlette takes them
+NOT_FOUND = RequestError(404, "not-found", "There is nothing at this path.")
 _JSON: tuple[Header, ...] = ((b"content-type", b"application/json"), *SECURITY)
 
 
@@ -28,16 +34,30 @@ async def send_json(send: Send, status: int, body: bytes, headers: Sequence[Head
 
 
 async def send_error(send: Send, error: RequestError, headers: Sequence[Header] = ()) -> None:
-    """`{"error": code, "message": what to do}`, with Retry-After where there is something to wait for."""
-    if error.retry_after is not None:
-        headers = [*headers, (b"retry-after", str(error.retry_after).encode("ascii"))]
-    body = msgspec.json.encode({"error": error.code, "message": error.message})
-    await send_json(send, error.status, body, headers)
+    """Answers with `error_body`, and with Retry-After where there is something to wait for."""
+    await send_json(send, error.status, error_body(error), (*headers, *retry_after(error)))
 
 
 async def send_not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """The last route: whatever has no other answer."""
-    await send_error(send, RequestError(404, "not-found", "There is nothing at this path."))
+    await send_error(send, NOT_FOUND)
+
+
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """Returns what `send_error` sends, for an endpoint of Starlette."""
+    headers = {**SECURITY_TEXTS, **(headers or {})}
+    headers |= {name.decode(): value.decode() for name, value in retry_after(error)}
+    return Response(error_body(error), error.status, headers, media_type="application/json")
+
+
+def error_body(error: RequestError) -> bytes:
+    """Returns `{"error": code, "message": what to do}`."""
+    return msgspec.json.encode({"error": error.code, "message": error.message})
+
+
+def retry_after(error: RequestError) -> tuple[Header, ...]:
+    """Returns the header of that name, or none."""
+    return () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode("ascii")),)
 
 
 MAX_BODY = 65_536  # bytes; what any request may have unless its path says otherwise

@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.httptools_impl import (
     HEADER_RE,
     HEADER_VALUE_RE,
@@ -33,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from proxy.errors import RequestError
-from proxy.web.asgi import AT_HAND, SECURITY, Header
+from proxy.web.asgi import AT_HAND, SECURITY, Header, error_body
 
 MAX_HEAD = 65_536  # bytes
 
@@ -224,8 +223,8 @@ def _has_body(headers: Iterable[Header]) -> bool:
 
 
 def _raw(error: RequestError, default_headers: Iterable[Header]) -> bytes:
-    """The answer of `answers.send_error` in bytes: there is no request here to answer through the application."""
-    body = msgspec.json.encode({"error": error.code, "message": error.message})
+    """Returns the answer of `asgi.send_error` in bytes: there is no request here to answer through the application."""
+    body = error_body(error)
     length = str(len(body)).encode("ascii")
     own = ((b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close"))
     lines = [b"%s: %s\r\n" % header for header in (*default_headers, *SECURITY, *own)]

@@ -38,7 +38,7 @@ from proxy.core.server_calls import (
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.web.access import RateLimit, scan
-from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, send_json, send_not_found
+from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_json, send_not_found
 
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
 
@@ -200,10 +200,6 @@ def _legacy_identified(address: str, attributes: Attributes) -> bytes:
 
 async def _send_error(send: Send, error: RequestError) -> None:
     """SendX's error body, whose status is a number for 401 and a word otherwise."""
-    headers: list[Header] = []
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode("ascii")))
-    if error.status == 405:
-        headers.append((b"allow", b"POST"))
+    allow: tuple[Header, ...] = ((b"allow", b"POST"),) if error.status == 405 else ()
     body = msgspec.json.encode({"status": 401 if error.status == 401 else "error", "message": error.message})
-    await send_json(send, error.status, body, headers)
+    await send_json(send, error.status, body, (*retry_after(error), *allow))
