@@ -31,7 +31,8 @@ from proxy.cli.dead import dead
 from proxy.cli.snippet import snippet
 from proxy.cli.store import copy, erase, migrate, status
 from proxy.cli.terminal import EnvFile, address, env_file_of, escaped, from_input, public_address
-from proxy.config.settings import Settings, load_identity_settings, load_settings
+from proxy.config.settings import Settings, load_one, load_settings
+from proxy.config.types import IdentityKey
 from proxy.core.parsing import parse_vouched
 from proxy.core.tokens import TokenCodec
 from proxy.demo import run_demo
@@ -264,7 +265,7 @@ def token(
     _scq.push(["identify", {token: "..."}])
     """
     vouched = _contact(contact)
-    keys = load_identity_settings(os.environ, env_file_of(env_file))
+    keys: tuple[IdentityKey, ...] = load_one("identity_keys", os.environ, env_file_of(env_file), required=True)
     codec = TokenCodec([(key.kid, key.secret.reveal()) for key in keys])
     sys.stdout.write(codec.mint(email, time.time(), timedelta(minutes=minutes), vouched) + "\n")
 

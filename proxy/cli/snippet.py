@@ -14,7 +14,7 @@ import typer
 
 from proxy.cli.embed import Form, make_snippet
 from proxy.cli.terminal import EnvFile, env_file_of, host_name
-from proxy.config.settings import load_prefix
+from proxy.config.settings import load_one
 from proxy.resources import shipped
 from proxy.web.shim import load_debug_shim, load_shim
 
@@ -71,7 +71,7 @@ def snippet(
     made = make_snippet(
         Form(form.removeprefix("--") or "linked"),
         load_debug_shim() if debug else load_shim(),
-        prefix=load_prefix(os.environ, env_file_of(env_file)),
+        prefix=load_one("prefix", os.environ, env_file_of(env_file)),
         host=host,
         queue=queue,
         debug=debug,

@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from proxy.cli.check import public_url
-from proxy.config.settings import load_store_settings
+from proxy.config.settings import load_one
 from proxy.config.types import StoreUrl
 from proxy.core.emails import clean_address
 from proxy.errors import StoreRefused
@@ -59,7 +59,7 @@ def escaped(text: str) -> Text:
 
 def store_of(env_file: Path | None) -> StoreUrl:
     """The store, which is also said on standard error, as its absolute path or its host. Raises `ConfigError`."""
-    store = load_store_settings(os.environ, env_file_of(env_file))
+    store: StoreUrl = load_one("store", os.environ, env_file_of(env_file))
     if store.path is not None:
         store = StoreUrl("sqlite", path=store.path.absolute())
     sys.stderr.write(f"Store: {store.place}\n")

@@ -226,28 +226,16 @@ def load_settings(environ: Mapping[str, str], env_file: Path | None) -> Settings
     return Settings(**values)
 
 
-def load_store_settings(environ: Mapping[str, str], env_file: Path | None) -> StoreUrl:
-    """SCQ_STORE alone, for commands that touch only the store. Raises ConfigError, for unknown names too."""
+def load_one(name: str, environ: Mapping[str, str], env_file: Path | None, *, required: bool = False) -> Any:
+    """Returns one setting, by its name in `Settings`, for a command that needs no other. `required`: it has to be given, whatever its default.
+
+    Raises ConfigError, for unknown names too.
+    """
     reader = _Reader(environ, env_file)
-    store: StoreUrl = reader.read(_SPEC_BY_FIELD["store"])
+    spec = _SPEC_BY_FIELD[name]
+    value = reader.read(spec.required() if required else spec)
     reader.finish()
-    return store
-
-
-def load_identity_settings(environ: Mapping[str, str], env_file: Path | None) -> tuple[IdentityKey, ...]:
-    """SCQ_IDENTITY_KEYS alone, at least one, to mint a token. Raises ConfigError, for unknown names too."""
-    reader = _Reader(environ, env_file)
-    keys: tuple[IdentityKey, ...] = reader.read(_SPEC_BY_FIELD["identity_keys"].required())
-    reader.finish()
-    return keys
-
-
-def load_prefix(environ: Mapping[str, str], env_file: Path | None) -> str:
-    """SCQ_PREFIX alone, to print the embed tag. Raises ConfigError, for unknown names too."""
-    reader = _Reader(environ, env_file)
-    prefix: str = reader.read(_SPEC_BY_FIELD["prefix"])
-    reader.finish()
-    return prefix
+    return value
 
 
 def _in_context(name: str, spec: Spec, earlier: Mapping[str, Any]) -> Spec:

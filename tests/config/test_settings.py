@@ -1,8 +1,8 @@
 """The settings: what is accepted, what is refused with which words, and what never shows."""
 
-from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.settings import SPECS, Settings, Spec, load_identity_settings, load_settings, load_store_settings
+from proxy.config.settings import SPECS, Settings, Spec, load_one, load_settings
 from proxy.config.types import Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, Secret, StoreUrl
 from proxy.core.hosts import is_loopback_host
 from proxy.errors import ConfigError, Problem
@@ -589,27 +589,27 @@ def test_an_address_in_the_wrong_place_is_not_shown(name: str, value: str) -> No
 
 
 def test_a_store_command_needs_no_other_setting() -> None:
-    assert load_store_settings({"SCQ_STORE": "sqlite:////a.db"}, None) == StoreUrl("sqlite", path=Path("/a.db"))
+    assert load_one("store", {"SCQ_STORE": "sqlite:////a.db"}, None) == StoreUrl("sqlite", path=Path("/a.db"))
 
 
 def test_a_store_command_does_not_mind_another_settings_value() -> None:
-    assert load_store_settings({"SCQ_PORT": "x"}, None).path == Path("scq.db")
+    assert load_one("store", {"SCQ_PORT": "x"}, None).path == Path("scq.db")
 
 
 def test_a_token_needs_only_the_identity_keys() -> None:
-    keys = load_identity_settings({"SCQ_IDENTITY_KEYS": KEY, "SCQ_IDENTIFY": "asserted"}, None)
+    keys = load_one("identity_keys", {"SCQ_IDENTITY_KEYS": KEY, "SCQ_IDENTIFY": "asserted"}, None, required=True)
     assert keys == (IdentityKey(None, Secret(KEY)),)
 
 
 def test_a_token_cannot_be_signed_without_a_key() -> None:
     with pytest.raises(ConfigError, match="SCQ_IDENTITY_KEYS: is required"):
-        load_identity_settings({"SCQ_IDENTIFY": "asserted"}, None)
+        load_one("identity_keys", {"SCQ_IDENTIFY": "asserted"}, None, required=True)
 
 
-@pytest.mark.parametrize("load", [load_store_settings, load_identity_settings])
-def test_unknown_names_are_refused_by_every_command(load: Callable[[dict[str, str], None], object]) -> None:
+@pytest.mark.parametrize("name", ["store", "identity_keys"])
+def test_unknown_names_are_refused_by_every_command(name: str) -> None:
     with pytest.raises(ConfigError, match="SCQ_STORES"):
-        load({"SCQ_STORES": "x", "SCQ_IDENTITY_KEYS": KEY}, None)
+        load_one(name, {"SCQ_STORES": "x", "SCQ_IDENTITY_KEYS": KEY}, None)
 
 
 # The table
@@ -666,7 +666,7 @@ good_keys = st.text(good_characters, min_size=32).map(HUSH.__add__)
 def shown_by(environ: dict[str, str], env_file: Path | None = None) -> str:
     """All that loading lets anybody see; anything but ConfigError falls through."""
     seen: list[object] = []
-    for load in (load_settings, load_store_settings, load_identity_settings):
+    for load in (load_settings, partial(load_one, "store"), partial(load_one, "identity_keys", required=True)):
         try:
             seen.append(load(environ, env_file))
         except ConfigError as error:
