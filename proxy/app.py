@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.config.settings import Settings, rotated
-from proxy.config.types import Gpc, IdentifyMode
+from proxy.config.types import Gpc, IdentifyMode, SqliteUrl
 from proxy.core.cookies import CookieCodec, ProbeCodec
 from proxy.core.policy import Policy
 from proxy.core.request import Limits
@@ -120,7 +120,7 @@ class Service:
 
     async def _start_control(self) -> Control | None:
         """An SQLite file belongs to this process, so commands ask it. A database answers them itself."""
-        if self.settings.store.path is None:
+        if not isinstance(self.settings.store, SqliteUrl):
             return None
         commands = {"status": self.ops.status, "durability": self.ops.durability, **Letters(self.outbox).commands}
         control = Control(self.settings.store.path, commands)

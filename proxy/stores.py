@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy.config.settings import Settings
-from proxy.config.types import StoreUrl
+from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.errors import StoreRefused
 from proxy.store.outbox import Outbox
 from proxy.store.rows import TABLES
@@ -37,8 +37,7 @@ log = logging.getLogger("proxy.store")
 
 async def open_store(settings: Settings) -> Outbox:
     """The store, to serve it. Raises `StoreRefused`."""
-    if settings.store.dsn is None:
-        assert settings.store.path is not None  # noqa: S101 - a store is one or the other
+    if isinstance(settings.store, SqliteUrl):
         return await open_outbox(
             settings.store.path.absolute(),
             create=True,
@@ -63,8 +62,7 @@ async def open_store(settings: Settings) -> Outbox:
 @contextlib.asynccontextmanager
 async def open_existing(store: StoreUrl) -> AsyncIterator[Outbox]:
     """An existing store, for a command: an SQLite file while no server runs, a database at any time. Raises `StoreRefused`."""
-    if store.dsn is None:
-        assert store.path is not None  # noqa: S101 - a store is one or the other
+    if isinstance(store, SqliteUrl):
         async with open_store_file(store.path.absolute()) as file:
             yield file
         return
@@ -90,20 +88,20 @@ async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
         await outbox.close()
 
 
-async def assess_database(store: StoreUrl) -> Assessment:
+async def assess_database(store: PostgresUrl) -> Assessment:
     """What a PostgreSQL server says of itself. Raises `StoreRefused` if it cannot be asked."""
     require_psycopg()
     from proxy.store.postgres import schema as postgres_schema
 
-    return await postgres_schema.assess(_dsn(store))
+    return await postgres_schema.assess(store.dsn.reveal())
 
 
-async def migrate_database(store: StoreUrl) -> tuple[int, int]:
+async def migrate_database(store: PostgresUrl) -> tuple[int, int]:
     """Brings the schema up to date: its version before (0: none) and after. Raises `StoreRefused`."""
     require_psycopg()
     from proxy.store.postgres import schema as postgres_schema
 
-    return await postgres_schema.migrate(_dsn(store))
+    return await postgres_schema.migrate(store.dsn.reveal())
 
 
 def copy_store(source: Path, dsn: str, totals: Callable[[int], None], progress: Progress) -> Mapping[str, int]:
@@ -145,11 +143,6 @@ def _fill(target: Load, table: str, export: Export, progress: Progress) -> None:
         if written % STEP == 0:
             progress(table, STEP)
     progress(table, written % STEP)
-
-
-def _dsn(store: StoreUrl) -> str:
-    assert store.dsn is not None  # noqa: S101 - asked of PostgreSQL only
-    return store.dsn.reveal()
 
 
 def require_psycopg() -> None:

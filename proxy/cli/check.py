@@ -15,7 +15,7 @@ import httpx
 import msgspec
 
 from proxy.config.settings import Settings
-from proxy.config.types import IdentifyMode, StoreUrl
+from proxy.config.types import IdentifyMode, PostgresUrl, SqliteUrl
 from proxy.core.calls import Attributes
 from proxy.core.cookies import ProbeCodec, cookie_name
 from proxy.core.retry import Verdict
@@ -66,27 +66,30 @@ def check_settings(settings: Settings) -> list[Finding]:
 
 async def check_store(settings: Settings) -> list[Finding]:
     """Durability as read back from the store, from the running server if there is one."""
-    if settings.store.dsn is not None:
-        return await _check_database(settings.store, unsafe=settings.store_unsafe)
-    assert settings.store.path is not None  # noqa: S101 - a store is one or the other
-    path = settings.store.path.absolute()
+    match settings.store:
+        case SqliteUrl(path):
+            return [await _check_file(path.absolute())]
+        case PostgresUrl() as database:
+            return await _check_database(database, unsafe=settings.store_unsafe)
+
+
+async def _check_file(path: Path) -> Finding:
+    server = "a server is running"
     try:
-        running, durability = True, await _durability_of_server(path)
-    except ConnectionError:
-        if path.parent.is_dir() and not path.exists():
-            return [_place_for_store(path)]
         try:
+            durability = await _durability_of_server(path)
+        except ConnectionError:
+            if (missing := _missing_store(path)) is not None:
+                return missing
+            server = "no server is running"
             async with open_store_file(path) as outbox:
-                running, durability = False, await outbox.durability()
-        except StoreError as error:
-            return [Finding(False, f"store: {error.message}")]
+                durability = await outbox.durability()
     except StoreError as error:
-        return [Finding(False, f"store: {error.message}")]
-    server = "a server is running" if running else "no server is running"
-    return [Finding(True, f"store: {durability.promise} ({_listed(durability.facts)}); {server}")]
+        return Finding(False, f"store: {error.message}")
+    return Finding(True, f"store: {durability.promise} ({_listed(durability.facts)}); {server}")
 
 
-async def _check_database(store: StoreUrl, *, unsafe: bool) -> list[Finding]:
+async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
     """What the server says of itself, and each problem by itself."""
     found = []
     if unsafe:
@@ -113,7 +116,10 @@ async def _durability_of_server(path: Path) -> Durability:
         return msgspec.convert(await anext(answers), Durability)
 
 
-def _place_for_store(path: Path) -> Finding:
+def _missing_store(path: Path) -> Finding | None:
+    """Returns what to say of a store that serve would make; None if there is one, or nowhere to make it."""
+    if path.exists() or not path.parent.is_dir():
+        return None
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return Finding(False, f"store: this user may not write in {path.parent}: change its owner, or SCQ_STORE.")
     return Finding(True, f"store: {path} does not exist yet, serve makes it")

@@ -32,7 +32,7 @@ from proxy.cli.snippet import snippet
 from proxy.cli.store import copy, erase, migrate, status
 from proxy.cli.terminal import EnvFile, address, env_file_of, escaped, from_input, public_address
 from proxy.config.settings import Settings, load_one, load_settings
-from proxy.config.types import IdentityKey
+from proxy.config.types import IdentityKey, SqliteUrl
 from proxy.core.parsing import parse_vouched
 from proxy.core.tokens import TokenCodec
 from proxy.demo import run_demo
@@ -156,12 +156,12 @@ def _settings_to_serve(env_file: Path | None) -> tuple[Settings, Callable[[], Se
 
 
 def _require_database(settings: Settings, option: str, why: str) -> None:
-    if settings.store.dsn is None:
+    if isinstance(settings.store, SqliteUrl):
         raise typer.BadParameter(f"{why}. For more, set SCQ_STORE=postgresql://...", param_hint=option)
 
 
 def _say_serving(settings: Settings, port: int, how: str) -> None:
-    store = settings.store.path.absolute() if settings.store.path else settings.store.place
+    store = settings.store.absolute().place
     log.info("Serving %s on %s, store %s%s", settings.prefix, _base(settings.host, port), store, how)
 
 

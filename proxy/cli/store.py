@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 import typer
@@ -24,13 +24,15 @@ from rich.text import Text
 from proxy.cli.terminal import AsJson, EnvFile, address, answers, escaped, store_of
 from proxy.config.parsers import Wrong
 from proxy.config.parsers import store as parse_store
-from proxy.config.types import StoreUrl
+from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.core.reasons import reason_of
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask
 from proxy.ops.report import Report, read_report
 from proxy.store.records import Erased, RefusedName
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
+
+_Url = TypeVar("_Url", SqliteUrl, PostgresUrl)
 
 _WHAT_THE_FILE_SAYS = "No server is running: this is what the store says."
 _WHAT_THE_DATABASE_SAYS = "This is what the database says. What a node does at the moment is on its own status page."
@@ -54,7 +56,7 @@ def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
 async def _report(store: StoreUrl) -> Report:
     """From the running server, or from the store itself: a database, or a file while no server runs."""
-    if store.path is not None:
+    if isinstance(store, SqliteUrl):
         with contextlib.suppress(ConnectionError):
             async with contextlib.aclosing(ask(store.path, "status")) as answers:
                 return msgspec.convert(await anext(answers), Report)
@@ -69,7 +71,7 @@ def _print_report(report: Report, store: StoreUrl) -> None:
     if not report.problems:
         console.print(Text("All is well.", "green"))
     if report.delivery is None:
-        console.print(_WHAT_THE_FILE_SAYS if store.path is not None else _WHAT_THE_DATABASE_SAYS)
+        console.print(_WHAT_THE_FILE_SAYS if isinstance(store, SqliteUrl) else _WHAT_THE_DATABASE_SAYS)
     width = max(len(name) for name, _ in _facts(report))
     for name, value in _facts(report):
         console.print(f"  {name:{width}}  {value}", markup=False)
@@ -138,7 +140,7 @@ def migrate(env_file: EnvFile = None) -> None:
     and by several at once.
     """
     store = store_of(env_file)
-    if store.dsn is None:
+    if isinstance(store, SqliteUrl):
         sys.stdout.write("An SQLite file needs no migration: scq-proxy serve brings it up to date when it opens it.\n")
         return
     before, after = asyncio.run(migrate_database(store))
@@ -169,11 +171,10 @@ def copy(
     visitors, erased people. It is one transaction: all is copied or nothing. The file stays as it is; serve it no more, or what waits is sent
     twice.
     """
-    file = _given(source, "--from", "sqlite")
-    database = _given(target, "--to", "postgresql") if target else store_of(env_file)
-    if database.dsn is None:
+    file = _given(source, "--from", SqliteUrl)
+    database = _given(target, "--to", PostgresUrl) if target else store_of(env_file)
+    if isinstance(database, SqliteUrl):
         raise typer.BadParameter("SCQ_STORE is no PostgreSQL store: name one.", param_hint="--to")
-    assert file.path is not None  # noqa: S101 - it is SQLite
     assessment = asyncio.run(assess_database(database))
     if assessment.obstacles:
         raise StoreRefused("\n".join(assessment.obstacles))
@@ -190,14 +191,14 @@ def copy(
     )
 
 
-def _given(text: str, option: str, kind: str) -> StoreUrl:
+def _given(text: str, option: str, kind: type[_Url]) -> _Url:
     try:
         store = parse_store(text.strip())
     except Wrong as wrong:
         raise typer.BadParameter(f"it {wrong.reasons[0]}.", param_hint=option) from None
-    if store.kind != kind:
+    if not isinstance(store, kind):
         raise typer.BadParameter(
-            f"this must begin with {kind}://: a store is moved from SQLite to PostgreSQL.", param_hint=option
+            f"this must begin with {kind.scheme}://: a store is moved from SQLite to PostgreSQL.", param_hint=option
         )
     return store
 

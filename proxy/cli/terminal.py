@@ -16,7 +16,7 @@ from rich.text import Text
 
 from proxy.cli.check import public_url
 from proxy.config.settings import load_one
-from proxy.config.types import StoreUrl
+from proxy.config.types import SqliteUrl, StoreUrl
 from proxy.core.emails import clean_address
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask
@@ -60,8 +60,7 @@ def escaped(text: str) -> Text:
 def store_of(env_file: Path | None) -> StoreUrl:
     """The store, which is also said on standard error, as its absolute path or its host. Raises `ConfigError`."""
     store: StoreUrl = load_one("store", os.environ, env_file_of(env_file))
-    if store.path is not None:
-        store = StoreUrl("sqlite", path=store.path.absolute())
+    store = store.absolute()
     sys.stderr.write(f"Store: {store.place}\n")
     return store
 
@@ -74,7 +73,7 @@ async def answers(store: StoreUrl, command: str, **arguments: Any) -> AsyncGener
     """
     answered = False
     try:
-        if store.path is not None:
+        if isinstance(store, SqliteUrl):
             async with contextlib.aclosing(ask(store.path, command, **arguments)) as told:
                 async for answer in told:
                     answered = True

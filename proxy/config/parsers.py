@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from pathlib import Path
 from typing import TypeVar
 
-from proxy.config.types import KEY_MIN_CHARACTERS, IdentityKey, Secret, StoreUrl
+from proxy.config.types import KEY_MIN_CHARACTERS, IdentityKey, PostgresUrl, Secret, SqliteUrl, StoreUrl
 from proxy.core.hosts import ip_or_none, is_loopback_host
 
 T = TypeVar("T")
@@ -223,7 +223,7 @@ def upstream(text: str) -> str:
 def store(text: str) -> StoreUrl:
     scheme, found, rest = text.partition("://")
     if scheme == "postgresql" and rest:
-        return StoreUrl("postgresql", dsn=Secret(printable(text)))
+        return PostgresUrl(Secret(printable(text)))
     if scheme == "postgres" and found:
         raise Wrong("begins with postgres://; write postgresql://")
     if scheme != "sqlite" or not found:
@@ -233,7 +233,7 @@ def store(text: str) -> StoreUrl:
     path = rest[1:]
     if not path or path.endswith("/") or path == ":memory:" or not path.isprintable() or "?" in path:
         raise Wrong("must name a file, without '?', after sqlite:///")
-    return StoreUrl("sqlite", path=Path(path))
+    return SqliteUrl(Path(path))
 
 
 # Other public paths; below the last three nothing is served, so only their exact names are taken.

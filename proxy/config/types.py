@@ -1,10 +1,10 @@
 """The kinds of value that a setting can have."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Self
 
 KEY_MIN_CHARACTERS = 32
 
@@ -42,20 +42,40 @@ class IdentityKey:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreUrl:
-    """Where the store is: `path` with SQLite (as given, may be relative), `dsn` with PostgreSQL."""
+class SqliteUrl:
+    """A store in an SQLite file. `path`: as given, may be relative."""
 
-    kind: Literal["sqlite", "postgresql"]
-    path: Path | None = None
-    dsn: Secret | None = None
+    path: Path
+    scheme: ClassVar[str] = "sqlite"
 
     @property
     def place(self) -> str:
-        """Where it is, for a person: the path as given, or host and database. Never a user's name, a password or an option."""
-        if self.dsn is None:
-            return str(self.path)
+        """Returns where it is, for a person."""
+        return str(self.path)
+
+    def absolute(self) -> Self:
+        return replace(self, path=self.path.absolute())
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresUrl:
+    """A store in a PostgreSQL database."""
+
+    dsn: Secret
+    scheme: ClassVar[str] = "postgresql"
+
+    @property
+    def place(self) -> str:
+        """Returns where it is, for a person: host and database. Never a user's name, a password or an option."""
         match = _PLACE.fullmatch(self.dsn.reveal())
         return "PostgreSQL" + (f" at {match[1]}" if match and match[1] else "")
+
+    def absolute(self) -> Self:
+        """Returns itself, as a database is not relative to anything."""
+        return self
+
+
+StoreUrl = SqliteUrl | PostgresUrl
 
 
 # What is between the last @ and the options, if it is no more than hosts, ports and a name: a mistyped URL could have a password there.

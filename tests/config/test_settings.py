@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.settings import SPECS, Settings, Spec, load_one, load_settings
-from proxy.config.types import Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, Secret, StoreUrl
+from proxy.config.types import Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, PostgresUrl, Secret, SqliteUrl
 from proxy.core.hosts import is_loopback_host
 from proxy.errors import ConfigError, Problem
 
@@ -60,7 +60,7 @@ def test_the_smallest_environment_gets_the_documented_defaults() -> None:
     assert given.fields == ("firstName", "lastName", "company", "birthday")
     assert (given.asserted_tags, given.asserted_fields) == ((), ("firstName", "lastName"))
     assert (given.server_keys, given.admin_token) == ((), None)
-    assert given.store == StoreUrl("sqlite", path=Path("scq.db"))
+    assert given.store == SqliteUrl(Path("scq.db"))
     assert (given.prefix, given.host, given.port, given.rate_per_ip) == ("/scq", "127.0.0.1", 8000, 50.0)
     assert given.trusted_proxies == (ip_network("127.0.0.0/8"), ip_network("::1"))
     assert (given.verified_for, given.hold_age) == (timedelta(days=30), timedelta(days=30))
@@ -426,12 +426,12 @@ def test_an_upstream_that_could_leak_or_mislead_is_refused(text: str) -> None:
     ],
 )
 def test_an_sqlite_store_has_three_slashes_or_four(text: str, path: str) -> None:
-    assert loaded(SCQ_STORE=text).store == StoreUrl("sqlite", path=Path(path))
+    assert loaded(SCQ_STORE=text).store == SqliteUrl(Path(path))
 
 
 def test_a_postgresql_store_is_a_secret() -> None:
     given = loaded(SCQ_STORE=f"postgresql://scq:{HUSH}@db/scq")
-    assert given.store == StoreUrl("postgresql", dsn=Secret(f"postgresql://scq:{HUSH}@db/scq"))
+    assert given.store == PostgresUrl(Secret(f"postgresql://scq:{HUSH}@db/scq"))
     assert HUSH not in repr(given)
 
 
@@ -589,7 +589,7 @@ def test_an_address_in_the_wrong_place_is_not_shown(name: str, value: str) -> No
 
 
 def test_a_store_command_needs_no_other_setting() -> None:
-    assert load_one("store", {"SCQ_STORE": "sqlite:////a.db"}, None) == StoreUrl("sqlite", path=Path("/a.db"))
+    assert load_one("store", {"SCQ_STORE": "sqlite:////a.db"}, None) == SqliteUrl(Path("/a.db"))
 
 
 def test_a_store_command_does_not_mind_another_settings_value() -> None:
