@@ -24,10 +24,9 @@ from proxy.store.sqlite.export import Export
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 
 if TYPE_CHECKING:
-    from proxy.store.postgres.load import Load
     from proxy.store.postgres.schema import Assessment
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[str, int, int], None]  # the table that is being copied, and how many rows of how many are
 STEP = 1_000  # rows between two calls of it
 
 _FOREVER = timedelta.max  # a command expires nothing
@@ -104,11 +103,8 @@ async def migrate_database(store: PostgresUrl) -> tuple[int, int]:
     return await postgres_schema.migrate(store.dsn.reveal())
 
 
-def copy_store(source: Path, dsn: str, totals: Callable[[int], None], progress: Progress) -> Mapping[str, int]:
-    """Rows by table. `totals` gets how many rows there are; `progress` the table that is being copied, and how many more of its rows are.
-
-    Raises `StoreRefused`, and then nothing was copied.
-    """
+def copy_store(source: Path, dsn: str, progress: Progress) -> Mapping[str, int]:
+    """Returns the number of copied rows by table. Raises `StoreRefused`, and then nothing was copied."""
     require_psycopg()
     from proxy.store.postgres.load import loading
 
@@ -116,9 +112,13 @@ def copy_store(source: Path, dsn: str, totals: Callable[[int], None], progress: 
     with Export(source) as export, loading(dsn) as target:
         target.begin()
         counts = export.counts()
-        totals(sum(counts.values()))
+        done, total = 0, sum(counts.values())
         for table in TABLES:
-            _fill(target, table, export, progress)
+            progress(table, done, total)
+            for _ in target.fill(table, export.rows(table)):
+                done += 1
+                if done % STEP == 0:
+                    progress(table, done, total)
         target.count_on(export.numbers())
         copied = target.counts(TABLES)
         if copied != counts:
@@ -134,15 +134,6 @@ async def _finish(source: Path) -> None:
     """Ends what a server that was killed left under way."""
     async with open_store_file(source) as outbox:
         await outbox.sweep()
-
-
-def _fill(target: Load, table: str, export: Export, progress: Progress) -> None:
-    written = 0
-    for _ in target.fill(table, export.rows(table)):
-        written += 1
-        if written % STEP == 0:
-            progress(table, STEP)
-    progress(table, written % STEP)
 
 
 def require_psycopg() -> None:

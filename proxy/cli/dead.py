@@ -13,17 +13,14 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
-from proxy.cli.terminal import EnvFile, address, answers, escaped, store_of
+from proxy.cli.terminal import EnvFile, address, answers, print_table, progress_bar, store_of
 from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
 from proxy.ops.dead_letters import STEP, Advance, Letter, Selection
@@ -31,6 +28,7 @@ from proxy.store.records import DeadReason
 
 SHOWN = 50  # letters in a list for a person, unless told
 _DAY_SECONDS = 86_400
+_WHAT = "dead letters"
 _WIDEST = 60  # characters of a push in a list
 
 dead = typer.Typer(
@@ -241,14 +239,15 @@ async def _run(
 ) -> int:
     """One of the commands that say how far they have come; the last count of it. `written`: gets each letter that is done."""
     last = Advance(0, 0)
-    with _bar(hidden=written is not None and sys.stdout.isatty()) as show_progress:
+    hidden = written is not None and sys.stdout.isatty()
+    with progress_bar(_WHAT, longer_than=STEP, hidden=hidden) as show_progress:
         asked = answers(store, command, selection=selection, letters=written is not None)
         async with contextlib.aclosing(asked) as told:
             async for answer in told:
                 last = msgspec.convert(answer, Advance)
                 if written is not None and last.letter is not None:
                     written(last.letter)
-                show_progress(last.done, last.total)
+                show_progress(_WHAT, last.done, last.total)
     return last.total if command == "dead_count" else last.done
 
 
@@ -272,33 +271,14 @@ async def _last_letters(store: StoreUrl, selection: Selection, limit: int) -> tu
 async def _write_letters(store: StoreUrl, selection: Selection, file: TextIO) -> int:
     """One line each; how many it were."""
     written = 0
-    with _bar(hidden=file.isatty()) as show_progress:
+    with progress_bar(_WHAT, longer_than=STEP, hidden=file.isatty()) as show_progress:
         async with contextlib.aclosing(_read(store, selection)) as read:
             async for letter in read:
                 file.write(_json_line(letter))
                 written += 1
                 if written % STEP == 0:
-                    show_progress(written, None)
+                    show_progress(_WHAT, written, None)
     return written
-
-
-@contextlib.contextmanager
-def _bar(*, hidden: bool) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on standard error, if that is a terminal, once the work is longer than a step. Hidden where it would mix with output."""
-    console = Console(stderr=True)
-    columns = (TextColumn("dead letters"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal)
-    task = progress.add_task("dead letters", total=None)
-
-    def show_progress(done: int, total: int | None) -> None:
-        if max(done, total or 0) > STEP:
-            progress.start()
-            progress.update(task, completed=done, total=total)
-
-    try:
-        yield show_progress
-    finally:
-        progress.stop()
 
 
 @contextlib.contextmanager
@@ -355,18 +335,12 @@ def _footer(shown: int, total: int) -> str:
 
 
 def _print_table(letters: list[Letter]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    rows = [
+    rows: list[Sequence[str]] = [("DIED (UTC)", "REASON", "ID", "CONTACT", "PUSH")]
+    rows += [
         (letter.at[:16].replace("T", " "), str(letter.reason), letter.id, letter.contact, _summary(letter))
         for letter in letters
     ]
-    rows.insert(0, ("DIED (UTC)", "REASON", "ID", "CONTACT", "PUSH"))
-    texts = [[escaped(cell) for cell in row] for row in rows]
-    widths = [max(row[column].cell_len for row in texts) for column in range(len(rows[0]) - 1)]
-    for row in texts:
-        for text, width in zip(row, widths, strict=False):
-            text.pad_right(width - text.cell_len + 2)
-        console.print(Text.assemble(*row))
+    print_table(rows)
 
 
 def _summary(letter: Letter) -> str:
@@ -380,7 +354,6 @@ def _summary(letter: Letter) -> str:
 
 
 def _print_letter(letter: Letter) -> None:
-    console = Console(highlight=False, soft_wrap=True)
     facts: dict[str, object] = {
         "id": letter.id,
         "contact": letter.contact,
@@ -391,5 +364,4 @@ def _print_letter(letter: Letter) -> None:
         "attempts": letter.attempts,
         "push": json.dumps(letter.push, ensure_ascii=False),
     }
-    for name, value in facts.items():
-        console.print(Text.assemble(f"{name:14}", escaped(str(value))))
+    print_table(facts.items())

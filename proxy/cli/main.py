@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from proxy import __version__
@@ -30,7 +29,7 @@ from proxy.cli.check import Finding, check_public, check_send, check_settings, c
 from proxy.cli.dead import dead
 from proxy.cli.snippet import snippet
 from proxy.cli.store import copy, erase, migrate, status
-from proxy.cli.terminal import EnvFile, address, env_file_of, escaped, from_input, public_address
+from proxy.cli.terminal import EnvFile, address, console, env_file_of, escaped, from_input, public_address
 from proxy.config.settings import Settings, load_one, load_settings
 from proxy.config.types import IdentityKey, SqliteUrl
 from proxy.core.parsing import parse_vouched
@@ -317,10 +316,10 @@ def check(
         return found
 
     found = asyncio.run(findings())
-    console = Console(highlight=False, soft_wrap=True)
+    out = console()
     for finding in found:
         verdict = ("ok   ", "green") if finding.ok else ("mend ", "red")
-        console.print(Text.assemble(verdict, escaped(finding.text)))
+        out.print(Text.assemble(verdict, escaped(finding.text)))
     raise typer.Exit(0 if all(finding.ok for finding in found) else 1)
 
 

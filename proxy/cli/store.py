@@ -10,18 +10,15 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from proxy.cli.terminal import AsJson, EnvFile, address, answers, escaped, store_of
+from proxy.cli.terminal import AsJson, EnvFile, address, answers, console, escaped, print_table, progress_bar, store_of
 from proxy.config.parsers import Wrong
 from proxy.config.parsers import store as parse_store
 from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
@@ -65,18 +62,17 @@ async def _report(store: StoreUrl) -> Report:
 
 
 def _print_report(report: Report, store: StoreUrl) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    out = console()
     for problem in report.problems:
-        console.print(Text.assemble(("! ", "red"), escaped(problem)))
+        out.print(Text.assemble(("! ", "red"), escaped(problem)))
     if not report.problems:
-        console.print(Text("All is well.", "green"))
+        out.print(Text("All is well.", "green"))
     if report.delivery is None:
-        console.print(_WHAT_THE_FILE_SAYS if isinstance(store, SqliteUrl) else _WHAT_THE_DATABASE_SAYS)
-    width = max(len(name) for name, _ in _facts(report))
-    for name, value in _facts(report):
-        console.print(f"  {name:{width}}  {value}", markup=False)
+        out.print(_WHAT_THE_FILE_SAYS if isinstance(store, SqliteUrl) else _WHAT_THE_DATABASE_SAYS)
+    print_table(_facts(report), indent="  ")
     if report.refused_names:
-        _print_refused(console, report.refused_names)
+        out.print("\nPages asked for these, and they are not offered:")
+        print_table([_refused(name) for name in report.refused_names], indent="  ")
 
 
 def _facts(report: Report) -> list[tuple[str, object]]:
@@ -93,12 +89,8 @@ def _facts(report: Report) -> list[tuple[str, object]]:
     return facts + [(f"refused, {reason}", count) for reason, count in refused if reason is not None]
 
 
-def _print_refused(console: Console, names: Sequence[RefusedName]) -> None:
-    console.print("\nPages asked for these, and they are not offered:")
-    width = max(len(refused.setting) for refused in names)
-    for refused in names:
-        name = escaped(json.dumps(refused.name, ensure_ascii=False))
-        console.print(Text.assemble(f"  {refused.count:6} x  {refused.setting:{width}}  ", name))
+def _refused(name: RefusedName) -> tuple[str, str, str]:
+    return f"{name.count:6} x", name.setting, json.dumps(name.name, ensure_ascii=False)
 
 
 def erase(
@@ -180,12 +172,10 @@ def copy(
         raise StoreRefused("\n".join(assessment.obstacles))
     for loss in assessment.losses:
         sys.stderr.write(f"! {loss}\n")
-    with _bar() as (totals, progress):
-        copied = copy_store(file.path.absolute(), database.dsn.reveal(), totals, progress)
-    width = max(len(name) for name in copied)
+    with progress_bar("copying") as show_progress:
+        copied = copy_store(file.path.absolute(), database.dsn.reveal(), show_progress)
     sys.stdout.write(f"Copied to {database.place}; the numbers of both stores are the same.\n")
-    for name, count in copied.items():
-        sys.stdout.write(f"  {name:{width}}  {count}\n")
+    print_table(copied.items(), indent="  ")
     sys.stdout.write(
         "Now let SCQ_STORE name the new store, and keep the file as a backup: it must not be served again.\n"
     )
@@ -201,16 +191,3 @@ def _given(text: str, option: str, kind: type[_Url]) -> _Url:
             f"this must begin with {kind.scheme}://: a store is moved from SQLite to PostgreSQL.", param_hint=option
         )
     return store
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[tuple[Callable[[int], None], Callable[[str, int], None]]]:
-    """A progress bar on standard error, if that is a terminal: what to call with the number of rows, and with each step."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("copying", total=None)
-        yield (
-            lambda total: bar.update(task, total=total),
-            lambda table, rows: bar.update(task, description=table, advance=rows),
-        )

@@ -6,12 +6,14 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from proxy.cli.check import public_url
@@ -31,6 +33,7 @@ EnvFile = Annotated[
         help="Read settings from this file; the environment goes before it. Without this option, .env is read if there is one.",
     ),
 ]
+ShowProgress = Callable[[str, int, int | None], None]  # what is done; how many are, and of how many, if that is known
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
 
@@ -55,6 +58,44 @@ def address(text: str | None) -> str | None:
 def escaped(text: str) -> Text:
     """Anybody's text for a terminal: never markup, and without control or direction characters."""
     return Text("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text))
+
+
+def console() -> Console:
+    """Returns standard output as a terminal: text stands there as it is, and long lines are for the terminal to break."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_table(rows: Iterable[Sequence[object]], *, indent: str = "") -> None:
+    """Prints rows of as many cells each, escaped, in columns that are as wide as their widest cell."""
+    texts = [[escaped(str(cell)) for cell in row] for row in rows]
+    widths = [max(text.cell_len for text in column) for column in zip(*texts, strict=True)][:-1]
+    out = console()
+    for row in texts:
+        for text, width in zip(row, widths, strict=False):
+            text.pad_right(width - text.cell_len + 2)
+        out.print(Text.assemble(indent, *row))
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, *, longer_than: int = 0, hidden: bool = False) -> Iterator[ShowProgress]:
+    """Shows a progress bar on standard error, if that is a terminal, once more than `longer_than` is to be done or was done.
+
+    `hidden`: where it would mix with output.
+    """
+    terminal = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=terminal, transient=True, disable=hidden or not terminal.is_terminal)
+    task = progress.add_task(what, total=None)
+
+    def show(what: str, done: int, total: int | None) -> None:
+        if max(done, total or 0) > longer_than:
+            progress.start()
+            progress.update(task, description=what, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        progress.stop()
 
 
 def store_of(env_file: Path | None) -> StoreUrl:
