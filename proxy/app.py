@@ -32,8 +32,8 @@ from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
 from proxy.errors import ConfigError, RequestError, StoreError, describe
 from proxy.ops.control import Control
-from proxy.ops.dead_letters import Letters
-from proxy.ops.pages import Ops
+from proxy.ops.dead_letters import StoreCommands
+from proxy.ops.pages import OperatorPages
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
@@ -68,7 +68,7 @@ class Service:
         self.failure: asyncio.Task[str] | None = None
         self._stopping = False
         self._delivery = self._new_delivery() if delivers else None
-        self.ops = Ops(
+        self.ops = OperatorPages(
             outbox,
             lambda: self._delivery.state() if self._delivery is not None else None,
             lambda: self.restarts,
@@ -122,8 +122,8 @@ class Service:
         """An SQLite file belongs to this process, so commands ask it. A database answers them itself."""
         if not isinstance(self.settings.store, SqliteUrl):
             return None
-        commands = {"status": self.ops.status, "durability": self.ops.durability, **Letters(self.outbox).commands}
-        control = Control(self.settings.store.path, commands)
+        handlers = {**self.ops.handlers, **StoreCommands(self.outbox).handlers}
+        control = Control(self.settings.store.path, handlers)
         await control.start()
         return control
 

@@ -23,6 +23,7 @@ from proxy.core.tokens import TokenCodec, TokenProblem
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreError
 from proxy.ops.control import ask
+from proxy.ops.pages import AskDurability
 from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing, open_store_file
 
@@ -112,7 +113,7 @@ def _listed(facts: Mapping[str, str]) -> str:
 
 
 async def _durability_of_server(path: Path) -> Durability:
-    async with contextlib.aclosing(ask(path, "durability")) as answers:
+    async with contextlib.aclosing(ask(path, AskDurability())) as answers:
         return msgspec.convert(await anext(answers), Durability)
 
 

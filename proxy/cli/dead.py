@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -23,7 +23,7 @@ import typer
 from proxy.cli.terminal import EnvFile, address, answers, print_table, progress_bar, store_of
 from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
-from proxy.ops.dead_letters import STEP, Advance, Letter, Selection
+from proxy.ops.dead_letters import STEP, Advance, CountDead, DiscardDead, Letter, ListDead, ReplayDead, Selection
 from proxy.store.records import DeadReason
 
 SHOWN = 50  # letters in a list for a person, unless told
@@ -156,7 +156,7 @@ def replay(
     already have counted at SendX: sending it again may count it twice. With --json it prints what was replayed.
     """
     selection = _chosen(ids, reason, older_than, contact, everything, "replay")
-    replayed = _act("replay", store_of(env_file), selection, as_json)
+    replayed = _act(store_of(env_file), ReplayDead(selection, as_json))
     _say(f"Replayed {_letters(replayed)}; sent while the server runs.\n" if replayed else _none_of(selection), as_json)
 
 
@@ -182,7 +182,7 @@ def discard(
     store = store_of(env_file)
     if not yes:
         selection = _confirmed(store, selection)
-    discarded = _act("discard", store, selection, as_json)
+    discarded = _act(store, DiscardDead(selection, as_json))
     _say(f"Discarded {_letters(discarded)}.\n" if discarded else _none_of(selection), as_json)
 
 
@@ -215,7 +215,7 @@ def _confirmed(store: StoreUrl, selection: Selection) -> Selection:
     """Asks. What dies while the question stands is not meant by the answer. Raises `typer.Exit`."""
     now = time.time()
     selection = msgspec.structs.replace(selection, before=min(selection.before or now, now))
-    total = asyncio.run(_run(store, "dead_count", selection))
+    total = asyncio.run(_run(store, CountDead(selection))).total
     if not total:
         return selection
     try:
@@ -228,31 +228,27 @@ def _confirmed(store: StoreUrl, selection: Selection) -> Selection:
     return selection
 
 
-def _act(command: str, store: StoreUrl, selection: Selection, as_json: bool) -> int:
-    """Replays or discards; how many it were."""
-    written = _write_although_nobody_reads if as_json else None
-    return asyncio.run(_run(store, f"dead_{command}", selection, written))
+def _act(store: StoreUrl, command: ReplayDead | DiscardDead) -> int:
+    """Replays or discards, and returns how many it were."""
+    return asyncio.run(_run(store, command)).done
 
 
-async def _run(
-    store: StoreUrl, command: str, selection: Selection, written: Callable[[Letter], None] | None = None
-) -> int:
-    """One of the commands that say how far they have come; the last count of it. `written`: gets each letter that is done."""
+async def _run(store: StoreUrl, command: CountDead | ReplayDead | DiscardDead) -> Advance:
+    """Carries a command out that says how far it has come, writes the letters that it tells of, and returns the last that it said."""
     last = Advance(0, 0)
-    hidden = written is not None and sys.stdout.isatty()
+    hidden = not isinstance(command, CountDead) and command.letters and sys.stdout.isatty()
     with progress_bar(_WHAT, longer_than=STEP, hidden=hidden) as show_progress:
-        asked = answers(store, command, selection=selection, letters=written is not None)
-        async with contextlib.aclosing(asked) as told:
+        async with contextlib.aclosing(answers(store, command)) as told:
             async for answer in told:
                 last = msgspec.convert(answer, Advance)
-                if written is not None and last.letter is not None:
-                    written(last.letter)
+                if last.letter is not None:
+                    _write_although_nobody_reads(last.letter)
                 show_progress(_WHAT, last.done, last.total)
-    return last.total if command == "dead_count" else last.done
+    return last
 
 
 async def _read(store: StoreUrl, selection: Selection) -> AsyncGenerator[Letter, None]:
-    async with contextlib.aclosing(answers(store, "dead_list", selection=selection)) as told:
+    async with contextlib.aclosing(answers(store, ListDead(selection))) as told:
         async for answer in told:
             yield msgspec.convert(answer, Letter)
 

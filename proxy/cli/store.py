@@ -25,6 +25,8 @@ from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.core.reasons import reason_of
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask
+from proxy.ops.dead_letters import Erase
+from proxy.ops.pages import AskReport
 from proxy.ops.report import Report, read_report
 from proxy.store.records import Erased, RefusedName
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
@@ -55,7 +57,7 @@ async def _report(store: StoreUrl) -> Report:
     """From the running server, or from the store itself: a database, or a file while no server runs."""
     if isinstance(store, SqliteUrl):
         with contextlib.suppress(ConnectionError):
-            async with contextlib.aclosing(ask(store.path, "status")) as answers:
+            async with contextlib.aclosing(ask(store.path, AskReport())) as answers:
                 return msgspec.convert(await anext(answers), Report)
     async with open_existing(store) as outbox:
         return await read_report(outbox)
@@ -121,7 +123,7 @@ def erase(
 
 
 async def _erase(env_file: Path | None, email: str) -> Erased:
-    async with contextlib.aclosing(answers(store_of(env_file), "erase", contact=email)) as told:
+    async with contextlib.aclosing(answers(store_of(env_file), Erase(email))) as told:
         return msgspec.convert(await anext(told), Erased)
 
 

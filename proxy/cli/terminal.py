@@ -21,8 +21,8 @@ from proxy.config.settings import load_one
 from proxy.config.types import SqliteUrl, StoreUrl
 from proxy.core.emails import clean_address
 from proxy.errors import StoreRefused
-from proxy.ops.control import ask
-from proxy.ops.dead_letters import Letters
+from proxy.ops.control import Command, ask
+from proxy.ops.dead_letters import StoreCommands
 from proxy.stores import open_existing
 
 EnvFile = Annotated[
@@ -106,8 +106,8 @@ def store_of(env_file: Path | None) -> StoreUrl:
     return store
 
 
-async def answers(store: StoreUrl, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
-    """A command of `letters`: what the running server answers, or the store itself, as plain values: an SQLite file if no server runs, a
+async def answers(store: StoreUrl, command: Command) -> AsyncGenerator[Any, None]:
+    """A command of `dead_letters`: what the running server answers, or the store itself, as plain values: an SQLite file if no server runs, a
     database always.
 
     Raises `StoreRefused`, and `StoreUnavailable` if a database is in trouble.
@@ -115,7 +115,7 @@ async def answers(store: StoreUrl, command: str, **arguments: Any) -> AsyncGener
     answered = False
     try:
         if isinstance(store, SqliteUrl):
-            async with contextlib.aclosing(ask(store.path, command, **arguments)) as told:
+            async with contextlib.aclosing(ask(store.path, command)) as told:
                 async for answer in told:
                     answered = True
                     yield answer
@@ -124,7 +124,7 @@ async def answers(store: StoreUrl, command: str, **arguments: Any) -> AsyncGener
         if answered:  # half of it is done: whoever asks again should know that they do
             raise StoreRefused("The running server broke off before all was done: ask again.") from None
     async with open_existing(store) as outbox:
-        async for answer in Letters(outbox).commands[command](msgspec.to_builtins(arguments)):
+        async for answer in StoreCommands(outbox).handlers[type(command)](command):
             yield msgspec.to_builtins(answer)
 
 

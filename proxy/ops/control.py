@@ -1,5 +1,7 @@
 """How a command reaches a running server: a Unix socket beside the store, one JSON line asked, JSON lines answered.
 
+A command is a struct with a tag; `dead_letters` and `pages` define theirs beside what answers them.
+
 SQLite belongs to one process, so `scq-proxy status` and its kin ask that process. The socket is for the file's owner only (0600), and made
 again if something removes it. A path too long for a socket (108 bytes) moves to a short one in the directory for temporary files, made from
 the store's own path; since anybody can make files there, a command talks only to a socket of its own user.
@@ -15,7 +17,7 @@ import socket
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, Union
 
 import msgspec
 
@@ -28,7 +30,14 @@ _WATCH_SECONDS = 10.0
 
 log = logging.getLogger("proxy.control")
 
-Command = Callable[[Mapping[str, Any]], AsyncIterator[Any]]
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True):
+    """What is asked. A field that the server does not know is refused, because one that overlooked a condition would do too much."""
+
+
+C = TypeVar("C", bound=Command)
+Handler = Callable[[C], AsyncIterator[Any]]  # answers are anything that msgspec encodes
+Handlers = Mapping[type[Command], Handler[Any]]
 
 
 def socket_path(store: Path) -> Path:
@@ -42,11 +51,12 @@ def socket_path(store: Path) -> Path:
 
 
 class Control:
-    """The server's end. `commands`: by name, each an async generator of answers (anything msgspec encodes)."""
+    """The server's end."""
 
-    def __init__(self, store: Path, commands: Mapping[str, Command], *, watch_seconds: float = _WATCH_SECONDS) -> None:
+    def __init__(self, store: Path, handlers: Handlers, *, watch_seconds: float = _WATCH_SECONDS) -> None:
         self._path = socket_path(store)
-        self._commands = commands
+        self._handlers = handlers
+        self._decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Union[tuple(handlers)])  # noqa: UP007 - of types known at run time only
         self._watch_seconds = watch_seconds
         self._server: asyncio.Server | None = None
         self._inode = 0
@@ -124,18 +134,18 @@ class Control:
 
     def _answers(self, line: bytes) -> AsyncIterator[Any]:
         try:
-            asked = msgspec.json.decode(line, type=dict[str, Any])
-            command = self._commands[asked["command"]]
-        except (msgspec.DecodeError, KeyError, TypeError):
+            command = self._decoder.decode(line)
+            handler = self._handlers[type(command)]
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
             raise StoreRefused("The running server does not know this command: it is of another version.") from None
-        return command(asked)
+        return handler(command)
 
 
-async def ask(store: Path, command: str, **arguments: Any) -> AsyncGenerator[Any, None]:
+async def ask(store: Path, command: Command) -> AsyncGenerator[Any, None]:
     """The command's end: answers as they come. Raises `StoreRefused` with the server's words, `ConnectionError` if none runs."""
     reader, writer = await _connect(store)
     try:
-        writer.write(msgspec.json.encode({"command": command, **arguments}) + b"\n")
+        writer.write(msgspec.json.encode(command) + b"\n")
         await writer.drain()
         while line := await _next_line(reader):
             answer = msgspec.json.decode(line)

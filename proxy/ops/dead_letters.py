@@ -7,7 +7,7 @@ do what, and whether it was meant, is the command line's business.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ import msgspec
 from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
-from proxy.ops.control import Command
+from proxy.ops.control import Command, Handlers
 from proxy.store.outbox import Outbox
 from proxy.store.records import DeadFilter, DeadLetter, DeadReason, Erased
 
@@ -26,8 +26,7 @@ STEP = 500  # dead letters in one transaction: pushes that come in meanwhile wai
 class Selection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead letters: every condition that is given holds, and none means all.
 
-    `ids`: push ids; `contact`: an address, in any case; `before`: died before then (Unix seconds). A field that is not known is refused,
-    because a server that overlooked a condition would discard too much.
+    `ids`: push ids; `contact`: an address, in any case; `before`: died before then (Unix seconds).
     """
 
     ids: tuple[str, ...] = ()
@@ -61,65 +60,71 @@ class Advance(msgspec.Struct, frozen=True, omit_defaults=True):
     letter: Letter | None = None
 
 
-class _Asked(msgspec.Struct, frozen=True):
-    selection: Selection = Selection()
+class ListDead(Command, frozen=True):
+    """Answered by each `Letter` that matches, in the order of their pushes."""
+
+    selection: Selection
+
+
+class CountDead(Command, frozen=True):
+    """Answered by how many match: the last `total` of an `Advance`."""
+
+    selection: Selection
+
+
+class ReplayDead(Command, frozen=True):
+    """Puts those that match at the tail of their lanes, as if never tried. Answered by `Advance`; `letters`: with each letter."""
+
+    selection: Selection
     letters: bool = False
 
 
-_Act = Callable[[DeadFilter, int], Awaitable[int]]
+class DiscardDead(Command, frozen=True):
+    """Drops those that match. Answered by `Advance`; `letters`: with each letter."""
+
+    selection: Selection
+    letters: bool = False
 
 
-class Letters:
-    """The commands, each an async generator over its arguments: `selection` (a `Selection`), and with replay and discard `letters`.
+class Erase(Command, frozen=True):
+    """Forgets the person with the address `contact`. Answered by one `Erased`."""
 
-    Raises `StoreRefused` for arguments that it does not understand and for ids that no dead letter has.
-    """
+    contact: str
+
+
+class StoreCommands:
+    """Carries the commands out on an outbox. Raises `StoreRefused` for ids that no dead letter has."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self.commands: Mapping[str, Command] = {
-            "dead_list": self.dead_list,
-            "dead_count": self.dead_count,
-            "dead_replay": self.dead_replay,
-            "dead_discard": self.dead_discard,
-            "erase": self.erase,
+        self.handlers: Handlers = {
+            ListDead: self.list_dead,
+            CountDead: self.count_dead,
+            ReplayDead: self.act,
+            DiscardDead: self.act,
+            Erase: self.erase,
         }
 
-    async def dead_list(self, arguments: Mapping[str, Any]) -> AsyncIterator[Letter]:
-        """Each that matches, in the order of their pushes."""
-        async for page in self._pages(_asked(arguments).selection):
+    async def list_dead(self, command: ListDead) -> AsyncIterator[Letter]:
+        async for page in self._pages(command.selection):
             for dead in page:
                 yield _letter(dead)
 
-    async def dead_count(self, arguments: Mapping[str, Any]) -> AsyncIterator[Advance]:
-        """How many match: the last `total`."""
+    async def count_dead(self, command: CountDead) -> AsyncIterator[Advance]:
         total = 0
-        async for page in self._pages(_asked(arguments).selection):
+        async for page in self._pages(command.selection):
             total += len(page)
             yield Advance(0, total)
         yield Advance(0, total)
 
-    async def dead_replay(self, arguments: Mapping[str, Any]) -> AsyncIterator[Advance]:
-        """Put those that match at the tail of their lanes, as if never tried."""
-        async for progress in self._act(_asked(arguments), self._outbox.replay):
-            yield progress
+    async def erase(self, command: Erase) -> AsyncIterator[Erased]:
+        yield await self._outbox.erase(lane_key(command.contact))
 
-    async def dead_discard(self, arguments: Mapping[str, Any]) -> AsyncIterator[Advance]:
-        """Drop those that match."""
-        async for progress in self._act(_asked(arguments), self._outbox.discard):
-            yield progress
-
-    async def erase(self, arguments: Mapping[str, Any]) -> AsyncIterator[Erased]:
-        """Forget the person with the address `contact`; one answer."""
-        contact = arguments.get("contact")
-        if not isinstance(contact, str):
-            raise _not_understood()
-        yield await self._outbox.erase(lane_key(contact))
-
-    async def _act(self, asked: _Asked, act: _Act) -> AsyncIterator[Advance]:
-        """Count first, then act on what was counted: what is replayed may die again behind it and must not be replayed for ever."""
-        total, last, missing = 0, 0, set(asked.selection.ids)
-        async for page in self._pages(asked.selection):
+    async def act(self, command: ReplayDead | DiscardDead) -> AsyncIterator[Advance]:
+        """Counts first, then acts on what was counted: what is replayed may die again behind it and must not be replayed for ever."""
+        act = self._outbox.replay if isinstance(command, ReplayDead) else self._outbox.discard
+        total, last, missing = 0, 0, set(command.selection.ids)
+        async for page in self._pages(command.selection):
             total += len(page)
             last = max([last, *(dead.seq for dead in page)])
             missing -= {dead.id for dead in page}
@@ -128,9 +133,9 @@ class Letters:
             raise _unknown(missing)
         done = 0
         yield Advance(done, total)
-        async for page in self._pages(asked.selection, last):
+        async for page in self._pages(command.selection, last):
             before, done = done, done + await act(DeadFilter(seqs=tuple(dead.seq for dead in page)), STEP)
-            if asked.letters:
+            if command.letters:
                 for number, dead in enumerate(page, before + 1):
                     yield Advance(number, total, _letter(dead))
             yield Advance(done, total)
@@ -145,17 +150,6 @@ class Letters:
             chosen = page if last is None else [dead for dead in page if dead.seq <= last]
             if chosen:
                 yield chosen
-
-
-def _asked(arguments: Mapping[str, Any]) -> _Asked:
-    try:
-        return msgspec.convert(arguments, _Asked)
-    except msgspec.ValidationError:
-        raise _not_understood() from None
-
-
-def _not_understood() -> StoreRefused:
-    return StoreRefused("The running server does not understand this command: it is of another version.")
 
 
 def _unknown(ids: set[str]) -> StoreRefused:

@@ -14,7 +14,7 @@ from proxy.ops.report import Report
 from proxy.store.records import Health
 
 
-class _Exposition(Collector):
+class Exposition(Collector):
     """A report as Prometheus metrics; without one, what this process knows by itself."""
 
     def __init__(self, report: Report | None, delivery: DeliveryState | None, restarts: int) -> None:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any
 
 import jinja2
 import msgspec
@@ -20,7 +19,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from proxy.core.cookies import ProbeCodec
 from proxy.delivery.account import DeliveryState
 from proxy.errors import RequestError, StoreUnavailable
-from proxy.ops.metrics import _Exposition
+from proxy.ops.control import Command, Handlers
+from proxy.ops.metrics import Exposition
 from proxy.ops.report import Report, make_report, read_report
 from proxy.store.outbox import Outbox
 from proxy.store.records import Durability
@@ -30,7 +30,15 @@ from proxy.web.asgi import NOT_FOUND, SECURITY_TEXTS, error_response
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class Ops:
+class AskReport(Command, frozen=True):
+    """Asked by `scq-proxy status`; answered by one `Report`."""
+
+
+class AskDurability(Command, frozen=True):
+    """Asked by `scq-proxy check`; answered by one `Durability`."""
+
+
+class OperatorPages:
     """The endpoints. `delivery`: the forwarder's state now, None if this process has none; `restarts`: how often it had to be restarted."""
 
     def __init__(
@@ -38,9 +46,9 @@ class Ops:
         outbox: Outbox,
         delivery: Callable[[], DeliveryState | None],
         restarts: Callable[[], int],
-        addresses: ClientAddresses,
+        client_addresses: ClientAddresses,
     ) -> None:
-        self._addresses = addresses
+        self._client_addresses = client_addresses
         self._outbox, self._delivery, self._restarts = outbox, delivery, restarts
         self._admin_token: str | None = None
         self._probes = ProbeCodec([])
@@ -55,12 +63,15 @@ class Ops:
             return await read_report(self._outbox)
         return make_report(await self._outbox.stats(), delivery, self._restarts(), time.time())
 
-    async def status(self, arguments: Mapping[str, Any]) -> AsyncIterator[Report]:
-        """The control command behind `scq-proxy status`."""
+    @property
+    def handlers(self) -> Handlers:
+        """Returns what answers the commands that only the server itself can."""
+        return {AskReport: self._answer_report, AskDurability: self._answer_durability}
+
+    async def _answer_report(self, command: AskReport) -> AsyncIterator[Report]:
         yield await self.report()
 
-    async def durability(self, arguments: Mapping[str, Any]) -> AsyncIterator[Durability]:
-        """The control command behind `scq-proxy check`."""
+    async def _answer_durability(self, command: AskDurability) -> AsyncIterator[Durability]:
         yield await self._outbox.durability()
 
     async def check(self, request: Request) -> Response:
@@ -69,7 +80,7 @@ class Ops:
             return error_response(NOT_FOUND)
         forwarded_for = ",".join(request.headers.getlist("x-forwarded-for"))
         seen = {
-            "client": self._addresses.of(request.client.host if request.client else None, forwarded_for),
+            "client": self._client_addresses.of(request.client.host if request.client else None, forwarded_for),
             "forwarded": bool(forwarded_for),
             "cookies": ",".join(request.cookies),
         }
@@ -95,7 +106,7 @@ class Ops:
         except StoreUnavailable:
             report = None
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Exposition(report, self._delivery(), self._restarts()))
+        registry.register(Exposition(report, self._delivery(), self._restarts()))
         return Response(generate_latest(registry), headers=SECURITY_TEXTS, media_type=_METRICS_TYPE)
 
     async def status_page(self, request: Request) -> Response:

@@ -26,7 +26,7 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.decision import Decision, Enqueue
 from proxy.core.visitors import Trust
 from proxy.ops.control import socket_path
-from proxy.ops.dead_letters import STEP, Letters
+from proxy.ops.dead_letters import STEP, ReplayDead, Selection, StoreCommands
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
 from proxy.store.records import DeadReason, Fate, Settled, Settlement
@@ -482,7 +482,7 @@ async def test_what_dies_again_during_a_replay_is_left_for_the_next(tmp_path: Pa
     path = await _buried(tmp_path, STEP + 100)
     async with open_store_file(path) as outbox:
         said = []
-        async for advance in Letters(outbox).dead_replay({}):
+        async for advance in StoreCommands(outbox).act(ReplayDead(Selection())):
             said.append((advance.done, advance.total))
             await _kill_all(outbox)
         assert said[-1] == (STEP + 100, STEP + 100)

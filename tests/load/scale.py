@@ -44,6 +44,7 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.decision import Change, Decision, Enqueue, Identified, Remember, Verify
 from proxy.core.visitors import Trust, Visitor
 from proxy.ops.control import ask
+from proxy.ops.pages import AskReport
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
 from proxy.store.sqlite.outbox import open_outbox
@@ -307,7 +308,7 @@ class Node(Mortal):
 
 
 async def _report_of_server(store: Path) -> Report:
-    async with aclosing(ask(store, "status")) as answers:
+    async with aclosing(ask(store, AskReport())) as answers:
         return report_of(await anext(answers))
 
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxy.errors import StoreRefused
-from proxy.ops.control import Control, ask, socket_path
+from proxy.ops.control import Command, Control, ask, socket_path
 
 
-async def hello(arguments: Mapping[str, Any]) -> AsyncIterator[str]:
+class Hello(Command, frozen=True):
+    pass
+
+
+async def hello(command: Hello) -> AsyncIterator[str]:
     yield "hello"
 
 
 async def answers(store: Path) -> list[Any]:
-    return [answer async for answer in ask(store, "hello")]
+    return [answer async for answer in ask(store, Hello())]
 
 
 async def until_it_answers(store: Path) -> list[Any]:
@@ -34,7 +38,7 @@ async def until_it_answers(store: Path) -> list[Any]:
 
 async def test_a_socket_that_was_removed_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = tmp_path / "scq.db"
-    control = Control(store, {"hello": hello}, watch_seconds=0.02)
+    control = Control(store, {Hello: hello}, watch_seconds=0.02)
     await control.start()
     socket_path(store).unlink()
     assert await until_it_answers(store) == ["hello"]
@@ -45,7 +49,7 @@ async def test_a_socket_that_was_removed_is_made_again(tmp_path: Path, caplog: p
 
 async def test_what_took_the_sockets_place_is_not_removed_at_the_end(tmp_path: Path) -> None:
     store = tmp_path / "scq.db"
-    control = Control(store, {"hello": hello}, watch_seconds=60)
+    control = Control(store, {Hello: hello}, watch_seconds=60)
     await control.start()
     socket_path(store).unlink()
     socket_path(store).write_text("somebody's")
@@ -56,7 +60,19 @@ async def test_what_took_the_sockets_place_is_not_removed_at_the_end(tmp_path: P
 async def test_a_place_where_no_socket_can_be_made_is_named(tmp_path: Path) -> None:
     socket_path(tmp_path / "scq.db").mkdir()
     with pytest.raises(StoreRefused, match=r"scq\.db\.sock cannot be made .*: remove what stands there"):
-        await Control(tmp_path / "scq.db", {}).start()
+        await Control(tmp_path / "scq.db", {Hello: hello}).start()
+
+
+class Goodbye(Command, frozen=True):
+    pass
+
+
+async def test_a_command_of_another_version_is_refused(tmp_path: Path) -> None:
+    control = Control(tmp_path / "scq.db", {Hello: hello}, watch_seconds=60)
+    await control.start()
+    with pytest.raises(StoreRefused, match="does not know this command: it is of another version"):
+        await anext(ask(tmp_path / "scq.db", Goodbye()))
+    await control.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
