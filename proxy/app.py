@@ -68,7 +68,7 @@ class Service:
         self.failure: asyncio.Task[str] | None = None
         self._stopping = False
         self._delivery = self._new_delivery() if delivers else None
-        self.ops = OperatorPages(
+        self.pages = OperatorPages(
             outbox,
             lambda: self._delivery.state() if self._delivery is not None else None,
             lambda: self.restarts,
@@ -97,7 +97,7 @@ class Service:
         self.collector.use(_cookies(settings), _tokens(settings))
         self.server_api.keys = ServerKeys([key.reveal() for key in settings.server_keys])
         token = settings.admin_token.reveal() if settings.admin_token else None
-        self.ops.use(token, ProbeCodec([key.reveal() for key in settings.secret_keys]))
+        self.pages.use(token, ProbeCodec([key.reveal() for key in settings.secret_keys]))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -122,7 +122,7 @@ class Service:
         """An SQLite file belongs to this process, so commands ask it. A database answers them itself."""
         if not isinstance(self.settings.store, SqliteUrl):
             return None
-        handlers = {**self.ops.handlers, **StoreCommands(self.outbox).handlers}
+        handlers = {**self.pages.handlers, **StoreCommands(self.outbox).handlers}
         control = Control(self.settings.store.path, handlers)
         await control.start()
         return control
@@ -182,7 +182,7 @@ def create_app(
     """
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: _App) -> AsyncIterator[None]:
+    async def lifespan(app: _ProxyApp) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             outbox = await open_store(settings)
             stack.push_async_callback(outbox.close)
@@ -197,7 +197,7 @@ def create_app(
             yield
 
     hosts = Hosts(settings.hosts)
-    app = _App(
+    app = _ProxyApp(
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _defect},
         middleware=[Middleware(_HostGuard, hosts=hosts)] if hosts else [],  # only who asks for it pays for it
@@ -208,7 +208,7 @@ def create_app(
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
-    prefix, shim, ops = settings.prefix, load_shim(), service.ops
+    prefix, shim, pages = settings.prefix, load_shim(), service.pages
     collector, server_api = service.collector, service.server_api
     routes: list[BaseRoute] = [
         Route(f"{prefix}/push", collector),
@@ -218,18 +218,18 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
         Route(f"{prefix}/scq.debug.js", load_debug_shim().respond),
         Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
         Route("/prod/{name}.js", shim.respond),
-        Route(f"{prefix}/status", ops.status_page),
-        Route(f"{prefix}/check", ops.check),
-        Route("/healthz", ops.healthz),
-        Route("/readyz", ops.readyz),
-        Route("/metrics", ops.metrics),
+        Route(f"{prefix}/status", pages.status_page),
+        Route(f"{prefix}/check", pages.check),
+        Route("/healthz", pages.healthz),
+        Route("/readyz", pages.readyz),
+        Route("/metrics", pages.metrics),
     ]
     if fallback is not None:
         routes.append(Mount("/", fallback))
     return routes
 
 
-class _App(Starlette):
+class _ProxyApp(Starlette):
     """Knows the way to the push endpoint without asking routes and middleware, which cost as much as a push."""
 
     direct: Mapping[str, ASGIApp] = MappingProxyType({})
@@ -243,7 +243,7 @@ def make_collector(settings: Settings, outbox: Outbox) -> PushEndpoint:
     return PushEndpoint(
         outbox,
         origins=Origins(settings.origins),
-        addresses=ClientAddresses(settings.trusted_proxies),
+        client_addresses=ClientAddresses(settings.trusted_proxies),
         rate=RateLimit(settings.rate_per_ip),
         asserted=AddressLimit(settings.sign_ups_per_ip),
         cookies=_cookies(settings),

@@ -37,7 +37,7 @@ class Malformed(RequestError):
         super().__init__(400, "malformed", message)
 
 
-class _Refused(Exception):
+class _BadCall(Exception):
     def __init__(self, reason: Reason, where: str) -> None:
         self.reason = reason
         self.where = where
@@ -115,13 +115,13 @@ def _parse_push(push: Any) -> Push | BadPush:
         return BadPush(None, Reason.BAD_SHAPE, "id")
     try:
         return Push(push_id, _parse_call(push.get("call")), bool(push.get("p")))
-    except _Refused as refused:
-        return BadPush(push_id, refused.reason, refused.where)
+    except _BadCall as bad:
+        return BadPush(push_id, bad.reason, bad.where)
 
 
 def _parse_call(call: Any) -> Call:
     if not isinstance(call, list) or not call or not isinstance(call[0], str):
-        raise _Refused(Reason.BAD_SHAPE, "call")
+        raise _BadCall(Reason.BAD_SHAPE, "call")
     method = call[0]
     if method == "track":
         return _parse_track(_argument(call))
@@ -131,28 +131,28 @@ def _parse_call(call: Any) -> Call:
         return Reset()
     if method == "consent":
         if len(call) < 2 or call[1] not in ("granted", "denied"):
-            raise _Refused(Reason.BAD_SHAPE, "call[1]")
+            raise _BadCall(Reason.BAD_SHAPE, "call[1]")
         return Consent(call[1] == "granted")
-    raise _Refused(Reason.UNKNOWN_METHOD, "call[0]")
+    raise _BadCall(Reason.UNKNOWN_METHOD, "call[0]")
 
 
 def parse_call(method: str, argument: Any) -> Call | BadPush:
     """One call that came by another way than a page: what is wrong with it is a `BadPush` without an id."""
     try:
         return _parse_call([method, argument])
-    except _Refused as refused:
-        return BadPush(None, refused.reason, refused.where)
+    except _BadCall as bad:
+        return BadPush(None, bad.reason, bad.where)
 
 
 def _argument(call: list[Any]) -> dict[str, Any]:
     if len(call) != 2 or not isinstance(call[1], dict):
-        raise _Refused(Reason.BAD_SHAPE, "call[1]")
+        raise _BadCall(Reason.BAD_SHAPE, "call[1]")
     return call[1]
 
 
 def _parse_track(argument: dict[str, Any]) -> Track:
     if argument.get("addTags") is None and argument.get("removeTags") is None:
-        raise _Refused(Reason.BAD_SHAPE, "call[1].addTags")
+        raise _BadCall(Reason.BAD_SHAPE, "call[1].addTags")
     return Track(_tags(argument.get("addTags"), "addTags"), _tags(argument.get("removeTags"), "removeTags"))
 
 
@@ -160,14 +160,14 @@ def _tags(value: Any, key: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise _Refused(Reason.BAD_SHAPE, f"call[1].{key}")
+        raise _BadCall(Reason.BAD_SHAPE, f"call[1].{key}")
     if len(value) > MAX_NAMES:
-        raise _Refused(Reason.TOO_LONG, f"call[1].{key}")
+        raise _BadCall(Reason.TOO_LONG, f"call[1].{key}")
     for index, tag in enumerate(value):
         if not isinstance(tag, str) or not tag.strip():
-            raise _Refused(Reason.BAD_SHAPE, f"call[1].{key}[{index}]")
+            raise _BadCall(Reason.BAD_SHAPE, f"call[1].{key}[{index}]")
         if len(tag) > MAX_TEXT:
-            raise _Refused(Reason.TOO_LONG, f"call[1].{key}[{index}]")
+            raise _BadCall(Reason.TOO_LONG, f"call[1].{key}[{index}]")
     return tuple(dict.fromkeys(value))
 
 
@@ -196,7 +196,7 @@ def parse_vouched(contact: Mapping[str, Any]) -> tuple[Attributes, tuple[str, ..
     """The `contact` object of an identity token: its attributes and the parts that were ignored; None if it is none."""
     try:
         parsed = parse_identify(contact)
-    except _Refused:
+    except _BadCall:
         return None
     return parsed.attributes, parsed.ignored
 
@@ -207,36 +207,36 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, int | float):
         return _number(value, where)
     if not isinstance(value, str):
-        raise _Refused(Reason.BAD_SHAPE, where)
+        raise _BadCall(Reason.BAD_SHAPE, where)
     if len(value) > MAX_TEXT:
-        raise _Refused(Reason.TOO_LONG, where)
+        raise _BadCall(Reason.TOO_LONG, where)
     return value
 
 
 def _number(value: float, where: str) -> str:
     if value != value or value in (float("inf"), float("-inf")):
-        raise _Refused(Reason.BAD_SHAPE, where)
+        raise _BadCall(Reason.BAD_SHAPE, where)
     try:
         text = str(value)
     except ValueError:  # more digits than Python converts
-        raise _Refused(Reason.TOO_LONG, where) from None
+        raise _BadCall(Reason.TOO_LONG, where) from None
     if len(text) > MAX_TEXT:
-        raise _Refused(Reason.TOO_LONG, where)
+        raise _BadCall(Reason.TOO_LONG, where)
     return text
 
 
 def _custom_fields(value: Any, ignored: list[str]) -> dict[str, str]:
     where = "call[1].customFields"
     if not isinstance(value, dict):
-        raise _Refused(Reason.BAD_SHAPE, where)
+        raise _BadCall(Reason.BAD_SHAPE, where)
     if len(value) > MAX_NAMES:
-        raise _Refused(Reason.TOO_LONG, where)
+        raise _BadCall(Reason.TOO_LONG, where)
     fields: dict[str, str] = {}
     for name, content in value.items():
         if content is None:
             continue
         if not name or len(name) > MAX_TEXT:
-            raise _Refused(Reason.TOO_LONG if name else Reason.BAD_SHAPE, where)
+            raise _BadCall(Reason.TOO_LONG if name else Reason.BAD_SHAPE, where)
         if isinstance(content, list | dict):
             ignored.append(f"customFields.{name}")
         else:
@@ -250,7 +250,7 @@ def _address(argument: Mapping[str, Any], key: str) -> str | None:
         return None
     address = clean_address(value) if isinstance(value, str) else None
     if address is None:
-        raise _Refused(Reason.BAD_EMAIL, f"call[1].{key}")
+        raise _BadCall(Reason.BAD_EMAIL, f"call[1].{key}")
     return address
 
 
@@ -259,7 +259,7 @@ def _token(argument: Mapping[str, Any]) -> str | None:
     if token is None:
         return None
     if not isinstance(token, str):
-        raise _Refused(Reason.BAD_TOKEN, "call[1].token")
+        raise _BadCall(Reason.BAD_TOKEN, "call[1].token")
     if len(token) > MAX_TOKEN:
-        raise _Refused(Reason.TOO_LONG, "call[1].token")
+        raise _BadCall(Reason.TOO_LONG, "call[1].token")
     return token

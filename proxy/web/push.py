@@ -54,7 +54,7 @@ class PushEndpoint:
         outbox: Outbox,
         *,
         origins: Origins,
-        addresses: ClientAddresses,
+        client_addresses: ClientAddresses,
         rate: RateLimit,
         asserted: AddressLimit,
         cookies: CookieCodec,
@@ -63,7 +63,7 @@ class PushEndpoint:
         limits: Limits,
     ) -> None:
         self._outbox = outbox
-        self._origins, self._addresses, self._rate = origins, addresses, rate
+        self._origins, self._client_addresses, self._rate = origins, client_addresses, rate
         self._asserted = asserted
         self._cookies, self._tokens, self._policy, self._limits = cookies, tokens, policy, limits
 
@@ -106,15 +106,15 @@ class PushEndpoint:
     ) -> tuple[bytes, tuple[Header, ...]]:
         """The body and the cookie of a 202."""
         client = scope.get("client")
-        address = self._addresses.of(client[0] if client else None, headers.forwarded_for)
-        self._rate.require(address, time.monotonic())
-        self._rate.spend(address, 1, time.monotonic())  # before the body: many may be on their way at once
+        client_address = self._client_addresses.of(client[0] if client else None, headers.forwarded_for)
+        self._rate.require(client_address, time.monotonic())
+        self._rate.spend(client_address, 1, time.monotonic())  # before the body: many may be on their way at once
         batch = parse_batch(await read_body(scope, receive, headers.content_length))
-        self._rate.spend(address, max(0, len(batch.items) - 1), time.monotonic())
+        self._rate.spend(client_address, max(0, len(batch.items) - 1), time.monotonic())
         now, name = time.time(), cookie_name(origin)
         value = read_cookie(headers.cookie, name)
         visitor = self._cookies.decode(value, now) if value else None
-        candidates = [self._candidate(item, visitor, address, now) for item in batch.items]
+        candidates = [self._candidate(item, visitor, client_address, now) for item in batch.items]
         request = Request(
             now=now,
             cookie=visitor,
@@ -130,7 +130,7 @@ class PushEndpoint:
             ((b"set-cookie", set_cookie(name, cookie).encode("ascii")),) if cookie else (),
         )
 
-    def _candidate(self, item: Push | BadPush, visitor: Visitor | None, address: str, now: float) -> Candidate:
+    def _candidate(self, item: Push | BadPush, visitor: Visitor | None, client_address: str, now: float) -> Candidate:
         """Tokens are verified here, outside the transaction, which has better things to do."""
         if not isinstance(item, Push) or not isinstance(item.call, Identify):
             return Candidate(item)
@@ -140,7 +140,7 @@ class PushEndpoint:
             return Candidate(item)
         key = lane_key(item.call.email)
         own = visitor is not None and visitor.email is not None and lane_key(visitor.email) == key
-        return Candidate(item, excess=not own and not self._asserted.admits(address, key, time.monotonic()))
+        return Candidate(item, excess=not own and not self._asserted.admits(client_address, key, time.monotonic()))
 
     async def _store(self, request: Request) -> PushAnswer:
         if not request.candidates:
