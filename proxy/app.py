@@ -10,16 +10,11 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from proxy.config.settings import Settings, rotated
 from proxy.config.types import Gpc, IdentifyMode, SqliteUrl
@@ -30,14 +25,14 @@ from proxy.core.server_calls import OPERATIONS
 from proxy.core.tokens import TokenCodec
 from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
-from proxy.errors import ConfigError, RequestError, StoreError, describe
+from proxy.errors import ConfigError, StoreError, describe
 from proxy.ops.control import Control
 from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
-from proxy.web.asgi import NOT_FOUND, error_response, send_error, send_not_found
+from proxy.web.application import Application
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi, ServerKeys
 from proxy.web.shim import load_debug_shim, load_shim
@@ -61,8 +56,8 @@ class Service:
     ) -> None:
         self.settings = settings
         self.outbox = outbox
-        self.collector = make_collector(settings, outbox)
-        self.server_api = make_server_api(settings, outbox)
+        self.push = _push_endpoint(settings, outbox)
+        self.server_api = _server_api(settings, outbox)
         self._reread = reread
         self.restarts = 0
         self.failure: asyncio.Task[str] | None = None
@@ -94,7 +89,7 @@ class Service:
             log.warning("These settings have changed too, and count after a restart: %s", ", ".join(waiting))
 
     def _use_secrets(self, settings: Settings) -> None:
-        self.collector.use(_cookies(settings), _tokens(settings))
+        self.push.use(_cookies(settings), _tokens(settings))
         self.server_api.keys = ServerKeys([key.reveal() for key in settings.server_keys])
         token = settings.admin_token.reveal() if settings.admin_token else None
         self.pages.use(token, ProbeCodec([key.reveal() for key in settings.secret_keys]))
@@ -182,7 +177,7 @@ def create_app(
     """
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: _ProxyApp) -> AsyncIterator[None]:
+    async def lifespan(app: Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             outbox = await open_store(settings)
             stack.push_async_callback(outbox.close)
@@ -192,28 +187,20 @@ def create_app(
             if reread is not None:
                 app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
-            if not hosts:  # else _HostGuard comes first
-                app.direct = {f"{settings.prefix}/push": service.collector, "/prod/push": service.collector}
+            if not hosts:
+                app.direct = {f"{settings.prefix}/push": service.push, "/prod/push": service.push}
             yield
 
     hosts = Hosts(settings.hosts)
-    app = _ProxyApp(
-        lifespan=lifespan,
-        exception_handlers={HTTPException: _http_error, Exception: _defect},
-        middleware=[Middleware(_HostGuard, hosts=hosts)] if hosts else [],  # only who asks for it pays for it
-    )
-    app.router.redirect_slashes = False
-    app.router.default = send_not_found
-    return app
+    return Application(lifespan, hosts)
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
     prefix, shim, pages = settings.prefix, load_shim(), service.pages
-    collector, server_api = service.collector, service.server_api
     routes: list[BaseRoute] = [
-        Route(f"{prefix}/push", collector),
-        Route("/prod/push", collector),
-        *(Route(path, server_api) for path in OPERATIONS),
+        Route(f"{prefix}/push", service.push),
+        Route("/prod/push", service.push),
+        *(Route(path, service.server_api) for path in OPERATIONS),
         Route(f"{prefix}/scq.js", shim.respond),
         Route(f"{prefix}/scq.debug.js", load_debug_shim().respond),
         Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
@@ -229,17 +216,7 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
     return routes
 
 
-class _ProxyApp(Starlette):
-    """Knows the way to the push endpoint without asking routes and middleware, which cost as much as a push."""
-
-    direct: Mapping[str, ASGIApp] = MappingProxyType({})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self.direct.get(scope["path"]) if scope["type"] == "http" else None
-        await (app or super().__call__)(scope, receive, send)
-
-
-def make_collector(settings: Settings, outbox: Outbox) -> PushEndpoint:
+def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
     return PushEndpoint(
         outbox,
         origins=Origins(settings.origins),
@@ -279,7 +256,7 @@ def _upstream(settings: Settings) -> Upstream:
     return Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
 
 
-def make_server_api(settings: Settings, outbox: Outbox) -> ServerApi:
+def _server_api(settings: Settings, outbox: Outbox) -> ServerApi:
     return ServerApi(
         outbox,
         keys=ServerKeys([key.reveal() for key in settings.server_keys]),
@@ -287,36 +264,3 @@ def make_server_api(settings: Settings, outbox: Outbox) -> ServerApi:
         lane_max=settings.lane_max,
         team_id=settings.team_id,
     )
-
-
-class _HostGuard:
-    """Refuses requests for names that are not served, but for the probes of whoever supervises the process: those go by address."""
-
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
-        self._app, self._hosts = app, hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in ("/healthz", "/readyz"):
-            try:
-                self._hosts.require(scope["headers"])
-            except RequestError as error:
-                await send_error(send, error)
-                return
-        await self._app(scope, receive, send)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (an unknown path, a method that a route has not) as JSON."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
-    code, message = _HTTP_ERRORS.get(error.status_code, ("refused", "The request was refused."))
-    return error_response(RequestError(error.status_code, code, message), error.headers)
-
-
-_HTTP_ERRORS = {
-    404: (NOT_FOUND.code, NOT_FOUND.message),
-    405: ("method-not-allowed", "This path does not answer this method."),
-}
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    return error_response(RequestError(503, "defect", "The proxy failed here: its log says more."))

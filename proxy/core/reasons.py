@@ -51,96 +51,53 @@ class Reason(StrEnum):
         reason.sources, reason.meaning, reason.advice = sources, meaning, advice
         return reason
 
+    # fmt: off
     BAD_SHAPE = (
-        "bad-shape",
-        (_PAGE, _SERVER),
-        "the call or its id does not look as it should; `where` says which part",
-        'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].',
-    )
+        "bad-shape", (_PAGE, _SERVER), "the call or its id does not look as it should; `where` says which part",
+        'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].')
     TOO_LONG = (
-        "too-long",
-        (_PAGE, _SERVER),
-        f"a text over {MAX_TEXT} characters, or a list over {MAX_NAMES} entries",
-        f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.",
-    )
+        "too-long", (_PAGE, _SERVER), f"a text over {MAX_TEXT} characters, or a list over {MAX_NAMES} entries",
+        f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.")
     UNKNOWN_METHOD = (
-        "unknown-method",
-        (_PAGE,),
-        "not identify, track, reset or consent",
-        "Known methods: identify, track, reset, consent.",
-    )
+        "unknown-method", (_PAGE,), "not identify, track, reset or consent",
+        "Known methods: identify, track, reset, consent.")
     BAD_EMAIL = (
-        "bad-email",
-        (_PAGE, _SERVER),
-        "not an e-mail address",
-        "That is no e-mail address: ask the visitor to correct it.",
-    )
+        "bad-email", (_PAGE, _SERVER), "not an e-mail address",
+        "That is no e-mail address: ask the visitor to correct it.")
     BAD_TOKEN = (
-        "bad-token",
-        (_PAGE,),
-        "the identity token does not verify",
-        "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.",
-    )
+        "bad-token", (_PAGE,), "the identity token does not verify",
+        "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.")
     EXPIRED_TOKEN = (
-        "expired-token",
-        (_PAGE,),
-        "the identity token has expired",
-        "The identity token has expired: fetch a fresh one from the site's back end.",
-    )
+        "expired-token", (_PAGE,), "the identity token has expired",
+        "The identity token has expired: fetch a fresh one from the site's back end.")
     UNVERIFIED_IDENTITY = (
-        "unverified-identity",
-        (_PAGE,),
-        "an address without a token while `SCQ_IDENTIFY=verified`, or fields of a visitor who is not identified",
-        "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.",
-    )
+        "unverified-identity", (_PAGE,), "an address without a token while `SCQ_IDENTIFY=verified`, or fields of a visitor who is not identified",
+        "Identify with a token that the site's back end signs, or set SCQ_IDENTIFY=asserted to accept typed addresses.")
     IDENTITY_CHANGED = (
-        "identity-changed",
-        (_PAGE, _HELD),
-        "someone else logged in, or out, on this browser after this was pushed",
-        "Someone else logged in, or out, on this browser after this was pushed.",
-    )
+        "identity-changed", (_PAGE, _HELD), "someone else logged in, or out, on this browser after this was pushed",
+        "Someone else logged in, or out, on this browser after this was pushed.")
     TAG_NOT_ALLOWED = (
-        "tag-not-allowed",
-        (_PAGE, _HELD),
-        "the tag is not offered to this visitor",
-        "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.",
-    )
+        "tag-not-allowed", (_PAGE, _HELD), "the tag is not offered to this visitor",
+        "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.")
     TOO_MANY_ADDRESSES = (
-        "too-many-addresses",
-        (_PAGE,),
-        "more than `SCQ_SIGNUPS_PER_IP` addresses were typed from this client address within an hour",
-        "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.",
-    )
+        "too-many-addresses", (_PAGE,), "more than `SCQ_SIGNUPS_PER_IP` addresses were typed from this client address within an hour",
+        "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.")
     LANE_FULL = (
-        "lane-full",
-        (_PAGE, _SERVER),
-        "`SCQ_LANE_MAX` pushes wait for this contact",
-        "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.",
-    )
+        "lane-full", (_PAGE, _SERVER), "`SCQ_LANE_MAX` pushes wait for this contact",
+        "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.")
     HOLD_FULL = (
-        "hold-full",
-        (_PAGE,),
-        "too much is held for visitors who are not identified",
-        "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.",
-    )
+        "hold-full", (_PAGE,), "too much is held for visitors who are not identified",
+        "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.")
     HOLD_EXPIRED = (
-        "hold-expired",
-        (_HELD,),
-        "the visitor was not identified within `SCQ_HOLD_DAYS`",
-        "The visitor was not identified within SCQ_HOLD_DAYS.",
-    )
+        "hold-expired", (_HELD,), "the visitor was not identified within `SCQ_HOLD_DAYS`",
+        "The visitor was not identified within SCQ_HOLD_DAYS.")
     GPC = (
-        "gpc",
-        (_PAGE,),
-        "the browser sends Global Privacy Control and the visitor is not identified",
-        "The browser sends Global Privacy Control: nothing is kept about a visitor who is not identified (SCQ_GPC).",
-    )
+        "gpc", (_PAGE,), "the browser sends Global Privacy Control and the visitor is not identified",
+        "The browser sends Global Privacy Control: nothing is kept about a visitor who is not identified (SCQ_GPC).")
     CONSENT_DENIED = (
-        "consent-denied",
-        (_PAGE, _HELD),
-        "the visitor has denied consent",
-        'The visitor denied consent: push ["consent", "granted"] once they agree.',
-    )
+        "consent-denied", (_PAGE, _HELD), "the visitor has denied consent",
+        'The visitor denied consent: push ["consent", "granted"] once they agree.')
+    # fmt: on
 
 
 def reason_of(counter: str) -> str | None:
