@@ -9,8 +9,8 @@
 
 An error carries facts for a person: what is wrong, where, and what to do. It never carries a secret, an
 e-mail address or unverified payload, so any of them may be logged or shown as it is. What is wrong with one
-push is no error but a refusal with a reason (`proxy.core.policy`); what SendX answers is a verdict
-(`proxy.delivery.sendx`). Neither is raised.
+push is not an error but a refusal with a reason (`proxy.core.reasons`); what SendX answers is a verdict
+(`proxy.core.retry`). Neither is raised out of the module that finds it.
 """
 
 import traceback

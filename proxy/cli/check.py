@@ -48,20 +48,24 @@ class Finding:
     text: str
 
 
+def _fine(text: str) -> Finding:
+    return Finding(ok=True, text=text)
+
+
+def _mend(text: str) -> Finding:
+    return Finding(ok=False, text=text)
+
+
 def check_settings(settings: Settings) -> list[Finding]:
     """What is allowed and still likely to be a mistake. That the settings can be used at all, loading has shown."""
     origins = f"{len(settings.origins)} origin{'' if len(settings.origins) == 1 else 's'}"
-    found = [Finding(True, f"settings: {origins}, dialect {settings.dialect}, identify {settings.identify}")]
+    found = [_fine(f"settings: {origins}, dialect {settings.dialect}, identify {settings.identify}")]
     if not settings.tags:
-        found.append(Finding(False, "SCQ_TAGS is empty: every track is refused. List the tags that pages may add."))
+        found.append(_mend("SCQ_TAGS is empty: every track is refused. List the tags that pages may add."))
     if "*" in settings.asserted_tags:
-        found.append(
-            Finding(False, "SCQ_ASSERTED_TAGS offers every tag to anyone who types an address: list them instead.")
-        )
+        found.append(_mend("SCQ_ASSERTED_TAGS offers every tag to anyone who types an address: list them instead."))
     if settings.asserted_tags and settings.identify is IdentifyMode.VERIFIED:
-        found.append(
-            Finding(False, "SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified: remove it or set asserted.")
-        )
+        found.append(_mend("SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified: remove it or set asserted."))
     return found
 
 
@@ -86,8 +90,8 @@ async def _check_file(path: Path) -> Finding:
             async with open_store_file(path) as outbox:
                 durability = await outbox.durability()
     except StoreError as error:
-        return Finding(False, f"store: {error.message}")
-    return Finding(True, f"store: {durability.promise} ({_listed(durability.facts)}); {server}")
+        return _mend(f"store: {error.message}")
+    return _fine(f"store: {durability.promise} ({_listed(durability.facts)}); {server}")
 
 
 async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
@@ -95,17 +99,17 @@ async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
     found = []
     if unsafe:
         wrong = "SCQ_STORE_UNSAFE is 1: acknowledged pushes could be lost. Set it to 0 to serve for real."
-        found.append(Finding(False, wrong))
+        found.append(_mend(wrong))
     try:
         assessment = await assess_database(store)
-        found += [Finding(False, f"store: {problem}") for problem in assessment.problems]
+        found += [_mend(f"store: {problem}") for problem in assessment.problems]
         if assessment.problems:
-            return [*found, Finding(True, f"store: the server says of itself: {_listed(assessment.facts)}")]
+            return [*found, _fine(f"store: the server says of itself: {_listed(assessment.facts)}")]
         async with open_existing(store) as outbox:
             durability = await outbox.durability()
     except StoreError as error:
-        return [*found, Finding(False, f"store: {error.message}")]
-    return [*found, Finding(True, f"store: {durability.promise} ({_listed(durability.facts)})")]
+        return [*found, _mend(f"store: {error.message}")]
+    return [*found, _fine(f"store: {durability.promise} ({_listed(durability.facts)})")]
 
 
 def _listed(facts: Mapping[str, str]) -> str:
@@ -122,8 +126,8 @@ def _missing_store(path: Path) -> Finding | None:
     if path.exists() or not path.parent.is_dir():
         return None
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return Finding(False, f"store: this user may not write in {path.parent}: change its owner, or SCQ_STORE.")
-    return Finding(True, f"store: {path} does not exist yet, serve makes it")
+        return _mend(f"store: this user may not write in {path.parent}: change its owner, or SCQ_STORE.")
+    return _fine(f"store: {path} does not exist yet, serve makes it")
 
 
 async def check_send(settings: Settings, email: str) -> list[Finding]:
@@ -133,9 +137,9 @@ async def check_send(settings: Settings, email: str) -> list[Finding]:
         answer = await client.send(upstream.request_for(email, Attributes()))
     took = f"{answer.latency_seconds:.2f} s"
     if answer.verdict is Verdict.DELIVERED:
-        return [Finding(True, f"SendX: it took the identify ({took})")]
+        return [_fine(f"SendX: it took the identify ({took})")]
     advice = _ADVICE.get(answer.verdict, "Try again; if that does not help, check SCQ_UPSTREAM.")
-    return [Finding(False, f"SendX: it did not take the identify ({took}): {answer.detail}. {advice}")]
+    return [_mend(f"SendX: it did not take the identify ({took}): {answer.detail}. {advice}")]
 
 
 def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
@@ -143,8 +147,8 @@ def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
     codec = TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys])
     outcome = codec.verify(token.strip(), now)
     if isinstance(outcome, TokenProblem):
-        return [Finding(False, f"token: {outcome.reason}, {outcome.detail}")]
-    return [Finding(True, "token: it identifies its e-mail address as verified")]
+        return [_mend(f"token: {outcome.reason}, {outcome.detail}")]
+    return [_fine("token: it identifies its e-mail address as verified")]
 
 
 def public_url(text: str) -> str | None:
@@ -168,19 +172,17 @@ async def check_public(settings: Settings, url: str) -> list[Finding]:
             return [await _check_script(client, url), *await _check_push(client, settings, url, origin)]
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
-            return [Finding(False, f"{url} cannot be reached ({why}): is the proxy running, and routed there?")]
+            return [_mend(f"{url} cannot be reached ({why}): is the proxy running, and routed there?")]
 
 
 async def _check_script(client: httpx.AsyncClient, url: str) -> Finding:
     answer = await client.get(f"{url}/scq.js", headers={"Accept-Encoding": "br, gzip"})
     if answer.status_code != 200 or "javascript" not in answer.headers.get("content-type", ""):
-        return Finding(
-            False, f"{url}/scq.js answers {answer.status_code}, not the script: route this path to the proxy."
-        )
+        return _mend(f"{url}/scq.js answers {answer.status_code}, not the script: route this path to the proxy.")
     encoding = answer.headers.get("content-encoding")
     if encoding is None or "etag" not in answer.headers:
-        return Finding(False, "script: served, but on the way its compression or its ETag was removed.")
-    return Finding(True, f"script: served, compressed with {encoding}")
+        return _mend("script: served, but on the way its compression or its ETag was removed.")
+    return _fine(f"script: served, compressed with {encoding}")
 
 
 async def _check_push(client: httpx.AsyncClient, settings: Settings, url: str, origin: str) -> list[Finding]:
@@ -188,16 +190,14 @@ async def _check_push(client: httpx.AsyncClient, settings: Settings, url: str, o
     page = {"Origin": origin, "Sec-Fetch-Site": "same-origin", "Content-Type": "text/plain"}
     answer = await client.post(f"{url}/push", content=msgspec.json.encode(body), headers=page)
     if answer.status_code != 202:
-        return [Finding(False, f"{url}/push answers {answer.status_code}: {_message(answer)}")]
-    found = [Finding(True, "push: acknowledged with 202")]
+        return [_mend(f"{url}/push answers {answer.status_code}: {_message(answer)}")]
+    found = [_fine("push: acknowledged with 202")]
     name = cookie_name(origin)
     cookie = answer.headers.get("set-cookie", "")
     if not cookie.startswith(f"{name}="):
-        found.append(
-            Finding(False, f"cookie: the answer does not set {name}; does something on the way remove Set-Cookie?")
-        )
+        found.append(_mend(f"cookie: the answer does not set {name}; does something on the way remove Set-Cookie?"))
         return found
-    found.append(Finding(True, f"cookie: {name} is set"))
+    found.append(_fine(f"cookie: {name} is set"))
     return [*found, *await _check_seen(client, settings, url, cookie.partition(";")[0])]
 
 
@@ -207,7 +207,7 @@ async def _check_seen(client: httpx.AsyncClient, settings: Settings, url: str, c
     answer = await client.get(f"{url}/check", headers={"Cookie": cookie, "X-Scq-Check": probe})
     seen = _object(answer)
     if answer.status_code != 200 or "client" not in seen:
-        return [Finding(False, "client address: the proxy there has other SCQ_SECRET_KEYS than these settings.")]
+        return [_mend("client address: the proxy there has other SCQ_SECRET_KEYS than these settings.")]
     return explain_seen(seen, cookie.partition("=")[0])
 
 
@@ -215,20 +215,17 @@ def explain_seen(seen: Mapping[str, object], cookie: str) -> list[Finding]:
     """Judges what the proxy saw of a request: its cookies' names and the client address it counts by."""
     found = []
     if cookie not in str(seen.get("cookies")).split(","):
-        found.append(
-            Finding(False, "cookie: it does not reach the proxy; something on the way removes the Cookie header.")
-        )
+        found.append(_mend("cookie: it does not reach the proxy; something on the way removes the Cookie header."))
     address = str(seen.get("client"))
     if _is_local(address) and seen.get("forwarded"):
         found.append(
-            Finding(
-                False,
+            _mend(
                 f"client address: this request came through a reverse proxy and counts as {address}. Unless you ran this "
                 "behind that proxy yourself, add its address to SCQ_TRUSTED_PROXIES.",
             )
         )
     else:
-        found.append(Finding(True, f"client address seen: {address}"))
+        found.append(_fine(f"client address seen: {address}"))
     return found
 
 

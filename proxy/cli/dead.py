@@ -156,7 +156,7 @@ def replay(
     already have counted at SendX: sending it again may count it twice. With --json it prints what was replayed.
     """
     selection = _chosen(ids, reason, older_than, contact, everything, "replay")
-    replayed = _act(store_of(env_file), ReplayDead(selection, as_json))
+    replayed = _act(store_of(env_file), ReplayDead(selection, letters=as_json))
     _say(f"Replayed {_letters(replayed)}; sent while the server runs.\n" if replayed else _none_of(selection), as_json)
 
 
@@ -182,7 +182,7 @@ def discard(
     store = store_of(env_file)
     if not yes:
         selection = _confirmed(store, selection)
-    discarded = _act(store, DiscardDead(selection, as_json))
+    discarded = _act(store, DiscardDead(selection, letters=as_json))
     _say(f"Discarded {_letters(discarded)}.\n" if discarded else _none_of(selection), as_json)
 
 

@@ -2,7 +2,7 @@
 
     bytes → parse_batch → Batch(session, items)      item: Push(id, call) or BadPush(id, reason, where)
 
-A request is one JSON object (DESIGN "Wire contract"). What makes the whole request unreadable raises `Malformed`; what is
+A request is one JSON object (DESIGN "Wire contract"). What makes the whole request unreadable raises `RequestError`; what is
 wrong with one push makes that push a `BadPush` and leaves its neighbours alone. Nothing here decides who may do what: that
 is `policy`.
 """
@@ -30,11 +30,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _CALLBACKS = frozenset(("success", "failure"))
 
 
-class Malformed(RequestError):
-    """The whole request cannot be read (400). The message says what and where, and quotes none of it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(400, "malformed", message)
+def _malformed(message: str) -> RequestError:
+    """Returns the refusal of a request that cannot be read. The message says what and where, and quotes none of it."""
+    return RequestError(400, "malformed", message)
 
 
 class _BadCall(Exception):
@@ -44,17 +42,17 @@ class _BadCall(Exception):
 
 
 def parse_batch(body: bytes) -> Batch:
-    """The request's body as values. Raises `RequestError`: `Malformed` (400), or 413 over MAX_PUSHES."""
+    """Returns the request's body as values. Raises `RequestError`: 400, or 413 over MAX_PUSHES."""
     message = read_json(body)
     if not isinstance(message, dict):
-        raise Malformed('The body is not a JSON object: send {"v":1,"pushes":[…]}.')
+        raise _malformed('The body is not a JSON object: send {"v":1,"pushes":[…]}.')
     pushes = message.get("pushes")
     if isinstance(pushes, list) and len(pushes) > MAX_PUSHES:
         raise RequestError(413, "too-many", f"More than {MAX_PUSHES} pushes: split them over several requests.")
     if message.get("v") != 1 or isinstance(message.get("v"), bool):
-        raise Malformed('"v" is not 1: this server speaks version 1 of the contract.')
+        raise _malformed('"v" is not 1: this server speaks version 1 of the contract.')
     if not isinstance(pushes, list):
-        raise Malformed('"pushes" is not a list: send {"v":1,"pushes":[…]}.')
+        raise _malformed('"pushes" is not a list: send {"v":1,"pushes":[…]}.')
     session = message.get("s")
     usable = isinstance(session, str) and _SESSION.match(session)
     return Batch(session if usable else None, tuple([_parse_push(push) for push in pushes]))
@@ -64,11 +62,11 @@ _decoder = msgspec.json.Decoder()
 
 
 def read_json(body: bytes) -> Any:
-    """Any JSON, read as leniently as browsers and their like write it. Raises `Malformed`."""
+    """Any JSON, read as leniently as browsers and their like write it. Raises `RequestError`: 400."""
     try:
         return _decoder.decode(body)
     except RecursionError:
-        raise Malformed("The body is nested too deeply.") from None
+        raise _malformed("The body is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _decode_leniently(body)
 
@@ -82,9 +80,9 @@ def _decode_leniently(body: bytes) -> Any:
         text = body.decode("utf-8")
         return mended(json.loads(text, parse_constant=_no_constant, parse_int=_bounded_int))
     except RecursionError:
-        raise Malformed("The body is nested too deeply.") from None
+        raise _malformed("The body is nested too deeply.") from None
     except ValueError:
-        raise Malformed("The body is not JSON in UTF-8.") from None
+        raise _malformed("The body is not JSON in UTF-8.") from None
 
 
 def _no_constant(name: str) -> NoReturn:
