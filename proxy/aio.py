@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 _CLEANUP_SECONDS = 5.0
 
-log = logging.getLogger("proxy.tasks")
+log = logging.getLogger("proxy.aio")
 
 
 async def wait(event: asyncio.Event, seconds: float) -> None:

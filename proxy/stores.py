@@ -114,11 +114,11 @@ def copy_store(source: Path, dsn: str, progress: Progress) -> Mapping[str, int]:
         counts = export.counts()
         done, total = 0, sum(counts.values())
         for table in TABLES:
-            progress(table, done, total)
             for _ in target.fill(table, export.rows(table)):
                 done += 1
                 if done % STEP == 0:
                     progress(table, done, total)
+            progress(table, done, total)
         target.count_on(export.numbers())
         copied = target.counts(TABLES)
         if copied != counts:

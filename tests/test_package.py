@@ -23,6 +23,7 @@ START_SECONDS = 60
 STOP_SECONDS = 30
 
 TOP_LEVEL = {
+    "docs",
     *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "constraints.txt", "pyproject.toml"),
     *("proxy", "static", "tests", "examples"),
 }

@@ -30,7 +30,7 @@ from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
 
-log = logging.getLogger("proxy.collector")
+log = logging.getLogger("proxy.push")
 
 _ALLOW: Header = (b"allow", b"POST, OPTIONS")
 _VARY: Header = (b"vary", b"Origin")

@@ -60,9 +60,6 @@ INSERT INTO held (visitor, id, body, since) VALUES (?, ?, ?, ?);
 -- name: unhold
 DELETE FROM held WHERE seq = ?;
 
--- name: unhold_visitor
-DELETE FROM held WHERE visitor = ? RETURNING length(body);
-
 -- name: change_visitor
 -- ?3: retired; ?4: identified; ?5: lane key of the person whose log-out it was born of.
 INSERT INTO visitors (id, at, retired, identified, left) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET at = ?2,
@@ -176,6 +173,9 @@ SELECT id, key FROM lanes WHERE key = ?;
 SELECT lanes.id, lanes.key FROM aliases JOIN lanes ON lanes.id = aliases.lane WHERE aliases.key = ?;
 
 -- ──── outbox
+
+-- name: unhold_visitor
+DELETE FROM held WHERE visitor = ? RETURNING length(body);
 
 -- name: tally
 INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
