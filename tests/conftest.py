@@ -1,4 +1,8 @@
-"""Fixtures that several files ask for by name. `test_engines` has browsers of its own, by the same name."""
+"""Fixtures that several files ask for by name.
+
+A server and the fake SendX behind it live as long as a file of tests; `server_settings` says what is special to that file's server.
+`tests/browser/engines` has browsers of its own, by the same name, and `tests/system` scripted ones.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,14 +13,65 @@ from playwright.sync_api import Browser
 
 from proxy.app import create_app
 from proxy.config.settings import load_settings
-from proxy.sandbox.api import create_sandbox
+from proxy.sandbox.api import Sandbox, create_sandbox
+from tests.support import postgres
 from tests.support.browser import Visit, chromium, visiting
 from tests.support.live import serving
+from tests.support.server import API_KEY, TEAM, Server, running
 from tests.support.site import Pages, SendX, Site, environment
 
 # How fast this machine makes an example is not what a test is about. Fixtures are the servers under test, which serve all examples.
 settings.register_profile("checks", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("checks")
+
+
+# The server as a process
+
+
+@pytest.fixture(scope="module")
+def sandbox_app() -> Iterator[tuple[Sandbox, str]]:
+    """The fake SendX, and its URL."""
+    app = create_sandbox(key=API_KEY, team_id=TEAM)
+    with serving(app) as url:
+        yield app.state.sandbox, url
+
+
+@pytest.fixture
+def sandbox(sandbox_app: tuple[Sandbox, str]) -> Iterator[Sandbox]:
+    """The fake SendX, without faults before and after."""
+    sandbox_app[0].heal()
+    yield sandbox_app[0]
+    sandbox_app[0].heal()
+
+
+@pytest.fixture(scope="module")
+def upstream(sandbox_app: tuple[Sandbox, str]) -> str:
+    """What `SCQ_UPSTREAM` has to be, for the dialect `rest`."""
+    return f"{sandbox_app[1]}/api/v1/rest"
+
+
+@pytest.fixture(scope="module")
+def server_settings() -> dict[str, str]:
+    """Settings of `server` beside the usual ones. A file of tests overrides this with its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def server(
+    upstream: str, server_settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One for all tests of a file: each has contacts and ids of its own."""
+    with running(tmp_path_factory.mktemp("server"), upstream, **server_settings) as started:
+        yield started
+
+
+@pytest.fixture
+def dsn() -> str:
+    """Of a new PostgreSQL database with the schema."""
+    return postgres.database()
+
+
+# The server in this process, and a real browser
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import pty
 import re
 import sqlite3
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -42,7 +39,7 @@ from proxy.store.postgres.outbox import open_outbox as open_postgres
 from proxy.store.records import DeadFilter, DeadReason, Fate, Settled, Settlement
 from proxy.store.sqlite.outbox import open_outbox as open_sqlite
 from tests.support import postgres
-from tests.support.server import clean_environ, command
+from tests.support.commands import Said, at_a_terminal, scq
 
 HOLD_AGE, DEAD_AGE = timedelta(days=30), timedelta(days=90)
 INCREMENT = Attributes(custom_fields={"Visits": "++1"})
@@ -76,10 +73,8 @@ async def database(dsn: str) -> AsyncIterator[Outbox]:
         await outbox.close()
 
 
-def copied(path: Path, dsn: str) -> subprocess.CompletedProcess[str]:
-    environ = clean_environ({"SCQ_STORE": dsn})
-    ran = command("copy", "--from", f"sqlite:///{path}")
-    return subprocess.run(ran, cwd=path.parent, env=environ, capture_output=True, text=True, check=False, timeout=60)
+def copied(path: Path, dsn: str) -> Said:
+    return scq("copy", "--from", f"sqlite:///{path}", cwd=path.parent, SCQ_STORE=dsn)
 
 
 async def fill(outbox: Outbox) -> None:
@@ -157,11 +152,6 @@ async def emptied(outbox: Outbox) -> list[tuple[str, tuple[str, ...]]]:
 
 
 @pytest.fixture
-def dsn() -> str:
-    return postgres.database()
-
-
-@pytest.fixture
 async def filled(tmp_path: Path) -> Path:
     path = tmp_path / "scq.db"
     async with file(path) as outbox:
@@ -171,7 +161,7 @@ async def filled(tmp_path: Path) -> Path:
 
 async def test_a_copy_knows_all_that_the_original_knows(filled: Path, dsn: str) -> None:
     said = await asyncio.to_thread(copied, filled, dsn)
-    assert said.returncode == 0, said.stderr
+    assert said.code == 0, said.err
     async with file(filled) as original, database(dsn) as copy:
         assert await everything(copy) == await everything(original)
         (ambiguous, rejected) = sorted(letter.reason for letter in await copy.dead_letters(DeadFilter(), 0, 100))
@@ -195,10 +185,10 @@ async def test_a_copy_knows_all_that_the_original_knows(filled: Path, dsn: str) 
 async def test_a_copy_says_what_was_copied_and_leaves_the_file_as_it_was(filled: Path, dsn: str) -> None:
     before = filled.read_bytes()
     said = await asyncio.to_thread(copied, filled, dsn)
-    assert (said.returncode, said.stderr.count("Store: PostgreSQL at ")) == (0, 1)
-    assert "the numbers of both stores are the same" in said.stdout
-    assert re.search(r"^  pushes +7$", said.stdout, re.MULTILINE)
-    assert "must not be served again" in said.stdout
+    assert (said.code, said.err.count("Store: PostgreSQL at ")) == (0, 1)
+    assert "the numbers of both stores are the same" in said.out
+    assert re.search(r"^  pushes +7$", said.out, re.MULTILINE)
+    assert "must not be served again" in said.out
     async with file(filled) as original:
         assert (await original.stats()).waiting == 7
     assert len(filled.read_bytes()) >= len(before)
@@ -209,8 +199,8 @@ async def test_a_target_that_was_used_is_refused_and_left_as_it_was(filled: Path
         await carry_out(outbox, queued("somebody@example.com"))
     for _ in range(2):
         said = await asyncio.to_thread(copied, filled, dsn)
-        assert (said.returncode, said.stdout) == (2, "")
-        assert "The target is not empty (1 in lanes, 1 in pushes): nothing was copied." in said.stderr
+        assert (said.code, said.out) == (2, "")
+        assert "The target is not empty (1 in lanes, 1 in pushes): nothing was copied." in said.err
     async with database(dsn) as outbox:
         assert (await outbox.stats()).waiting == 1
 
@@ -218,8 +208,8 @@ async def test_a_target_that_was_used_is_refused_and_left_as_it_was(filled: Path
 async def test_a_file_that_is_served_is_refused(filled: Path, dsn: str) -> None:
     async with file(filled):
         said = await asyncio.to_thread(copied, filled, dsn)
-    assert (said.returncode, said.stdout) == (2, "")
-    assert "is in use by another process" in said.stderr
+    assert (said.code, said.out) == (2, "")
+    assert "is in use by another process" in said.err
     async with database(dsn) as outbox:
         assert (await outbox.stats()).waiting == 0
 
@@ -227,14 +217,14 @@ async def test_a_file_that_is_served_is_refused(filled: Path, dsn: str) -> None:
 async def test_a_target_that_a_node_serves_is_refused(filled: Path, dsn: str) -> None:
     async with database(dsn):
         said = await asyncio.to_thread(copied, filled, dsn)
-    assert (said.returncode, said.stdout) == (2, "")
-    assert "A node is connected to the target: stop it" in said.stderr
+    assert (said.code, said.out) == (2, "")
+    assert "A node is connected to the target: stop it" in said.err
 
 
 async def test_a_target_without_a_schema_is_refused(filled: Path) -> None:
     said = await asyncio.to_thread(copied, filled, postgres.postgres().empty_database())
-    assert (said.returncode, said.stdout) == (2, "")
-    assert "run scq-proxy migrate" in said.stderr
+    assert (said.code, said.out) == (2, "")
+    assert "run scq-proxy migrate" in said.err
 
 
 @pytest.mark.parametrize(
@@ -249,12 +239,9 @@ async def test_a_target_without_a_schema_is_refused(filled: Path) -> None:
 def test_a_store_is_moved_from_sqlite_to_postgresql_and_in_no_other_way(
     tmp_path: Path, arguments: list[str], wrong: str
 ) -> None:
-    environ = clean_environ({"SCQ_STORE": "sqlite:///c.db"})
-    said = subprocess.run(
-        command("copy", *arguments), cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (said.returncode, said.stdout) == (2, "")
-    assert wrong in " ".join(said.stderr.split())
+    said = scq("copy", *arguments, cwd=tmp_path, SCQ_STORE="sqlite:///c.db")
+    assert (said.code, said.out) == (2, "")
+    assert wrong in " ".join(said.err.split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -262,7 +249,7 @@ async def test_an_erasure_that_had_begun_is_finished_first(filled: Path, dsn: st
     with contextlib.closing(sqlite3.connect(filled)) as connection:
         connection.execute("INSERT INTO erasures VALUES ('ann@example.com', ?)", (time.time() + 1,))
         connection.commit()
-    assert (await asyncio.to_thread(copied, filled, dsn)).returncode == 0
+    assert (await asyncio.to_thread(copied, filled, dsn)).code == 0
     async with database(dsn) as copy:
         known = await everything(copy)
     assert known["seen"][1].after is None  # type: ignore[index]
@@ -271,27 +258,14 @@ async def test_an_erasure_that_had_begun_is_finished_first(filled: Path, dsn: st
 async def test_a_name_that_postgresql_cannot_hold_is_counted_under_one_that_it_can(filled: Path, dsn: str) -> None:
     async with file(filled) as original:
         await carry_out(original, NotOffered("x\0y", "SCQ_TAGS"), NotOffered("x\ufffdy", "SCQ_TAGS"))
-    assert (await asyncio.to_thread(copied, filled, dsn)).returncode == 0
+    assert (await asyncio.to_thread(copied, filled, dsn)).code == 0
     async with database(dsn) as copy:
         names = (await copy.stats()).refused_names
     assert {refused.name: refused.count for refused in names} == {"a": 1, "x\ufffdy": 2}
 
 
 async def test_a_terminal_is_shown_how_far_it_has_come(filled: Path, dsn: str) -> None:
-    assert re.search(rb"(\d\d)/\1", await asyncio.to_thread(shown_on_a_terminal, filled, dsn))
-
-
-def shown_on_a_terminal(path: Path, dsn: str) -> bytes:
-    ours, theirs = pty.openpty()
-    environ = clean_environ({"SCQ_STORE": dsn, "TERM": "xterm"})
-    process = subprocess.Popen(
-        command("copy", "--from", f"sqlite:///{path}"), env=environ, stdout=subprocess.DEVNULL, stderr=theirs
-    )
-    os.close(theirs)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other end is closed
-        while chunk := os.read(ours, 4_096):
-            shown += chunk
-    os.close(ours)
-    assert process.wait(60) == 0
-    return shown
+    arguments = ("copy", "--from", f"sqlite:///{filled}")
+    said = await asyncio.to_thread(at_a_terminal, *arguments, cwd=filled.parent, SCQ_STORE=dsn)
+    assert said.code == 0
+    assert re.search(r"(\d\d)/\1", said.err)

@@ -1,4 +1,4 @@
-"""What a real browser does with the shim, the proxy and the demo, judged by what reached the fake SendX.
+"""What a real browser does with the shim and the proxy, judged by what reached the fake SendX.
 
 Every part is the shipped one: the demo and `serve` run as commands, other proxies as `create_app`, and test pages stand on the
 proxy's own origin or on one it lists. Each test has a browser profile of its own, in which nothing may be thrown, no error
@@ -8,269 +8,27 @@ written to the console and no address or token put into a URL, unless the test t
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Page
 
-from proxy.app import create_app
-from proxy.config.settings import load_settings
 from tests.support.browser import Visit, offline
-from tests.support.live import eventually, free_port, serving
-from tests.support.site import TOLD, Pages, SendX, Site, environment, token
+from tests.support.site import TOLD, Site, token
+from tests.support.tabs import (
+    ANN,
+    BOB,
+    CLEO,
+    EMBED,
+    only_failed_loads,
+    outcomes,
+    push,
+    pushed,
+    send_apart,
+    track,
+)
 
 pytestmark = pytest.mark.browser
-
-COMMAND = Path(sys.executable).with_name("scq-proxy")
-ANN, BOB, CLEO = "ann@example.com", "bob@example.com", "cleo@example.com"
-
-# As `scq-proxy snippet` prints it.
-EMBED = '<script>window._scq = window._scq || [];</script><script async src="/scq/scq.js"></script>'
-
-# The parts
-
-
-def send_apart(url: str, origin: str, identify: dict[str, Any]) -> None:
-    """Push an identify from another browser."""
-    pushes = [{"id": os.urandom(16).hex(), "call": ["identify", identify]}]
-    headers = {"Origin": origin, "Content-Type": "text/plain"}
-    body = json.dumps({"v": 1, "pushes": pushes}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/scq/push", body, headers), timeout=10) as answer:
-        assert json.load(answer)["results"][0]["status"] == "accepted"
-
-
-@contextmanager
-def running(log: Path, *arguments: str, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command `scq-proxy`, its output in `log`. Left alive, it is ended as by Ctrl-C and must then end well."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SCQ_")}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [COMMAND, *arguments], cwd=log.parent, env=clean | environ, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        yield process
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait()
-        sys.stdout.write(log.read_text())  # shown when the test fails
-
-
-def is_up(url: str, process: subprocess.Popen[bytes]) -> bool:
-    """Whether the proxy answers. Raises AssertionError once its process has ended."""
-    assert process.poll() is None, "the command has ended: its log says why"
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=10):
-            return True
-    except OSError:
-        return False
-
-
-# Fixtures
-
-
-@pytest.fixture
-def page(site: Site, visit: Visit) -> Page:
-    """A tab on a page with the embed tag."""
-    return visit.open(site.put("/", f"<script>{TOLD}</script>", EMBED))
-
-
-class Demo(NamedTuple):
-    shop: str
-    sendx: SendX
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The demo as a new user starts it. One for all its tests: each uses addresses of its own."""
-    log = tmp_path_factory.mktemp("demo") / "demo.log"
-    ports = free_port(), free_port()
-    with running(log, "demo", f"--port={ports[0]}", f"--sandbox-port={ports[1]}") as process:
-        shop, sendx = (f"http://127.0.0.1:{port}" for port in ports)
-        eventually(lambda: is_up(shop, process), 30)
-        assert shop in log.read_text()
-        assert sendx in log.read_text()
-        yield Demo(shop, SendX(sendx))
-    assert "@" not in log.read_text()
-
-
-# Steps
-
-
-def push(page: Page, method: str, fields: dict[str, Any], name: str = "") -> None:
-    """Push a call; with a name its outcome is written down."""
-    script = "([method, fields, name]) => { _scq.push([method, name ? {...fields, ...told(name)} : fields]); }"
-    page.evaluate(script, [method, fields, name])
-
-
-def track(page: Page, *tags: str) -> None:
-    """Push one track for each tag, all at once, with callbacks by the tags' names."""
-    script = "(tags) => { for (const tag of tags) _scq.push(['track', {addTags: [tag], ...told(tag)}]); }"
-    page.evaluate(script, list(tags))
-
-
-def outcomes(page: Page, expected: int) -> list[list[str]]:
-    """Which callbacks have run, in order, once so many have: [name, which, status or reason]."""
-    page.wait_for_function("(expected) => outcomes.length >= expected", arg=expected)
-    found: list[list[str]] = page.evaluate("outcomes")
-    return found
-
-
-def pushed(visit: Visit) -> list[list[Any]]:
-    """The calls of all requests that the pages made to the proxy, repeats included."""
-    bodies = [json.loads(request.post_data or "") for request in visit.requests("/push")]
-    return [push["call"] for body in bodies for push in body["pushes"]]
-
-
-def only_failed_loads(errors: list[str]) -> bool:
-    """Whether all that was complained about is the browser's own line on a request that failed."""
-    return all("Failed to load resource" in error or "blocked by CORS policy" in error for error in errors)
-
-
-def wire_statuses(page: Page) -> list[int]:
-    """The statuses of the answers from here on, also of those that the browser keeps from the page. The list grows."""
-    statuses: list[int] = []
-    session = page.context.new_cdp_session(page)
-    session.send("Network.enable")
-    session.on("Network.responseReceivedExtraInfo", lambda event: statuses.append(event["statusCode"]))
-    return statuses
-
-
-def log_in(page: Page, email: str) -> None:
-    page.click("#login")
-    page.fill("#email", email)
-    page.click("#login-form button")
-    page.wait_for_selector("#logout")
-    newest(page, "identify", "accepted")
-
-
-def newest(page: Page, call: str, status: str) -> str:
-    """Wait until the newest push on the shop's panel is this one, with this outcome; returns what is shown of it."""
-    item = page.locator("#log li").first
-    selector = f'#log li:first-child[data-status="{status}"] code'
-    page.wait_for_function(
-        "([selector, call]) => document.querySelector(selector)?.textContent.includes(call)", arg=[selector, call]
-    )
-    return item.inner_text()
-
-
-# The demo, in a new user's hands
-
-
-def test_the_tag_of_who_logs_in_and_fills_the_cart_lands_on_the_sandboxs_page(demo: Demo, visit: Visit) -> None:
-    shop = visit.open(demo.shop)
-    log_in(shop, "ada@demo.test")
-    shop.click("#add-teapot")
-    newest(shop, "cart: Teapot", "accepted")
-    demo.sendx.await_story("ada@demo.test", "identify", "+cart: Teapot")
-    with shop.expect_popup() as opened:
-        shop.click("#sandbox")
-    contact = opened.value.locator("#contacts .item", has_text="ada@demo.test")
-    contact.locator(".tag", has_text="cart: Teapot").wait_for()
-
-
-def test_what_was_put_into_the_cart_before_the_log_in_is_held_and_arrives_behind_the_identify(
-    demo: Demo, visit: Visit
-) -> None:
-    shop = visit.open(demo.shop)
-    shop.click("#add-sencha")
-    newest(shop, "cart: Sencha", "held")
-    shop.click("#add-cups")
-    newest(shop, "cart: Pair of cups", "held")
-    log_in(shop, "grace@demo.test")
-    demo.sendx.await_story("grace@demo.test", "identify", "+cart: Sencha", "+cart: Pair of cups")
-
-
-def test_what_is_pushed_after_the_log_out_is_held_and_reaches_nobody(demo: Demo, visit: Visit) -> None:
-    shop = visit.open(demo.shop)
-    log_in(shop, "joan@demo.test")
-    shop.click("#logout")
-    shop.wait_for_selector("#login")
-    newest(shop, "reset", "accepted")
-    shop.click("#add-teapot")
-    newest(shop, "cart: Teapot", "held")
-    log_in(shop, "kay@demo.test")  # the next person at the same browser
-    shop.click("#add-cups")
-    demo.sendx.await_story("kay@demo.test", "identify", "+cart: Pair of cups")
-    assert demo.sendx.story("joan@demo.test") == ["identify"]
-
-
-def test_a_held_push_goes_to_the_person_who_left_when_they_come_back(demo: Demo, visit: Visit) -> None:
-    shop = visit.open(demo.shop)
-    log_in(shop, "lois@demo.test")
-    shop.click("#logout")
-    shop.wait_for_selector("#login")
-    shop.click("#add-teapot")
-    newest(shop, "cart: Teapot", "held")
-    send_apart(demo.shop, demo.shop, {"email": "another@demo.test"})
-    demo.sendx.await_story("another@demo.test", "identify")
-    assert demo.sendx.story("lois@demo.test") == ["identify"]
-    log_in(shop, "lois@demo.test")
-    eventually(lambda: "+cart: Teapot" in demo.sendx.story("lois@demo.test"))
-
-
-@pytest.mark.parametrize("logged_in", [True, False])
-def test_the_page_cannot_take_the_tag_that_only_the_back_end_gives(demo: Demo, visit: Visit, logged_in: bool) -> None:
-    email = "mary@demo.test" if logged_in else "nobody-yet@demo.test"
-    shop = visit.open(demo.shop)
-    if logged_in:
-        log_in(shop, email)
-    shop.click("#steal")
-    shown = newest(shop, "paid user", "refused")
-    assert "tag-not-allowed" in shown
-    assert "do not let a browser give this tag" in shown
-    if not logged_in:
-        log_in(shop, email)
-    shop.click("#add-teapot")
-    demo.sendx.await_story(email, "identify", "+cart: Teapot")
-
-
-def test_an_upgrade_lands_as_the_tag_that_the_back_end_vouches_for(demo: Demo, visit: Visit) -> None:
-    shop = visit.open(demo.shop)
-    log_in(shop, "nan@demo.test")
-    shop.click("#upgrade")
-    shop.wait_for_selector("#paid:visible")
-    newest(shop, "identify", "accepted")
-    demo.sendx.await_story("nan@demo.test", "identify", "+clicked upgrade", "identify", "+paid user")
-
-
-def sign_up(shop: Page, email: str) -> None:
-    shop.fill("#newsletter-name", "Olga")
-    shop.fill("#newsletter-email", email)
-    shop.click("#newsletter-form button")
-    shop.wait_for_function("document.getElementById('newsletter-result').textContent.includes('you are on the list')")
-
-
-def test_the_newsletter_form_works_for_somebody_who_is_not_logged_in(demo: Demo, visit: Visit) -> None:
-    shop = visit.open(demo.shop)
-    sign_up(shop, "olga@demo.test")
-    demo.sendx.await_story("olga@demo.test", "identify", "+newsletter")
-    contact = demo.sendx.contact("olga@demo.test")
-    assert contact is not None
-    assert contact["firstName"] == "Olga"
-
-
-def test_a_colleagues_address_in_the_newsletter_form_leaves_the_visitor_who_they_are(demo: Demo, visit: Visit) -> None:
-    shop = visit.open(demo.shop)
-    log_in(shop, "pat@demo.test")
-    sign_up(shop, "colleague@demo.test")
-    shop.click("#add-teapot")
-    newest(shop, "cart: Teapot", "accepted")
-    demo.sendx.await_story("colleague@demo.test", "identify", "+newsletter")
-    demo.sendx.await_story("pat@demo.test", "identify", "+cart: Teapot")
 
 
 # success and failure
@@ -568,126 +326,12 @@ def test_two_hundred_pushes_at_once_arrive_once_each_and_in_order(page: Page, si
     )
     push(page, "identify", token(ANN))
     track(page, *tags)
-    page.wait_for_function("outcomes.length >= 199", timeout=30_000)
+    page.wait_for_function("outcomes.length >= 199")
     assert page.evaluate("texts") < 5_000, "each push is written again for every other"
     assert page.evaluate("outcomes.map(([tag]) => tag)") == tags
     site.sendx.await_story(ANN, "identify", *(f"+{tag}" for tag in tags))
     # At 50 pushes a second and address the proxy slows such a page down.
     assert {error.partition("429")[1] for error in visit.take_errors()} <= {"429"}
-
-
-@dataclass
-class Served:
-    """A page on one port and `scq-proxy serve` on another, which a test may stop and start."""
-
-    page: str
-    sendx: SendX
-    start: Callable[..., Any]  # a context manager; takes settings
-
-
-@pytest.fixture
-def served(tmp_path: Path, sendx: SendX) -> Iterator[Served]:
-    port, pages = free_port(), Pages()
-    url = f"http://127.0.0.1:{port}"
-    with serving(pages.app) as origin:
-        pages.put("/", f'<!doctype html><script>{TOLD} var _scq = [];</script><script src="{url}/scq/scq.js"></script>')
-
-        @contextmanager
-        def start(**given: str) -> Iterator[subprocess.Popen[bytes]]:
-            environ = environment(tmp_path, sendx, SCQ_PORT=str(port), SCQ_ORIGINS=origin, **given)
-            with running(tmp_path / "serve.log", "serve", **environ) as process:
-                eventually(lambda: is_up(url, process), 30)
-                yield process
-
-        yield Served(f"{origin}/", sendx, start)
-
-
-def test_what_is_pushed_while_the_proxy_is_down_arrives_once_and_in_order_when_it_is_up_again(
-    served: Served, visit: Visit
-) -> None:
-    page = visit.context.new_page()
-    page.clock.install()
-    with served.start():
-        page.goto(served.page)
-        push(page, "identify", token(ANN), "identify")
-        outcomes(page, 1)
-        served.sendx.await_story(ANN, "identify")
-    page.clock.pause_at(datetime.now(UTC) + timedelta(minutes=1))  # however long the proxy takes to start
-    with visit.context.expect_event("requestfailed"):
-        track(page, "t-1")
-    track(page, "t-2", "t-3")
-    with served.start():
-        page.clock.run_for(1_000)
-        page.clock.resume()
-        expected = [[name, "success", "accepted"] for name in ("identify", "t-1", "t-2", "t-3")]
-        assert outcomes(page, 4) == expected
-        served.sendx.await_story(ANN, "identify", "+t-1", "+t-2", "+t-3")
-        track(page, "t-4")
-        assert outcomes(page, 5) == [*expected, ["t-4", "success", "accepted"]]
-    assert only_failed_loads(visit.take_errors())
-
-
-def test_what_a_full_disk_turned_away_is_kept_and_tried_again_by_itself(served: Served, visit: Visit) -> None:
-    page = visit.context.new_page()
-    page.clock.install()
-    with served.start(SCQ_MIN_FREE_MB="1000000"):
-        page.goto(served.page)
-        with visit.context.expect_event("response", lambda response: response.url.endswith("/push")) as answer:
-            push(page, "identify", token(ANN), "identify")
-        track(page, "t-1", "t-2")
-        assert answer.value.status == 503
-        assert answer.value.all_headers()["retry-after"] == "30"
-        page.clock.fast_forward(29_000)
-        assert outcomes(page, 3) == [[name, "failure", "timeout"] for name in ("identify", "t-1", "t-2")]
-        assert len(visit.requests("/push")) == 1  # Retry-After is a minimum
-    with served.start():
-        page.clock.fast_forward(3_000)
-        served.sendx.await_story(ANN, "identify", "+t-1", "+t-2")
-        track(page, "t-3")
-        assert outcomes(page, 4)[3:] == [["t-3", "success", "accepted"]]
-    assert only_failed_loads(visit.take_errors())
-
-
-# Origins
-
-
-def test_a_page_on_a_listed_origin_of_the_same_site_has_its_visitor_remembered(served: Served, visit: Visit) -> None:
-    with served.start():
-        page = visit.open(served.page)
-        statuses = wire_statuses(page)
-        push(page, "identify", token(ANN), "identify")
-        outcomes(page, 1)
-        assert 202 in statuses
-        assert 204 not in statuses  # no preflight
-        page.reload()
-        track(page, "t-1")
-        assert outcomes(page, 1) == [["t-1", "success", "accepted"]]
-        served.sendx.await_story(ANN, "identify", "+t-1")
-        cookies = [(cookie["name"], cookie["httpOnly"], cookie["sameSite"]) for cookie in visit.context.cookies()]
-        assert cookies == [("scq", True, "Lax")]
-
-
-def test_a_page_of_another_site_is_refused_even_when_listed_and_not_harmed(
-    visit: Visit, tmp_path: Path, sendx: SendX
-) -> None:
-    pages = Pages()
-    with serving(pages.app) as elsewhere:
-        origin = elsewhere.replace("127.0.0.1", "localhost")
-        settings = load_settings(environment(tmp_path, sendx, SCQ_ORIGINS=origin), None)
-        with serving(create_app(settings)) as url:
-            pages.put("/", f'<script>{TOLD} var _scq = [];</script><script src="{url}/scq/scq.js"></script>')
-            page = visit.open(origin)
-            statuses = wire_statuses(page)
-            push(page, "identify", token(ANN), "identify")
-            assert outcomes(page, 1) == [["identify", "failure", "origin-not-allowed"]]
-            assert 403 in statuses
-            assert page.evaluate("typeof _scq.push(['track', {addTags: ['t-1']}])") == "number"
-            send_apart(url, origin, token(BOB))
-            sendx.await_story(BOB, "identify")
-            assert sendx.story(ANN) == []
-            assert visit.context.cookies() == []
-            page.close()
-    assert only_failed_loads(visit.take_errors())
 
 
 # One browser, several tabs and people

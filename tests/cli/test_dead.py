@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import re
 import socket
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,16 +26,15 @@ from proxy.core.decision import Decision, Enqueue
 from proxy.core.visitors import Trust
 from proxy.ops.control import socket_path
 from proxy.ops.dead_letters import STEP, ReplayDead, Selection, StoreCommands
-from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
 from proxy.store.records import DeadReason, Fate, Settled, Settlement
 from proxy.store.sqlite.outbox import open_outbox
 from proxy.stores import open_store_file
-from tests.cli.test_main import SECONDS, Said, clean, scq
-from tests.support.live import eventually, serving
+from tests.support.commands import Said, at_a_terminal, clean, scq, spawn
+from tests.support.live import PATIENCE_SECONDS, eventually
 from tests.support.server import (
     ADMIN_TOKEN,
-    API_KEY,
     Browser,
     Server,
     arrived,
@@ -47,38 +45,20 @@ from tests.support.server import (
     login,
     new_email,
     new_id,
-    running,
     token,
     track,
 )
 
 REFUSED = Fault(status=422)
 DOWN = Fault(status=503)
-PATIENCE = 40.0  # seconds in which a few back-offs have ended
 SUBCOMMANDS = ("list", "show", "export", "replay", "discard")
 KEYS = ["id", "contact", "reason", "at", "push", "kind", "detail", "attempts", "since"]
 INSTANT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 @pytest.fixture(scope="module")
-def sendx() -> Iterator[tuple[Sandbox, str]]:
-    app = create_sandbox(key=API_KEY)
-    with serving(app) as url:
-        yield app.state.sandbox, f"{url}/api/v1/rest"
-
-
-@pytest.fixture
-def sandbox(sendx: tuple[Sandbox, str]) -> Iterator[Sandbox]:
-    """Without faults, before and after."""
-    sendx[0].heal()
-    yield sendx[0]
-    sendx[0].heal()
-
-
-@pytest.fixture
-def server(tmp_path: Path, sendx: tuple[Sandbox, str], sandbox: Sandbox) -> Iterator[Server]:
-    with running(tmp_path, sendx[1], SCQ_TAGS="*", SCQ_FIELDS="firstName", SCQ_ADMIN_TOKEN=ADMIN_TOKEN) as server:
-        yield server
+def server_settings() -> dict[str, str]:
+    return {"SCQ_TAGS": "*", "SCQ_FIELDS": "firstName", "SCQ_ADMIN_TOKEN": ADMIN_TOKEN}
 
 
 def ask(server: Server, *arguments: str) -> Said:
@@ -351,7 +331,7 @@ def test_a_replayed_dead_letter_goes_behind_what_waits_and_arrives_when_sendx_he
     assert status(server)["waiting"] == 2
     sandbox.heal()
     back(server)
-    assert arrives(sandbox, email, "+one", PATIENCE) == ["identify", "+two", "+one"]
+    assert arrives(sandbox, email, "+one") == ["identify", "+two", "+one"]
     assert sums_add_up(server)
     assert email not in server.log
 
@@ -502,7 +482,7 @@ def test_a_reader_that_has_gone_does_not_stop_a_discard_half_way(tmp_path: Path)
             stdout=writing,
             stderr=subprocess.PIPE,
             check=False,
-            timeout=SECONDS,
+            timeout=PATIENCE_SECONDS,
         )
     finally:
         os.close(writing)
@@ -520,7 +500,7 @@ def test_a_condition_that_the_server_does_not_know_is_refused_and_not_overlooked
     bury(server, sandbox, Browser(server), email, login(email))
     for asked in ({"selection": {"colour": "red"}}, {"selection": {"reason": "boredom"}}, {"selection": 3}):
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(SECONDS)
+            connection.settimeout(PATIENCE_SECONDS)
             connection.connect(str(socket_path(server.store)))
             connection.sendall(json.dumps({"command": "dead_discard"} | asked).encode() + b"\n")
             answer = json.loads(connection.recv(65_536))
@@ -532,19 +512,12 @@ def test_a_server_that_breaks_off_half_way_is_no_success(tmp_path: Path) -> None
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(socket_path(tmp_path / "scq.db")))
         listener.listen()
-        process = subprocess.Popen(
-            command("dead", "replay", "--all"),
-            cwd=tmp_path,
-            env=clean({}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = spawn("dead", "replay", "--all", cwd=tmp_path)
         connection, _ = listener.accept()
         with connection:
             connection.recv(1_000)
             connection.sendall(b'{"ok":{"done":500,"total":900}}\n')
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (2, "")
     assert "The running server broke off" in err
 
@@ -614,7 +587,7 @@ def test_erase_takes_an_address_and_an_existing_store(tmp_path: Path) -> None:
     assert "ada@" not in said.err
 
 
-# Stores with many dead letters, and terminals
+# Stores with many dead letters
 
 
 def buried_store(directory: Path, count: int) -> Path:
@@ -650,34 +623,3 @@ def stored(path: Path) -> list[str]:
     """Ids of the dead letters, read behind everybody's back."""
     with closing(sqlite3.connect(path)) as store:
         return [push_id for (push_id,) in store.execute("SELECT id FROM dead ORDER BY seq")]
-
-
-def at_a_terminal(*arguments: str, cwd: Path, typed: str = "") -> Said:
-    """A command whose standard input and standard error are a terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        command(*arguments),
-        cwd=cwd,
-        env=clean({"TERM": "xterm", "COLUMNS": "100"}),
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    )
-    os.close(theirs)
-    os.write(ours, typed.encode())
-    err = b"".join(_chunks(ours))
-    os.close(ours)
-    out, _ = process.communicate(timeout=SECONDS)
-    said = Said(process.returncode, out, err.decode())
-    assert "Traceback" not in said.out + said.err
-    return said
-
-
-def _chunks(terminal: int) -> Iterator[bytes]:
-    """All that is written to a terminal until nobody holds it any more, which Linux reports as an error."""
-    try:
-        while chunk := os.read(terminal, 65_536):
-            yield chunk
-    except OSError:
-        return

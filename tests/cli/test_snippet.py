@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from proxy.web.shim import load_shim
-from tests.cli.test_main import Said, scq
 from tests.support.browser import Visit
-from tests.support.live import eventually
+from tests.support.commands import Said, scq
+from tests.support.live import PATIENCE_SECONDS, eventually
 from tests.support.site import TOLD, Site
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_inline_is_the_script_byte_for_byte(tmp_path: Path) -> None:
 def test_the_hashed_address_and_its_integrity_are_those_of_the_served_script(site: Site, tmp_path: Path) -> None:
     said = snippet(tmp_path, "--hashed")
     address, integrity = re.findall(r'src="([^"]+)" integrity="sha384-([^"]+)" crossorigin="anonymous"', said.out)[0]
-    answer = httpx.get(site.url + address)
+    answer = httpx.get(site.url + address, timeout=PATIENCE_SECONDS)
     assert base64.b64encode(hashlib.sha384(answer.content).digest()).decode() == integrity
     assert "immutable" in answer.headers["cache-control"]
     assert "after each upgrade" in said.err
@@ -204,3 +204,22 @@ def test_what_does_not_go_together_is_refused_with_the_option_named(
     said = scq("snippet", *options, cwd=tmp_path)
     assert (said.code, said.out) == (2, "")
     assert other in said.err
+
+
+def test_the_snippet_follows_the_prefix_of_the_environment_and_of_the_env_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SCQ_PREFIX=/from/file\n", "utf-8")
+    assert 'src="/from/file/scq.js"' in scq("snippet", cwd=tmp_path).out
+    assert 'src="/given/scq.js"' in scq("snippet", cwd=tmp_path, SCQ_PREFIX="/given").out
+
+
+def test_the_snippet_names_another_host_if_asked(tmp_path: Path) -> None:
+    said = scq("snippet", "--host", "t.example.com", cwd=tmp_path)
+    assert 'src="https://t.example.com/scq/scq.js"' in said.out
+
+
+@pytest.mark.parametrize("host", ["https://t.example.com", "t.example.com/", 'x"><script>', "a b"])
+def test_the_snippet_takes_a_host_name_only(tmp_path: Path, host: str) -> None:
+    said = scq("snippet", "--host", host, cwd=tmp_path)
+    assert (said.code, said.out) == (2, "")
+    assert "--host" in said.err
+    assert "t.example.com" in said.err

@@ -18,10 +18,8 @@ import yaml
 from proxy.config.settings import SPECS, load_settings
 from proxy.sandbox.api import Sandbox
 from tests.support.live import eventually, free_port
+from tests.support.nodes import Load, judge, node
 from tests.support.server import KID_KEY, SHOP, Server, login, new_email, new_id, track
-from tests.system.test_nodes import Load, dsn, judge, node, sandbox, sandbox_app, upstream
-
-__all__ = ["dsn", "sandbox", "sandbox_app", "upstream"]  # fixtures
 
 NODES = Path(__file__).parents[2] / "examples" / "nodes"
 SECRETS = {

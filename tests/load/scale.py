@@ -50,13 +50,12 @@ from proxy.sandbox.faults import Fault
 from proxy.store.sqlite.outbox import open_outbox
 from tests.load.soak import Mortal, quiet_port
 from tests.support.crowd import SETTINGS
-from tests.support.live import eventually, serving
+from tests.support.live import PATIENCE_SECONDS, eventually, serving
 from tests.support.oracle import Report, report_of
 from tests.support.server import (
     ADMIN_TOKEN,
     API_KEY,
     SHOP,
-    STOP_SECONDS,
     Browser,
     Json,
     clean_environ,
@@ -75,7 +74,6 @@ CONNECTIONS = 16
 WARM_UP = 64  # pushes of each turn that do not count
 DUE_SECONDS = 0.02  # between pushes of a steady load
 SCRAPE_SECONDS = 1.0
-PATIENCE_SECONDS = 120.0
 MAX_FAIRNESS, MAX_START_SECONDS, MAX_GROWTH_MB, MAX_SLOWDOWN = 1.25, 3.0, 50.0, 1.2
 
 
@@ -253,7 +251,7 @@ class Node(Mortal):
         """Costs next to nothing, so that asking again and again does not slow down the start."""
         with (
             suppress(OSError, http.client.HTTPException),
-            closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=STOP_SECONDS)) as connection,
+            closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)) as connection,
         ):
             connection.request("GET", path)
             return connection.getresponse().status == 200
@@ -333,7 +331,7 @@ def sandbox_process(port: int) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            process.wait(STOP_SECONDS)
+            process.wait(PATIENCE_SECONDS)
 
 
 # --- One contact that always fails -------------------------------------------------------------------------------------

@@ -33,18 +33,18 @@ import msgspec
 
 from proxy.core.cookies import CookieCodec
 from proxy.sandbox.api import Recorded, Sandbox
-from tests.support.live import eventually, free_port
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port
 
 API_KEY = "sendx-team-api-key-" + "A" * 21
 COOKIE_KEY = "cookie-signing-key-" + "B" * 21
 IDENTITY_KEY = "identity-hs256-key-" + "C" * 21
 KID_KEY = "identity-key-with-kid-" + "D" * 20
 ADMIN_TOKEN = "admin-bearer-token-" + "E" * 21
-SHOP = "https://shop.example"
+SERVER_KEY = "server-key-of-the-shop-" + "1" * 20
+TEAM = "team-4711"
+HOST = "shop.example"
+SHOP = f"https://{HOST}"
 LOCAL = "http://localhost:3000"
-
-START_SECONDS = 20.0
-STOP_SECONDS = 30.0
 
 Json = Any
 Cookies = dict[str, str]
@@ -64,7 +64,7 @@ def environment(upstream: str, store: Path, **more: str) -> dict[str, str]:
         "SCQ_STORE": f"sqlite:///{store}",
         "SCQ_RATE_PER_IP": "0",
         "SCQ_LOG_LEVEL": "debug",
-        "SCQ_UPSTREAM_TIMEOUT": "3",
+        "SCQ_UPSTREAM_TIMEOUT": "50",
         **more,
     }
 
@@ -94,7 +94,8 @@ class Server:
         self.prefix = self.settings.get("SCQ_PREFIX", "/scq")
         self._process: subprocess.Popen[bytes] | None = None
         # A jar that keeps nothing: who sends which cookie is the test's business.
-        self.client = httpx.Client(base_url=self.url, cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+        jar = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+        self.client = httpx.Client(base_url=self.url, cookies=jar, timeout=PATIENCE_SECONDS)
 
     @property
     def log(self) -> str:
@@ -113,20 +114,20 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
-        eventually(lambda: self._answers("/readyz" if ready else "/healthz") or self.died(), START_SECONDS)
+        eventually(lambda: self._answers("/readyz" if ready else "/healthz") or self.died())
         assert not self.died(), f"the server ended at once:\n{self.log}"
 
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(STOP_SECONDS)
+        self._process.wait(PATIENCE_SECONDS)
 
     def stop(self) -> int:
         """SIGTERM; returns the exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(STOP_SECONDS)
+        return self._process.wait(PATIENCE_SECONDS)
 
     def terminate(self) -> None:
         """SIGTERM, without waiting for the end."""
@@ -142,7 +143,7 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             self.terminate()
             try:
-                self._process.wait(STOP_SECONDS)
+                self._process.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -150,7 +151,7 @@ class Server:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def wait(self, timeout: float = STOP_SECONDS) -> int:
+    def wait(self, timeout: float = PATIENCE_SECONDS) -> int:
         """Until it has ended; returns the exit code, negative for a signal."""
         assert self._process is not None
         return self._process.wait(timeout)
@@ -186,7 +187,7 @@ class Server:
 
     def raw(self, request: bytes) -> bytes:
         """Send bytes over a socket and return all that comes back until the server closes or falls silent."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS) as connection:
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(request)
             received = b""
@@ -367,7 +368,7 @@ def arrived(sandbox: Sandbox, email: str) -> list[str]:
     return [event for record in requests_about(sandbox, email) if record.applied for event in events(record)]
 
 
-def arrives(sandbox: Sandbox, email: str, last: str, timeout: float = 10.0) -> list[str]:
+def arrives(sandbox: Sandbox, email: str, last: str, timeout: float = PATIENCE_SECONDS) -> list[str]:
     """Wait until an event (`+tag`, say) has taken effect for a contact; returns `arrived`."""
     eventually(lambda: last in arrived(sandbox, email), timeout)
     return arrived(sandbox, email)

@@ -9,9 +9,7 @@ import itertools
 import json
 import signal
 import stat
-import subprocess
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,15 +18,14 @@ import pytest
 
 from proxy.sandbox.api import Recorded, Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
-from tests.support.live import eventually, free_port, serving
+from tests.support.commands import scq
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port, serving
 from tests.support.server import (
     API_KEY,
     Browser,
     Server,
     arrived,
     arrives,
-    clean_environ,
-    command,
     events,
     identify,
     login,
@@ -42,35 +39,20 @@ from tests.support.server import (
 )
 
 DOWN = Fault(status=503)
-PATIENCE = 40.0  # seconds in which a few back-offs have ended
 
 
 @pytest.fixture(scope="module")
-def sandbox_app() -> Iterator[tuple[Sandbox, str]]:
-    app = create_sandbox(key=API_KEY)
-    with serving(app) as url:
-        yield app.state.sandbox, f"{url}/api/v1/rest"
-
-
-@pytest.fixture(scope="module")
-def one_server(sandbox_app: tuple[Sandbox, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("durability"), sandbox_app[1], SCQ_FIELDS="firstName,Visits") as started:
-        yield started
+def server_settings() -> dict[str, str]:
+    return {"SCQ_FIELDS": "firstName,Visits"}
 
 
 @pytest.fixture
-def sandbox(sandbox_app: tuple[Sandbox, str]) -> Iterator[Sandbox]:
-    yield sandbox_app[0]
-    sandbox_app[0].heal()
-
-
-@pytest.fixture
-def server(one_server: Server) -> Server:
-    """One store for all tests, which is what a store is for; each has contacts and ids of its own."""
-    if one_server.died():
-        one_server.start()
-    one_server.log_path.write_text("")
-    return one_server
+def server(server: Server) -> Server:
+    """Alive at the start of each test, on one store for all of them, which is what a store is for."""
+    if server.died():
+        server.start()
+    server.log_path.write_text("")
+    return server
 
 
 def tags(found: list[str]) -> list[str]:
@@ -108,7 +90,7 @@ def test_a_push_acknowledged_just_before_kill_9_arrives_after_a_restart(server: 
     server.kill()
     sandbox.heal()
     server.start()
-    assert arrives(sandbox, ann, "+cart-1", PATIENCE) == ["identify", "+cart-1"]
+    assert arrives(sandbox, ann, "+cart-1") == ["identify", "+cart-1"]
 
 
 def test_after_kill_9_ids_holds_and_log_outs_are_still_known(server: Server, sandbox: Sandbox) -> None:
@@ -121,7 +103,7 @@ def test_after_kill_9_ids_holds_and_log_outs_are_still_known(server: Server, san
     server.kill()
     server.start()
     assert browser.statuses(track("cart-1"), login(ann), ids=[held, new_id()]) == ["duplicate", "accepted"]
-    assert arrives(sandbox, ann, "+cart-1", PATIENCE) == ["identify", "+cart-1"]
+    assert arrives(sandbox, ann, "+cart-1") == ["identify", "+cart-1"]
     late = leaver.request(["reset"], track("cart-2"), ids=[reset, new_id()], s=leaver.s, cookies=retired)
     assert outcomes(late.json()["results"]) == ["duplicate", "held"]
     late = leaver.request(track("cart-2"), s=old_s, cookies=retired)
@@ -134,7 +116,7 @@ def test_whatever_was_acknowledged_under_load_survives_kill_9_at_any_instant(ser
     busy = threading.Barrier(len(people) + 1)
 
     def push_until_killed(email: str) -> None:
-        with httpx.Client() as client:
+        with httpx.Client(timeout=PATIENCE_SECONDS) as client:
             browser = Browser(server)
             browser.logs_in(email)
             mine = promised[email] = []
@@ -160,7 +142,7 @@ def test_whatever_was_acknowledged_under_load_survives_kill_9_at_any_instant(ser
         thread.join()
     server.start()
     for email in people:
-        eventually(lambda email=email: set(promised[email]) <= set(arrived(sandbox, email)), PATIENCE)  # type: ignore[misc]
+        eventually(lambda email=email: set(promised[email]) <= set(arrived(sandbox, email)))  # type: ignore[misc]
         order = [f"+cart-{number}" for number in range(len(promised[email]) + 1)]
         assert nothing_overtook(requests_about(sandbox, email), order)
 
@@ -180,21 +162,14 @@ def test_kill_9_between_send_and_settle_leaves_an_increment_ambiguous_and_the_re
     eventually(lambda: all(requests_about(sandbox, email)[-1].fault == "hang" for email in people))
     server.kill()
     server.start()
-    assert arrives(sandbox, ann, "+cart-1", PATIENCE)[1:] == ["identify", "+cart-1"], "it was sent once, and hung"
-    eventually(lambda: requests_about(sandbox, bob)[-1].fault is None, PATIENCE)
+    assert arrives(sandbox, ann, "+cart-1")[1:] == ["identify", "+cart-1"], "it was sent once, and hung"
+    eventually(lambda: requests_about(sandbox, bob)[-1].fault is None)
     assert [events(record) for record in requests_about(sandbox, bob)][1:] == [["+cart-2"], ["+cart-2"]]
     contact = sandbox.contact(ann)
     assert contact is not None
     assert contact.custom_fields == {"Visits": "1"}
-    listed = subprocess.run(
-        command("dead", "list", "--json", "--contact", ann),
-        cwd=server.directory,
-        env=clean_environ(server.settings),
-        capture_output=True,
-        check=True,
-        timeout=30,
-    )
-    (letter,) = [json.loads(line) for line in listed.stdout.splitlines()]
+    listed = scq("dead", "list", "--json", "--contact", ann, cwd=server.directory, **server.settings)
+    (letter,) = [json.loads(line) for line in listed.out.splitlines()]
     assert (letter["id"], letter["reason"]) == (increment, "ambiguous")
 
 
@@ -206,7 +181,7 @@ def test_a_request_cut_off_by_kill_9_may_be_repeated(server: Server, sandbox: Sa
     server.kill()
     server.start()
     assert browser.statuses(*calls, track("cart-end"), ids=[*ids, new_id()]) == ["duplicate"] * 20 + ["accepted"]
-    found = tags(arrives(sandbox, ann, "+cart-end", PATIENCE))
+    found = tags(arrives(sandbox, ann, "+cart-end"))
     assert first_times(found) == [f"+cart-{number}" for number in range(20)] + ["+cart-end"]
 
 
@@ -226,7 +201,7 @@ def test_while_sendx_cannot_be_reached_pushes_are_acknowledged_and_arrive_later(
         assert server.client.get("/readyz").status_code == 200
         stack.enter_context(serving(app, port=port))
         for email in people:
-            assert arrives(sandbox, email, "+cart-2", PATIENCE) == ["identify", "+cart-0", "+cart-1", "+cart-2"]
+            assert arrives(sandbox, email, "+cart-2") == ["identify", "+cart-0", "+cart-1", "+cart-2"]
 
 
 def test_everything_arrives_in_order_per_contact_through_failures(server: Server, sandbox: Sandbox) -> None:
@@ -243,7 +218,7 @@ def test_everything_arrives_in_order_per_contact_through_failures(server: Server
         for browser in browsers:
             assert browser.statuses(track(tag[1:])) == ["accepted"]
     for email in people:
-        assert first_times(tags(arrives(sandbox, email, order[-1], 90.0))) == order
+        assert first_times(tags(arrives(sandbox, email, order[-1]))) == order
         assert nothing_overtook(requests_about(sandbox, email), order)
 
 
@@ -262,8 +237,8 @@ def test_a_rate_limit_of_sendx_closes_the_gate_and_loses_nothing(server: Server,
     sandbox.script(ann, Fault(status=429, retry_after=1))
     Browser(server).push(login(ann), track("cart-1"))
     Browser(server).push(login(bob), track("cart-2"))
-    assert arrives(sandbox, ann, "+cart-1", PATIENCE)[-2:] == ["identify", "+cart-1"]
-    assert arrives(sandbox, bob, "+cart-2", PATIENCE)[-2:] == ["identify", "+cart-2"]
+    assert arrives(sandbox, ann, "+cart-1")[-2:] == ["identify", "+cart-1"]
+    assert arrives(sandbox, bob, "+cart-2")[-2:] == ["identify", "+cart-2"]
 
 
 def test_an_increment_whose_outcome_is_unknown_is_never_sent_twice(server: Server, sandbox: Sandbox) -> None:
@@ -272,7 +247,7 @@ def test_an_increment_whose_outcome_is_unknown_is_never_sent_twice(server: Serve
     arrives(sandbox, ann, "identify")
     sandbox.script(ann, Fault("reset", applied=True))
     browser.push(identify(customFields={"Visits": "++1"}), track("cart-1"))
-    arrives(sandbox, ann, "+cart-1", PATIENCE)
+    arrives(sandbox, ann, "+cart-1")
     contact = sandbox.contact(ann)
     assert contact is not None
     assert contact.custom_fields == {"Visits": "1"}
@@ -292,19 +267,20 @@ def test_sigterm_ends_it_cleanly_and_nothing_is_lost(server: Server, sandbox: Sa
     sandbox.heal()
     server.start()
     for email in people:
-        assert first_times(arrives(sandbox, email, "+cart-1", PATIENCE)) == ["identify", "+cart-1"]
+        assert first_times(arrives(sandbox, email, "+cart-1")) == ["identify", "+cart-1"]
 
 
 def test_sigterm_while_sendx_hangs_ends_it_too(server: Server, sandbox: Sandbox) -> None:
     sandbox.stand("*", Fault("hang"))
+    server.restart(SCQ_UPSTREAM_TIMEOUT="3")
     ann = new_email()
     Browser(server).push(login(ann), track("cart-1"))
     eventually(lambda: requests_about(sandbox, ann))
     assert server.stop() == 0
     assert "Traceback" not in server.log
     sandbox.heal()
-    server.start()
-    arrives(sandbox, ann, "+cart-1", PATIENCE)
+    server.start(more={"SCQ_UPSTREAM_TIMEOUT": "50"})
+    arrives(sandbox, ann, "+cart-1")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -321,7 +297,7 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(
     assert server.wait() == -number
     sandbox.heal()
     server.start()
-    arrives(sandbox, ann, "+cart-1", PATIENCE)
+    arrives(sandbox, ann, "+cart-1")
 
 
 def test_a_request_under_way_at_sigterm_is_answered_and_kept(server: Server, sandbox: Sandbox) -> None:
@@ -330,7 +306,7 @@ def test_a_request_under_way_at_sigterm_is_answered_and_kept(server: Server, san
     promised: list[str] = []
 
     def push_until_closed() -> None:
-        with httpx.Client() as client:
+        with httpx.Client(timeout=PATIENCE_SECONDS) as client:
             for number in itertools.count():
                 pushes = [{"id": new_id(), "call": track(f"cart-{number}")}]
                 headers = {"Origin": browser.origin, "Cookie": f"__Host-scq={browser.cookie}"}
@@ -350,7 +326,7 @@ def test_a_request_under_way_at_sigterm_is_answered_and_kept(server: Server, san
     thread.join()
     assert "Traceback" not in server.log
     server.start()
-    assert first_times(tags(arrives(sandbox, ann, promised[-1], PATIENCE)))[: len(promised)] == promised
+    assert first_times(tags(arrives(sandbox, ann, promised[-1])))[: len(promised)] == promised
 
 
 # The store
@@ -358,13 +334,10 @@ def test_a_request_under_way_at_sigterm_is_answered_and_kept(server: Server, san
 
 def test_a_second_server_on_the_same_store_is_refused(server: Server) -> None:
     settings = server.settings | {"SCQ_PORT": str(free_port())}
-    second = subprocess.run(
-        command("serve"), cwd=server.directory, env=clean_environ(settings), capture_output=True, text=True, timeout=30
-    )
-    assert second.returncode == 2
-    assert str(server.store) in second.stderr
-    assert "Traceback" not in second.stderr
-    assert second.stdout == ""
+    second = scq("serve", cwd=server.directory, **settings)
+    assert second.code == 2
+    assert str(server.store) in second.err
+    assert second.out == ""
     assert Browser(server).statuses(track("cart-1")) == ["held"]
 
 
@@ -372,13 +345,10 @@ def test_a_port_in_use_is_named_and_exits_2(server: Server, tmp_path: Path) -> N
     other = tmp_path / "other"
     other.mkdir()
     settings = server.settings | {"SCQ_STORE": f"sqlite:///{other}/scq.db"}
-    second = subprocess.run(
-        command("serve"), cwd=other, env=clean_environ(settings), capture_output=True, text=True, timeout=30
-    )
-    assert second.returncode == 2
-    assert "SCQ_PORT" in second.stderr
-    assert str(server.port) in second.stderr
-    assert "Traceback" not in second.stderr
+    second = scq("serve", cwd=other, **settings)
+    assert second.code == 2
+    assert "SCQ_PORT" in second.err
+    assert str(server.port) in second.err
 
 
 def test_a_store_that_cannot_be_opened_is_named_and_exits_2(server: Server, tmp_path: Path) -> None:
@@ -387,12 +357,9 @@ def test_a_store_that_cannot_be_opened_is_named_and_exits_2(server: Server, tmp_
     for path in (no_store, tmp_path / "missing" / "scq.db", tmp_path):
         more = {"SCQ_STORE": f"sqlite:///{path}", "SCQ_PORT": str(free_port()), "SCQ_LOG_LEVEL": "info"}
         settings = server.settings | more
-        refused = subprocess.run(
-            command("serve"), cwd=tmp_path, env=clean_environ(settings), capture_output=True, text=True, timeout=30
-        )
-        assert refused.returncode == 2, path
-        assert str(path) in refused.stderr or "SCQ_STORE" in refused.stderr
-        assert "Traceback" not in refused.stderr
+        refused = scq("serve", cwd=tmp_path, **settings)
+        assert refused.code == 2, path
+        assert str(path) in refused.err or "SCQ_STORE" in refused.err
 
 
 def test_nobody_else_can_read_the_store(server: Server) -> None:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.support.live import free_port
-from tests.support.server import Browser, Server, identify, login, new_email, running, track
+from tests.support.live import nowhere
+from tests.support.server import Browser, Server, identify, login, new_email, track
 
 LANE, HOLD = 8, 5
 LONG_TAG = "cart-" + "x" * 250
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = {"SCQ_LANE_MAX": str(LANE), "SCQ_HOLD_MAX": str(HOLD), "SCQ_HOLD_MB": "1", "SCQ_IDENTIFY": "asserted"}
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    with running(tmp_path_factory.mktemp("limits"), nowhere, SCQ_GPC="ignore", **limits) as started:
-        yield started
+def upstream() -> str:
+    return nowhere()
+
+
+@pytest.fixture(scope="module")
+def server_settings() -> dict[str, str]:
+    limits = {"SCQ_LANE_MAX": str(LANE), "SCQ_HOLD_MAX": str(HOLD), "SCQ_HOLD_MB": "1"}
+    return {"SCQ_IDENTIFY": "asserted", "SCQ_GPC": "ignore", **limits}
 
 
 def test_a_full_lane_refuses_and_the_others_go_on(server: Server) -> None:

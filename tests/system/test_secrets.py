@@ -7,7 +7,6 @@ came out of the server is searched: answers and their headers, the log, the metr
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -17,9 +16,10 @@ from urllib.parse import quote
 
 import httpx
 
-from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
-from tests.support.live import eventually, free_port, serving
+from tests.support.commands import scq
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port
 from tests.support.server import (
     ADMIN_TOKEN,
     API_KEY,
@@ -28,11 +28,10 @@ from tests.support.server import (
     KID_KEY,
     LOCAL,
     SHOP,
+    TEAM,
     Browser,
     Server,
     arrives,
-    clean_environ,
-    command,
     identify,
     new_email,
     new_id,
@@ -43,7 +42,6 @@ from tests.support.server import (
 )
 
 KEYS = [API_KEY, COOKIE_KEY, IDENTITY_KEY, KID_KEY, ADMIN_TOKEN]
-TEAM = "team-4711"
 FAULTS = [
     Fault(status=400),
     Fault(status=409),
@@ -65,6 +63,7 @@ class Eavesdropper:
         server.client = httpx.Client(
             base_url=server.url,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=PATIENCE_SECONDS,
             event_hooks={"response": [self._listen]},
         )
 
@@ -107,13 +106,10 @@ class Secrets:
 
 
 @contextmanager
-def session(directory: Path, **more: str) -> Iterator[tuple[Server, Sandbox, Eavesdropper]]:
-    app = create_sandbox(key=API_KEY, team_id=TEAM)
-    with serving(app) as url:
-        base = "/api/v1" if more.get("SCQ_DIALECT") == "legacy" else "/api/v1/rest"
-        settings = {"SCQ_IDENTIFY": "asserted", "SCQ_ADMIN_TOKEN": ADMIN_TOKEN, **more}
-        with running(directory, url + base, True, **settings) as server:
-            yield server, app.state.sandbox, Eavesdropper(server)
+def session(directory: Path, upstream: str, **more: str) -> Iterator[tuple[Server, Eavesdropper]]:
+    settings = {"SCQ_IDENTIFY": "asserted", "SCQ_ADMIN_TOKEN": ADMIN_TOKEN, **more}
+    with running(directory, upstream, True, **settings) as server:
+        yield server, Eavesdropper(server)
 
 
 def play(server: Server, secrets: Secrets) -> None:
@@ -198,27 +194,24 @@ def look_around(server: Server) -> None:
 
 def run(ears: Eavesdropper, server: Server, *arguments: str, **more: str) -> int:
     """Run a command with the server's settings; its output is heard."""
-    environ = clean_environ(server.settings | more)
-    done = subprocess.run(
-        command(*arguments), cwd=server.directory, env=environ, capture_output=True, text=True, timeout=30
-    )
-    ears.heard.append((f"scq-proxy {arguments[0]}", done.stdout + done.stderr))
-    return done.returncode
+    said = scq(*arguments, cwd=server.directory, **server.settings | more)
+    ears.heard.append((f"scq-proxy {arguments[0]}", said.out + said.err))
+    return said.code
 
 
 def listen_to_logs(ears: Eavesdropper, server: Server) -> None:
     ears.heard += [(f"log: {line}", line) for line in server.log.splitlines()]
 
 
-def test_a_lively_session_tells_no_secrets(tmp_path: Path) -> None:
+def test_a_lively_session_tells_no_secrets(tmp_path: Path, sandbox: Sandbox, upstream: str) -> None:
     secrets = Secrets()
-    with session(tmp_path) as (server, sandbox, ears):
+    with session(tmp_path, upstream) as (server, ears):
         play(server, secrets)
         stumble(server, secrets)
         upset(server, sandbox, secrets)
         last = secrets.email("last")
         Browser(server).push(identify(token=secrets.token(last)), track("cart-end"))
-        arrives(sandbox, last, "+cart-end", 60.0)
+        arrives(sandbox, last, "+cart-end")
         look_around(server)
         run(ears, server, "status")
         run(ears, server, "status", "--json")
@@ -239,13 +232,16 @@ def test_a_lively_session_tells_no_secrets(tmp_path: Path) -> None:
         assert "Traceback" not in server.log
 
 
-def test_the_legacy_dialect_tells_no_secrets_though_addresses_stand_in_its_urls(tmp_path: Path) -> None:
+def test_the_legacy_dialect_tells_no_secrets_though_addresses_stand_in_its_urls(
+    tmp_path: Path, sandbox: Sandbox, upstream: str
+) -> None:
     secrets = Secrets()
-    with session(tmp_path, SCQ_DIALECT="legacy", SCQ_TEAM_ID=TEAM) as (server, sandbox, ears):
+    legacy = upstream.removesuffix("/rest")
+    with session(tmp_path, legacy, SCQ_DIALECT="legacy", SCQ_TEAM_ID=TEAM) as (server, ears):
         upset(server, sandbox, secrets)
         last = secrets.email("last")
         Browser(server).push(identify(token=secrets.token(last)), track("cart-end"))
-        arrives(sandbox, last, "+cart-end", 60.0)
+        arrives(sandbox, last, "+cart-end")
         look_around(server)
         run(ears, server, "status", "--json")
         assert server.stop() == 0
@@ -271,8 +267,8 @@ def test_a_sendx_that_cannot_be_reached_and_a_disk_at_its_floor_tell_no_secrets(
         assert "Traceback" not in server.log
 
 
-def test_settings_that_are_refused_tell_no_secrets(tmp_path: Path) -> None:
-    with session(tmp_path) as (server, _, ears):
+def test_settings_that_are_refused_tell_no_secrets(tmp_path: Path, upstream: str) -> None:
+    with session(tmp_path, upstream) as (server, ears):
         assert server.stop() == 0
         for name, text in {
             "SCQ_SECRET_KEYS": f"{COOKIE_KEY},short",

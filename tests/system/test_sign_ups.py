@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from proxy.errors import RequestError
-from proxy.sandbox.api import Sandbox, create_sandbox
+from proxy.sandbox.api import Sandbox
 from proxy.web.access import AddressLimit, Hosts
-from tests.support.live import serving
 from tests.support.server import (
-    API_KEY,
     Browser,
     Server,
     arrived,
@@ -134,22 +132,10 @@ def test_without_names_there_is_no_guard() -> None:
 
 
 @pytest.fixture(scope="module")
-def sendx() -> Iterator[tuple[Sandbox, str]]:
-    app = create_sandbox(key=API_KEY)
-    with serving(app) as url:
-        yield app.state.sandbox, f"{url}/api/v1/rest"
-
-
-@pytest.fixture(scope="module")
-def sandbox(sendx: tuple[Sandbox, str]) -> Sandbox:
-    return sendx[0]
-
-
-@pytest.fixture(scope="module")
-def frugal(sendx: tuple[Sandbox, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def frugal(upstream: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Three addresses for each client; which client is said in X-Forwarded-For, as behind a web server."""
     more = {"SCQ_IDENTIFY": "asserted", "SCQ_SIGNUPS_PER_IP": "3"}
-    with running(tmp_path_factory.mktemp("frugal"), sendx[1], **more) as started:
+    with running(tmp_path_factory.mktemp("frugal"), upstream, **more) as started:
         yield started
 
 
@@ -215,9 +201,9 @@ def test_the_neighbours_in_one_ipv6_network_count_as_one_client(frugal: Server) 
 
 
 @pytest.fixture
-def slow(sendx: tuple[Sandbox, str], tmp_path: Path) -> Iterator[Server]:
+def slow(upstream: str, tmp_path: Path) -> Iterator[Server]:
     more = {"SCQ_IDENTIFY": "asserted", "SCQ_SIGNUPS_PER_IP": "0", "SCQ_SIGNUPS_PER_HOUR": "4"}
-    with running(tmp_path, sendx[1], **more) as started:
+    with running(tmp_path, upstream, **more) as started:
         yield started
 
 
@@ -325,8 +311,8 @@ def rows(server: Server) -> int:
         return sum(store.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("seen", "visitors"))  # noqa: S608 - two constants
 
 
-def test_log_outs_of_nobody_leave_a_bounded_trace(sendx: tuple[Sandbox, str], tmp_path: Path) -> None:
-    with running(tmp_path, sendx[1], SCQ_HOLD_MB="1", SCQ_IDENTIFY="asserted") as server:
+def test_log_outs_of_nobody_leave_a_bounded_trace(upstream: str, tmp_path: Path) -> None:
+    with running(tmp_path, upstream, SCQ_HOLD_MB="1", SCQ_IDENTIFY="asserted") as server:
         for _ in range(10):
             nobody = Browser(server)
             assert nobody.statuses(*[RESET] * 40) == ["accepted"] * 40
@@ -336,10 +322,8 @@ def test_log_outs_of_nobody_leave_a_bounded_trace(sendx: tuple[Sandbox, str], tm
         assert 0 < rows(server) <= 3 * 17
 
 
-def test_a_known_visitors_log_out_counts_however_many_others_log_out(
-    sendx: tuple[Sandbox, str], tmp_path: Path
-) -> None:
-    with running(tmp_path, sendx[1], SCQ_HOLD_MB="1") as server:
+def test_a_known_visitors_log_out_counts_however_many_others_log_out(upstream: str, tmp_path: Path) -> None:
+    with running(tmp_path, upstream, SCQ_HOLD_MB="1") as server:
         for _ in range(3):
             Browser(server).push(*[RESET] * 40)
         ann, push_id = Browser(server), new_id()
@@ -360,9 +344,10 @@ def test_a_known_visitors_log_out_counts_however_many_others_log_out(
         assert bob.statuses(track("cart-1")) == ["held"]
 
 
-def test_what_nobody_does_after_the_share_is_used_up_still_works(sendx: tuple[Sandbox, str], tmp_path: Path) -> None:
-    with running(tmp_path, sendx[1], SCQ_HOLD_MB="1") as server:
-        sandbox = sendx[0]
+def test_what_nobody_does_after_the_share_is_used_up_still_works(
+    sandbox: Sandbox, upstream: str, tmp_path: Path
+) -> None:
+    with running(tmp_path, upstream, SCQ_HOLD_MB="1") as server:
         Browser(server).push(*[RESET] * 40)
         browser, ann = Browser(server), new_email()
         old = browser.s

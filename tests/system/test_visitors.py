@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import sqlite3
-from collections.abc import Iterator
 
 import pytest
 
-from proxy.sandbox.api import Sandbox, create_sandbox
-from tests.support.live import eventually, serving
+from proxy.sandbox.api import Sandbox
+from tests.support.live import eventually
 from tests.support.server import (
-    API_KEY,
     Browser,
     Server,
     aged,
@@ -30,7 +28,6 @@ from tests.support.server import (
     new_ids,
     outcomes,
     requests_about,
-    running,
     token,
     track,
 )
@@ -39,27 +36,8 @@ RESET = ["reset"]
 
 
 @pytest.fixture(scope="module")
-def sendx() -> Iterator[tuple[Sandbox, str]]:
-    app = create_sandbox(key=API_KEY)
-    with serving(app) as url:
-        yield app.state.sandbox, url
-
-
-@pytest.fixture(scope="module")
-def sandbox(sendx: tuple[Sandbox, str]) -> Sandbox:
-    return sendx[0]
-
-
-@pytest.fixture(scope="module")
-def server(sendx: tuple[Sandbox, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    upstream = sendx[1] + "/api/v1/rest"
-    with running(tmp_path_factory.mktemp("visitors"), upstream, SCQ_IDENTIFY="asserted") as started:
-        yield started
-
-
-@pytest.fixture
-def browser(server: Server) -> Browser:
-    return Browser(server)
+def server_settings() -> dict[str, str]:
+    return {"SCQ_IDENTIFY": "asserted"}
 
 
 def tag(name: str = "cart") -> str:

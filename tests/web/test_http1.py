@@ -24,23 +24,23 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.web.asgi import Header, read_body, send_json
 from proxy.web.http1 import MAX_HEAD, Http1
-from tests.support.live import eventually, free_port
-from tests.support.server import ADMIN_TOKEN, SHOP, Server, dumps, new_id, running, track
+from tests.support.live import PATIENCE_SECONDS, eventually, nowhere
+from tests.support.server import ADMIN_TOKEN, SERVER_KEY, SHOP, Server, dumps, new_id, track
 
-SERVER_KEY = "server-key-of-the-shop-" + "1" * 20
-WAIT_SECONDS = 20.0  # far beyond every limit of the server
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 PUSH = f"POST /scq/push HTTP/1.1\r\nHost: x\r\nOrigin: {SHOP}\r\nContent-Type: text/plain\r\n".encode()
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: foo\r\n"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def upstream() -> str:
     """SendX is not there: what is pushed here is held."""
-    more = {"SCQ_ADMIN_TOKEN": ADMIN_TOKEN, "SCQ_SERVER_KEYS": SERVER_KEY, "SCQ_HOLD_MAX": "100000"}
-    nowhere = f"http://127.0.0.1:{free_port()}"
-    with running(tmp_path_factory.mktemp("http1"), nowhere, **more) as started:
-        yield started
+    return nowhere()
+
+
+@pytest.fixture(scope="module")
+def server_settings() -> dict[str, str]:
+    return {"SCQ_ADMIN_TOKEN": ADMIN_TOKEN, "SCQ_SERVER_KEYS": SERVER_KEY, "SCQ_HOLD_MAX": "100000"}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ class Wire:
     """One connection to a server."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._unread = b""
 
@@ -261,7 +261,7 @@ def slow_end() -> Iterator[tuple[int, threading.Event]]:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok", "more_body": True})
-        await asyncio.to_thread(release.wait, WAIT_SECONDS)
+        await asyncio.to_thread(release.wait, PATIENCE_SECONDS)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     with answering(app, Http1) as port:
@@ -283,7 +283,7 @@ def answering(app: ASGIApp, protocol: type[HttpToolsProtocol]) -> Iterator[int]:
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join(WAIT_SECONDS)
+            thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
 
 
@@ -491,7 +491,7 @@ def assert_all_close_while(wires: list[Wire], drop: bytes) -> None:
             wire.send(drop)
         return all(wire.is_closed() for wire in wires)
 
-    eventually(all_closed, WAIT_SECONDS)
+    eventually(all_closed, PATIENCE_SECONDS)
 
 
 # --- What is not HTTP

@@ -1,6 +1,6 @@
 """The script as it is built and served: small enough, made from its source, readable by the engines it promises, with types that hold.
 
-What it does in browsers is in `test_engines`; here are its files, its development build, and `static/scq.d.ts`.
+What it does in browsers is in `tests/browser`; here are its files, its development build, and `static/scq.d.ts`.
 """
 
 from __future__ import annotations

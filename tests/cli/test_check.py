@@ -1,0 +1,258 @@
+"""`scq-proxy check`: what it finds about settings, tokens, SendX and the way of a browser to the proxy."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from proxy.sandbox.api import Sandbox
+from tests.support.commands import ask, scq, settings, spawn
+from tests.support.live import PATIENCE_SECONDS, free_port, serving
+from tests.support.server import Server, new_email, running, token
+
+
+@pytest.fixture(scope="module")
+def server_settings() -> dict[str, str]:
+    return {"SCQ_IDENTIFY": "asserted"}
+
+
+# check
+
+
+def test_check_finds_nothing_to_mend_and_counts_on_no_store(tmp_path: Path) -> None:
+    said = scq("check", cwd=tmp_path, **settings(tmp_path, SCQ_IDENTIFY="asserted"))
+    assert (said.code, said.err) == (0, "")
+    assert all(row.startswith("ok ") for row in said.out.splitlines())
+    assert f"{tmp_path}/scq.db does not exist yet, serve makes it" in said.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_reads_back_what_durable_means_with_and_without_a_server(server: Server) -> None:
+    online = ask(server, "check")
+    assert server.stop() == 0
+    offline = ask(server, "check")
+    for said, state in ((online, "a server is running"), (offline, "no server is running")):
+        assert said.code == 0
+        assert re.search(rf"^ok +store: .*journal_mode wal, synchronous FULL.*; {state}$", said.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("more", "wrong"),
+    [
+        ({"SCQ_TAGS": " "}, "SCQ_TAGS is empty: every track is refused."),
+        ({"SCQ_IDENTIFY": "asserted", "SCQ_ASSERTED_TAGS": "*"}, "SCQ_ASSERTED_TAGS offers every tag"),
+        ({"SCQ_ASSERTED_TAGS": "x"}, "SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified"),
+    ],
+)
+def test_check_finds_settings_that_are_likely_a_mistake(tmp_path: Path, more: dict[str, str], wrong: str) -> None:
+    said = scq("check", cwd=tmp_path, **settings(tmp_path, **more))
+    assert said.code == 1
+    assert re.search(rf"^mend +{re.escape(wrong)}", said.out, re.MULTILINE)
+
+
+def test_check_exits_2_when_the_settings_cannot_be_used(tmp_path: Path) -> None:
+    said = scq("check", cwd=tmp_path, SCQ_API_KEY="k")
+    assert (said.code, said.out) == (2, "")
+    assert "SCQ_TAGS: is required" in said.err
+
+
+def test_check_explains_tokens(tmp_path: Path) -> None:
+    given = settings(tmp_path, SCQ_IDENTIFY="asserted")
+    good = scq("check", "--token", token("ada@example.com"), cwd=tmp_path, **given)
+    assert (good.code, good.out.splitlines()[-1][:11]) == (0, "ok   token:")
+    for bad, reason in [
+        (token("ada@example.com", exp_in=-100), "expired-token"),
+        (token("ada@example.com", key="K" * 32), "bad-token"),
+        (token("nowhere"), "bad-token"),
+        ("garbage", "bad-token"),
+    ]:
+        said = scq("check", "--token", bad, cwd=tmp_path, **given)
+        assert said.code == 1
+        assert f"mend token: {reason}, " in said.out
+        assert bad not in said.out
+        assert "ada@example.com" not in said.out
+
+
+def test_check_explains_a_token_when_there_are_no_keys(tmp_path: Path) -> None:
+    given = settings(tmp_path, SCQ_IDENTIFY="asserted", SCQ_IDENTITY_KEYS="")
+    assert scq("check", "--token", token("ada@example.com"), cwd=tmp_path, **given).code == 1
+
+
+def test_check_sends_for_real(tmp_path: Path, sandbox: Sandbox, upstream: str) -> None:
+    email = new_email()
+    given = settings(tmp_path, SCQ_IDENTIFY="asserted", SCQ_UPSTREAM=upstream)
+    said = scq("check", "--send", email, cwd=tmp_path, **given)
+    assert said.code == 0
+    assert re.search(r"^ok +SendX: it took the identify", said.out, re.MULTILINE)
+    assert sandbox.contact(email) is not None
+    refused = scq("check", "--send", email, cwd=tmp_path, **given | {"SCQ_API_KEY": "wrong-key-1234"})
+    assert refused.code == 1
+    assert "401 Unauthorized" in refused.out
+    assert "Check SCQ_API_KEY" in refused.out
+    assert "wrong-key-1234" not in refused.out + refused.err
+
+
+def test_check_says_when_sendx_cannot_be_reached(tmp_path: Path) -> None:
+    upstream = f"http://127.0.0.1:{free_port()}/api/v1/rest"
+    said = scq("check", "--send", "ada@example.com", cwd=tmp_path, **settings(tmp_path, SCQ_UPSTREAM=upstream))
+    assert said.code == 1
+    assert re.search(r"^mend SendX: it did not take .*no connection.*SCQ_UPSTREAM", said.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--send", "nowhere"),
+        ("--url", "www.example.com/scq"),
+        ("--url", "ftp://www.example.com/scq"),
+        ("--url", "http://[::1/scq"),
+        ("--url", "https://"),
+        ("--url", "https://a:b@www.example.com/scq"),
+        ("--url", "https://www.example.com/scq?x"),
+    ],
+)
+def test_check_refuses_an_option_that_makes_no_sense(tmp_path: Path, option: str, value: str) -> None:
+    said = scq("check", option, value, cwd=tmp_path, **settings(tmp_path))
+    assert (said.code, said.out) == (2, "")
+    assert option in said.err
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_check_tries_the_way_of_a_browser(server: Server, slash: str) -> None:
+    said = ask(server, "check", "--url", f"{server.url}/scq{slash}")
+    assert (said.code, said.err) == (1 if "mend" in said.out else 0, "")
+    for found in (
+        "script: served, compressed with br",
+        "push: ack",
+        "cookie: scq is set",
+        "client address seen: 127.0",
+    ):
+        assert f"ok   {found}" in said.out
+
+
+def test_check_finds_a_url_where_nothing_is(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/scq"
+    said = scq("check", "--url", url, cwd=tmp_path, **settings(tmp_path))
+    assert said.code == 1
+    assert f"mend {url} cannot be reached (" in said.out
+    assert "is the proxy running" in said.out
+
+
+def test_check_finds_a_wrong_prefix(server: Server) -> None:
+    said = ask(server, "check", "--url", f"{server.url}/elsewhere")
+    assert said.code == 1
+    assert f"mend {server.url}/elsewhere/scq.js answers 404, not the script" in said.out
+
+
+def test_check_finds_a_proxy_with_other_keys(server: Server) -> None:
+    said = ask(server, "check", "--url", f"{server.url}/scq", SCQ_SECRET_KEYS="Z" * 40)
+    assert said.code == 1
+    assert "mend client address: the proxy there has other SCQ_SECRET_KEYS" in said.out
+
+
+def test_check_finds_an_origin_that_may_not_push(tmp_path: Path, server: Server) -> None:
+    """Something on the way takes Sec-Fetch-Site away, so the origin would have to be listed."""
+
+    async def on_the_way(request: Request) -> Response:
+        kept = {name: text for name, text in request.headers.items() if name not in ("host", "sec-fetch-site")}
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_SECONDS) as client:
+            body = await request.body()
+            answer = await client.request(request.method, request.url.path, content=body, headers=kept)
+        passed = {name: text for name, text in answer.headers.items() if name in ("content-type", "etag", "set-cookie")}
+        return Response(answer.content, answer.status_code, passed)
+
+    app = Starlette(routes=[Route("/{path:path}", on_the_way, methods=["GET", "POST"])])
+    with serving(app) as url:
+        said = ask(server, "check", "--url", f"{url}/scq")
+    assert said.code == 1
+    assert "mend script: served, but on the way its compression or its ETag was removed" in said.out
+    assert "/scq/push answers 403: This origin is not listed" in said.out
+
+
+@pytest.mark.parametrize(
+    ("lost", "trusted", "found"),
+    [
+        ("", "127.0.0.0/8", "ok   client address seen: 9.9.9.9"),
+        ("", "192.0.2.1", "mend client address: this request came through a reverse proxy and counts as 127.0.0.1."),
+        ("set-cookie", "127.0.0.0/8", "mend cookie: the answer does not set scq"),
+        ("cookie", "127.0.0.0/8", "mend cookie: it does not reach the proxy"),
+    ],
+)
+def test_check_finds_what_a_reverse_proxy_does(
+    tmp_path: Path, sandbox: Sandbox, upstream: str, lost: str, trusted: str, found: str
+) -> None:
+    with running(tmp_path, upstream, SCQ_TRUSTED_PROXIES=trusted) as server:
+
+        async def on_the_way(request: Request) -> Response:
+            kept = {name: text for name, text in request.headers.items() if name not in ("host", lost)}
+            async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_SECONDS) as client:
+                body = await request.body()
+                headers = kept | {"X-Forwarded-For": "9.9.9.9"}
+                answer = await client.request(request.method, request.url.path, content=body, headers=headers)
+            passed = {name: text for name, text in answer.headers.items() if name != lost}
+            for name in ("content-length", "content-encoding", "transfer-encoding"):
+                passed.pop(name, None)
+            return Response(answer.content, answer.status_code, passed)
+
+        app = Starlette(routes=[Route("/{path:path}", on_the_way, methods=["GET", "POST"])])
+        with serving(app) as url:
+            said = ask(server, "check", "--url", f"{url}/scq")
+    assert found in said.out
+    assert said.code == 1  # the script came without its compression
+
+
+async def _anything(request: Request) -> Response:
+    return HTMLResponse("<h1>\x1b[31mshop\x1b[0m</h1>", 202, {"Set-Cookie": "scq=1"})
+
+
+async def _ok_to_all(request: Request) -> Response:
+    if request.method == "GET":
+        return HTMLResponse("<h1>shop</h1>")
+    return JSONResponse({"results": []}, 202, {"Set-Cookie": "scq=1"})
+
+
+async def _refusing(request: Request) -> Response:
+    return JSONResponse({"message": "[/] \x1b[31mno\x1b[0m"}, 418)
+
+
+async def _strange(request: Request) -> Response:
+    return JSONResponse(["message"], 500)
+
+
+async def _elsewhere(request: Request) -> Response:
+    return RedirectResponse("https://www.example.com/")
+
+
+@pytest.mark.parametrize("answer", [_anything, _ok_to_all, _refusing, _strange, _elsewhere])
+def test_check_finds_a_foreign_server_and_shows_its_words_harmlessly(tmp_path: Path, answer: Any) -> None:
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+    with serving(app) as url:
+        said = scq("check", "--url", f"{url}/scq", cwd=tmp_path, **settings(tmp_path))
+    assert said.code == 1
+    assert "/scq/scq.js answers" in said.out
+    assert "not the script: route this path to the proxy." in said.out
+    assert said.out.count("mend ") >= 2
+    assert "scq-proxy failed" not in said.err
+    assert "\x1b" not in said.out
+
+
+def test_check_says_so_when_no_http_is_spoken_there(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = spawn(
+            "check", "--url", f"http://127.0.0.1:{listener.getsockname()[1]}/scq", cwd=tmp_path, **settings(tmp_path)
+        )
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, err) == (1, "")
+    assert "cannot be reached (" in out

@@ -1,0 +1,177 @@
+"""`scq-proxy serve`: what it says, and what it refuses to serve with."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.commands import ask, line, scq, settings, started, taken_port
+from tests.support.live import PATIENCE_SECONDS, free_port
+from tests.support.server import Server, running
+
+ROOT = os.geteuid() == 0
+REQUIRED = ("SCQ_API_KEY", "SCQ_SECRET_KEYS", "SCQ_IDENTITY_KEYS", "SCQ_ORIGINS", "SCQ_TAGS")
+
+
+@pytest.fixture(scope="module")
+def server_settings() -> dict[str, str]:
+    return {"SCQ_IDENTIFY": "asserted"}
+
+
+def test_serve_names_every_missing_setting_with_an_example(tmp_path: Path) -> None:
+    said = scq("serve", cwd=tmp_path)
+    assert (said.code, said.out) == (2, "")
+    for name in REQUIRED:
+        assert re.search(rf"^{name}: is required: .+\n    for example: {name}=.+$", said.err, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_serve_does_not_start_without_a_required_setting(tmp_path: Path, name: str) -> None:
+    given = settings(tmp_path)
+    del given[name]
+    said = scq("serve", cwd=tmp_path, **given)
+    assert said.code == 2
+    assert f"{name}: is required" in said.err
+    assert said.err.count("is required") == 1
+
+
+@pytest.mark.parametrize("name", ["SCQ_SECRET_KEYS", "SCQ_IDENTITY_KEYS", "SCQ_SERVER_KEYS", "SCQ_ADMIN_TOKEN"])
+def test_serve_refuses_a_short_secret_and_does_not_show_it(tmp_path: Path, name: str) -> None:
+    short = "S3cr3t" * 5 + "x"
+    said = scq("serve", cwd=tmp_path, **settings(tmp_path, **{name: short}))
+    assert (said.code, said.out) == (2, "")
+    assert f"{name}: has 31 characters where at least 32 are needed" in said.err
+    assert "scq-proxy keygen" in said.err
+    assert short not in said.err
+
+
+def test_serve_refuses_an_unknown_setting_and_suggests_the_one_that_was_meant(tmp_path: Path) -> None:
+    said = scq("serve", cwd=tmp_path, **settings(tmp_path, SCQ_ORIGIN="https://x.example"))
+    assert (said.code, said.out) == (2, "")
+    assert "SCQ_ORIGIN: is no setting of scq-proxy; did you mean SCQ_ORIGINS?" in said.err
+
+
+def test_serve_says_so_when_the_port_is_in_use(tmp_path: Path) -> None:
+    with taken_port() as port:
+        said = scq("serve", cwd=tmp_path, **settings(tmp_path, SCQ_PORT=str(port)))
+    assert said.code == 2
+    assert f"SCQ_PORT: 127.0.0.1 port {port} cannot be listened on: Address already in use" in said.err
+    assert "for example: SCQ_PORT=" in said.err
+
+
+def test_serve_says_so_when_the_env_file_is_not_there(tmp_path: Path) -> None:
+    said = scq("serve", "--env-file", "nowhere.env", cwd=tmp_path, **settings(tmp_path))
+    assert said.code == 2
+    assert "nowhere.env: cannot be read" in said.err
+
+
+def test_serve_refuses_a_store_in_a_directory_that_does_not_exist(tmp_path: Path) -> None:
+    given = settings(tmp_path, SCQ_STORE=f"sqlite:///{tmp_path}/nowhere/scq.db")
+    for name in ("serve", "check"):
+        said = scq(name, cwd=tmp_path, **given)
+        assert said.code == (2 if name == "serve" else 1)
+        assert f"{tmp_path}/nowhere is no directory" in said.out + said.err
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_serve_refuses_a_store_where_no_file_can_be_made(tmp_path: Path) -> None:
+    said = scq("serve", cwd=tmp_path, **settings(tmp_path, SCQ_STORE="sqlite:////proc/scq.db"))
+    assert said.code == 2
+    assert "/proc/scq.db cannot be made" in said.err
+
+
+@pytest.mark.skipif(ROOT, reason="root may write in a read-only directory")
+def test_serve_and_check_refuse_a_read_only_directory(tmp_path: Path) -> None:
+    place = tmp_path / "closed"
+    place.mkdir(mode=0o555)
+    given = settings(tmp_path, SCQ_STORE=f"sqlite:///{place}/scq.db")
+    served, checked = scq("serve", cwd=tmp_path, **given), scq("check", cwd=tmp_path, **given)
+    assert (served.code, checked.code) == (2, 1)
+    assert f"{place}/scq.db cannot be made: Permission denied" in served.err
+    assert f"may not write in {place}" in checked.out
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can give a file away")
+@pytest.mark.parametrize("name", ["serve", "status", "check"])
+def test_a_store_of_another_user_is_refused(tmp_path: Path, name: str) -> None:
+    given = settings(tmp_path)
+    with running(tmp_path, given["SCQ_UPSTREAM"]) as server:
+        assert server.stop() == 0
+    os.chown(tmp_path / "scq.db", 65534, 65534)
+    said = scq(name, cwd=tmp_path, **given)
+    assert said.code == (1 if name == "check" else 2)
+    assert "belongs to another user" in said.out + said.err
+
+
+def foreign_database(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"not a database\n" * 1_000)
+
+
+@pytest.mark.parametrize("name", ["serve", "status", "check"])
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (foreign_database, "is a database of another program"),
+        (garbage, "cannot be read as an SQLite database"),
+    ],
+)
+def test_a_store_that_is_none_of_ours_is_refused_and_left_as_it_is(
+    tmp_path: Path, name: str, make: Any, wrong: str
+) -> None:
+    store = tmp_path / "scq.db"
+    make(store)
+    before = store.read_bytes()
+    said = scq(name, cwd=tmp_path, **settings(tmp_path))
+    assert said.code == (1 if name == "check" else 2)
+    assert wrong in said.out + said.err
+    assert store.read_bytes() == before
+
+
+def test_serve_says_where_it_serves_and_stops_on_sigint_with_0(tmp_path: Path) -> None:
+    given = settings(tmp_path, SCQ_LOG_LEVEL="info", SCQ_STORE="sqlite:///scq.db")
+    with started("serve", cwd=tmp_path, **given) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert f"Serving /scq on http://127.0.0.1:{given['SCQ_PORT']}, store {tmp_path}/scq.db" in said
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_SECONDS) == 0
+        assert line(process) == ""
+
+
+def test_serve_refuses_a_store_that_another_server_uses(server: Server) -> None:
+    said = ask(server, "serve", SCQ_PORT=str(free_port()))
+    assert said.code == 2
+    assert f"{server.store} is in use by another process" in said.err
+    assert ask(server, "status").code == 0  # the refused one did not take the socket away
+
+
+# Several processes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["serve", "--workers", "2"], "SQLite serves one process"),
+        (["serve", "--no-delivery"], "the process that takes pushes has to send them"),
+        (["deliver"], "the process that takes pushes sends them"),
+    ],
+)
+def test_sqlite_is_for_one_process_that_does_it_all(tmp_path: Path, arguments: list[str], why: str) -> None:
+    said = scq(*arguments, cwd=tmp_path, **settings(tmp_path))
+    assert (said.code, said.out) == (2, "")
+    assert why in " ".join(said.err.split())
+    assert "set SCQ_STORE=postgresql://" in " ".join(said.err.split())
+    assert list(tmp_path.iterdir()) == []
