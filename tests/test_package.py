@@ -16,11 +16,9 @@ import httpx
 import pytest
 
 from proxy import __version__
-from tests.support.live import eventually, free_port
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port
 
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 60
-STOP_SECONDS = 30
 
 TOP_LEVEL = {
     "docs",
@@ -148,7 +146,7 @@ def demo(installed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str],
     with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
         shop, sandbox = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{sandbox_port}"
         try:
-            eventually(lambda: process.poll() is not None or answers(f"{shop}/healthz"), START_SECONDS)
+            eventually(lambda: process.poll() is not None or answers(f"{shop}/healthz"))
             assert process.poll() is None, process.communicate()[0]
             yield process, shop, sandbox
         finally:
@@ -157,7 +155,7 @@ def demo(installed: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str],
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, trust_env=False).status_code == 200
+        return httpx.get(url, trust_env=False, timeout=PATIENCE_SECONDS).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -169,10 +167,13 @@ def test_the_demo_of_the_installed_wheel_serves_shop_shim_and_sandbox_and_stops_
         assert answers(f"{shop}/")
         assert answers(f"{shop}/static/shop.js")
         assert answers(f"{shop}/readyz")
-        assert httpx.get(f"{shop}/scq/scq.js", trust_env=False).content == (ROOT / "static" / "scq.min.js").read_bytes()
+        assert (
+            httpx.get(f"{shop}/scq/scq.js", trust_env=False, timeout=PATIENCE_SECONDS).content
+            == (ROOT / "static" / "scq.min.js").read_bytes()
+        )
         assert answers(f"{sandbox}/")
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=STOP_SECONDS)
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, said
         assert shop in said
         assert sandbox in said

@@ -26,7 +26,7 @@ from proxy.core.calls import Attributes
 from proxy.core.reasons import Reason
 from proxy.core.tokens import TokenCodec, Vouched
 from proxy.store.postgres.outbox import open_outbox
-from tests.support.live import serving
+from tests.support.live import PATIENCE_SECONDS, serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def test_the_python_endpoint_works(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "app.router.routes.append(Route('/log-in', log_in))\n"
     )
     module = load(snippet("python") + log_in, tmp_path / "back_end.py")
-    with serving(module.app) as url, httpx.Client(base_url=url) as client:
+    with serving(module.app) as url, httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
         refused = client.get("/scq-token")
         assert (refused.status_code, refused.headers["cache-control"]) == (401, "no-store")
         cookie = SimpleCookie(client.get("/log-in").headers["set-cookie"])["session"].value

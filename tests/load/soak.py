@@ -32,8 +32,8 @@ from proxy.config import parsers
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.store.records import DeadFilter
 from proxy.stores import open_existing
-from tests.support.crowd import PATIENCE_SECONDS, SETTINGS, Crowd, Load, Watcher, history_of
-from tests.support.live import eventually, serving
+from tests.support.crowd import SETTINGS, Crowd, Load, Watcher, history_of
+from tests.support.live import PATIENCE_SECONDS, eventually, serving
 from tests.support.oracle import Finding, History, Report, Violation, judge, report_of, wrong_sums
 from tests.support.server import API_KEY, Server, clean_environ, command
 
@@ -99,7 +99,7 @@ class Mortal(Server):
             env=clean_environ({"SCQ_STORE": self.settings["SCQ_STORE"]}),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert ran.returncode in (0, 1), ran.stderr

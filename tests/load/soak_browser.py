@@ -22,12 +22,11 @@ from typing import NamedTuple
 from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.support.engines import NAMES, Engine, Tab, engine
 from tests.support.front import Front, front
-from tests.support.live import eventually, serving
+from tests.support.live import PATIENCE_SECONDS, eventually, serving
 from tests.support.server import API_KEY, arrived, new_email, running, token
 
 WAYS = ("click", "navigate", "close")
 ROUND = 999  # leaves behind one sandbox, which remembers the last 10,000 requests; a multiple of the ways
-PATIENCE_SECONDS = 60.0
 
 # Pushes one to three tags; `leave` then goes on to the next page. The second of every three does so by itself, once loaded.
 PAGE = """<!doctype html><title>Leaf</title><a id=on>On</a><script src="/scq/scq.js"></script><script>

@@ -36,7 +36,6 @@ from proxy.sandbox.faults import Fault
 from tests.load.soak import Mortal, Outcome, drain, reported, summary
 from tests.support.crowd import (
     COUNTER_FIELD,
-    PATIENCE_SECONDS,
     SETTINGS,
     Crowd,
     Load,
@@ -45,7 +44,7 @@ from tests.support.crowd import (
     node_of,
     script,
 )
-from tests.support.live import eventually, serving_at
+from tests.support.live import PATIENCE_SECONDS, eventually, serving_at
 from tests.support.oracle import Finding, Hush, Pace, applied_again, busiest, judge, unequal, wrong_sums
 from tests.support.postgres import Server as Postgres
 from tests.support.server import API_KEY, COOKIE_KEY, Server
@@ -68,11 +67,12 @@ DRAIN_SECONDS = 600.0  # what piles up while much fails is sent at the same rate
 
 
 class Plan(NamedTuple):
-    """`faults`: what is done, in this order; `pause_seconds`: at most, between two of them."""
+    """`faults`: what is done, in this order; `pause_seconds`: at most, between two of them; `late`: see `Hush`."""
 
     load: Load
     faults: Sequence[str]
     pause_seconds: float = 1.5
+    late: int = 0
 
 
 FAULTS = {  # how often each of them comes, among 100
@@ -269,6 +269,7 @@ class Attack:
         self._cluster, self._clock, self._sandbox, self._watcher = cluster, clock, sandbox, watcher
         self._dice = random.Random(f"{plan.load.seed} attack")  # noqa: S311 - a seeded run
         self._patience = threading.Event()  # never set
+        self._late = plan.late
         self.done: Counter[str] = Counter()
         self.hushes: list[Hush] = []
         self._by_name: dict[str, Callable[[], None]] = {
@@ -415,7 +416,7 @@ class Attack:
         return records[0].time.timestamp()
 
     def _hush(self, told: float, until: float, why: str) -> None:
-        self.hushes.append(Hush(told + HEARD_SECONDS, until, why))
+        self.hushes.append(Hush(told + HEARD_SECONDS, until, why, self._late))
 
 
 def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: None) -> Outcome:

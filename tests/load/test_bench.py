@@ -22,6 +22,7 @@ from tests.load.bench.programs import Launch, Program
 from tests.load.bench.traffic import TAG, Crowd, new_id
 from tests.load.bench.upstream import Upstream, content_length
 from tests.load.soak import quiet_port
+from tests.support.live import PATIENCE_SECONDS
 
 CONNECTIONS = 4
 PASSING = [Entry(contestant, latency_ms) for latency_ms in (0, 10) for contestant in (HTTPX, NODE, NGINX)]
@@ -222,7 +223,7 @@ def test_the_command_says_what_is_missing() -> None:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert ran.returncode == 2

@@ -18,6 +18,8 @@ from urllib.parse import unquote
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, WebError, sync_playwright
 
+from tests.support.live import PATIENCE_SECONDS
+
 CHROMIUM = Path("/usr/bin/chromium")
 INSTALL = "apt-get install -y --no-install-recommends chromium"
 ARGUMENTS = (
@@ -99,7 +101,7 @@ class Visit:
 def visiting(browser: Browser) -> Iterator[Visit]:
     """Open a fresh profile. At the end nothing may be left that the test did not expect (`take_errors`)."""
     context = browser.new_context()
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(PATIENCE_SECONDS * 1_000)
     with closing(context):
         visit = Visit(context)
         yield visit

@@ -18,11 +18,10 @@ import httpx
 
 from proxy.sandbox.api import Recorded, Sandbox
 from proxy.sandbox.faults import NO_FAULT, Fault
-from tests.support.live import eventually
+from tests.support.live import PATIENCE_SECONDS, eventually
 from tests.support.oracle import History, Promise, Report, Sight
 from tests.support.server import Browser, Json, Server, events, identify, login, new_ids, track
 
-PATIENCE_SECONDS = 60.0
 RETRY_SECONDS = 0.05
 COUNTER_FIELD = "Visits"
 SETTINGS = {

@@ -30,7 +30,7 @@ from typing import IO, Any
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.live import eventually, free_port
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port
 
 NAMES = ("chromium", "firefox", "webkit")
 
@@ -40,8 +40,6 @@ WEBKIT_DRIVER = "/usr/bin/WebKitWebDriver"
 XVFB = "/usr/bin/Xvfb"
 PACKAGES = {CHROMIUM: "chromium", FIREFOX: "firefox-esr", WEBKIT_DRIVER: "webkit2gtk-driver", XVFB: "xvfb"}
 
-START_SECONDS = 60.0
-COMMAND_SECONDS = 30.0
 
 CHROMIUM_ARGUMENTS = (
     "--headless=new",
@@ -105,7 +103,7 @@ class Tab(ABC):
         """The value of a JavaScript expression, through JSON; undefined is None. Promises are awaited. Raises EngineError."""
         return json.loads(self.evaluate(f"(async () => JSON.stringify((await ({script}\n)) ?? null))()"))
 
-    def wait(self, script: str, timeout: float = 15.0) -> Any:
+    def wait(self, script: str, timeout: float = PATIENCE_SECONDS) -> Any:
         """Wait until the expression's value is true, across navigations, and return it."""
         return eventually(lambda: self._try(script), timeout)
 
@@ -190,10 +188,10 @@ class _Wire:
         """Send a command and return its result. Raises EngineError."""
         number = self.send(method, params, **envelope)
         try:
-            while (answer := json.loads(self._socket.recv(COMMAND_SECONDS))).get("id") != number:
+            while (answer := json.loads(self._socket.recv(PATIENCE_SECONDS))).get("id") != number:
                 self._heard(answer)
         except TimeoutError:
-            raise EngineError(f"{method}: no answer within {COMMAND_SECONDS:g} s") from None
+            raise EngineError(f"{method}: no answer within {PATIENCE_SECONDS:g} s") from None
         if "error" in answer:
             raise EngineError(f"{method}: {answer.get('message') or answer['error']}")
         return answer["result"]
@@ -353,7 +351,7 @@ def _start_firefox(stack: ExitStack, preferences: dict[str, bool]) -> Engine:
 
 
 def _connect(address: str) -> ClientConnection:
-    return connect(address, max_size=None, compression=None, proxy=None, open_timeout=START_SECONDS)
+    return connect(address, max_size=None, compression=None, proxy=None, open_timeout=PATIENCE_SECONDS)
 
 
 # WebKitGTK: one HTTP request for each command, as the W3C says
@@ -363,7 +361,7 @@ class _Driver:
     """A session of WebKitWebDriver."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=COMMAND_SECONDS)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
         self._session = ""
         options = {"binary": str(_mini_browser()), "args": ["--automation"]}
         wanted = {"browserName": "MiniBrowser", "webkitgtk:browserOptions": options}
@@ -448,7 +446,7 @@ def _start_webkit(stack: ExitStack, _: dict[str, bool]) -> Engine:
     port = free_port()
     environ = {**os.environ, "DISPLAY": _start_display(stack)}
     _spawn(stack, [WEBKIT_DRIVER, "--host=127.0.0.1", f"--port={port}"], env=environ)
-    eventually(lambda: _is_listening(port), START_SECONDS)
+    eventually(lambda: _is_listening(port), PATIENCE_SECONDS)
     return _WebKit(_Driver(port))
 
 
@@ -465,7 +463,7 @@ def _start_display(stack: ExitStack) -> str:
 
 
 def _is_listening(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     try:
         connection.request("GET", "/status")
         return connection.getresponse().status == 200
@@ -520,7 +518,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(PATIENCE_SECONDS)
 
 
 def _spawn_listening(stack: ExitStack, arguments: Sequence[str], pattern: str) -> str:
@@ -534,13 +532,13 @@ def _spawn_listening(stack: ExitStack, arguments: Sequence[str], pattern: str) -
         assert process.poll() is None, f"{arguments[0]} ended at once:\n{text}"
         return re.search(pattern, text)
 
-    match = eventually(found, START_SECONDS)
+    match = eventually(found, PATIENCE_SECONDS)
     assert match is not None
     return match[1]
 
 
 def _read_display(told: IO[bytes]) -> str:
-    ready, _, _ = select.select([told], [], [], START_SECONDS)
+    ready, _, _ = select.select([told], [], [], PATIENCE_SECONDS)
     number = told.readline().decode().strip() if ready else ""
     assert number, f"{XVFB} did not start"
     return number

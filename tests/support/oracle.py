@@ -69,11 +69,15 @@ class Sight(msgspec.Struct, frozen=True):
 
 
 class Hush(msgspec.Struct, frozen=True):
-    """A time in which SendX was not to hear from any node, in Unix seconds, and why."""
+    """A time in which SendX was not to hear from any node, in Unix seconds, and why.
+
+    `late`: what each node may have had under way before; a busy machine can hold it up for any time.
+    """
 
     since: float
     until: float
     why: str
+    late: int = 0
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -248,7 +252,7 @@ class _Progress:
 def _loud(history: History) -> Iterator[Finding]:
     for hush in history.hushes:
         heard = [sight for sight in history.sights if hush.since < sight.at < hush.until]
-        if heard:
+        if any(count > hush.late for count in Counter(sight.node for sight in heard).values()):
             nodes = ", ".join(sorted({sight.node for sight in heard}))
             late = max(sight.at for sight in heard) - hush.since
             yield Finding(

@@ -22,11 +22,10 @@ from pathlib import Path
 import psycopg
 
 from proxy.store.postgres.schema import migrate
-from tests.support.live import eventually, free_port
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port
 
 _PASSWORD = "a-password-that-no-log-may-show"
 _TEMPLATE = "scq_template"
-_SECONDS = 60.0
 
 
 def programs() -> Path | None:
@@ -72,7 +71,7 @@ class Server:
         subprocess.run(
             [*_as_postgres(), self._programs / "initdb", "-D", self._data, *options],
             check=True,
-            timeout=_SECONDS,
+            timeout=PATIENCE_SECONDS,
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
         )
@@ -109,13 +108,13 @@ class Server:
                 cwd=self._directory,
                 start_new_session=True,
             )
-        eventually(self._answers, _SECONDS)
+        eventually(self._answers)
 
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"the server has ended: {self.log[-2000:]}"
         try:
-            psycopg.connect(self.dsn(), connect_timeout=5).close()
+            psycopg.connect(self.dsn(), connect_timeout=round(PATIENCE_SECONDS)).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -134,7 +133,7 @@ class Server:
         for child in map(int, children):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        eventually(lambda: not any(_runs(child) for child in children), _SECONDS)
+        eventually(lambda: not any(_runs(child) for child in children))
 
     def restart(self) -> None:
         self.stop()
@@ -143,7 +142,7 @@ class Server:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(_SECONDS)
+            self._process.wait(PATIENCE_SECONDS)
             self._process = None
 
     def remove(self) -> None:
@@ -175,7 +174,7 @@ class Server:
             self._has_template = True
             self.execute(f"CREATE DATABASE {_TEMPLATE}")
             with ThreadPoolExecutor(1) as thread:  # the caller's may run an event loop
-                thread.submit(asyncio.run, migrate(self.dsn(_TEMPLATE))).result(_SECONDS)
+                thread.submit(asyncio.run, migrate(self.dsn(_TEMPLATE))).result(PATIENCE_SECONDS)
         name = f"test_{next(self._numbers)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
         return self.dsn(name)

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from proxy.core.tokens import TokenCodec
-from tests.support.live import eventually
+from tests.support.live import PATIENCE_SECONDS, eventually
 
 KEY = "an-identity-key-of-the-tests-long-enough"
 
@@ -69,7 +69,7 @@ class SendX:
 
 
 def _read(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
         return json.load(answer)
 
 

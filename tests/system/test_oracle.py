@@ -176,6 +176,7 @@ def test_a_request_while_sendx_was_not_to_be_asked_is_found() -> None:
     (finding,) = judge(changed(sights=at, hushes=[hush]))
     assert finding.violation is Violation.GATE
     assert judge(changed(sights=[*at[:4], *(msgspec.structs.replace(s, at=9.0) for s in at[4:])], hushes=[hush])) == []
+    assert judge(changed(sights=at, hushes=[msgspec.structs.replace(hush, late=1)])) == [], "it had been on its way"
 
 
 def test_more_requests_than_the_nodes_may_send_together_are_found() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.live import eventually, free_port
+from tests.support.live import PATIENCE_SECONDS, eventually, free_port
 
 PROGRAM = """
 import asyncio, contextlib, os, sys
@@ -36,7 +36,8 @@ async def pid(request):
 
 async def slow(request):
     say("slow")
-    await asyncio.sleep(1)
+    while not os.path.exists("go on"):
+        await asyncio.sleep(0.01)
     return PlainTextResponse("done")
 
 @contextlib.asynccontextmanager
@@ -48,7 +49,7 @@ async def lifespan(app):
         sys.exit(1)
     if mode == "slow" and os.path.exists("one"):
         say("starting")
-        await asyncio.sleep(60)
+        await asyncio.sleep(3_600)
     open("one", "w").close()
     yield
     say("closed", os.getpid())
@@ -78,7 +79,7 @@ class Group:
     def pids(self) -> set[int]:
         """Who answers: connections are spread over them."""
         with suppress(httpx.TransportError):
-            return {int(httpx.get(f"http://127.0.0.1:{self.port}/").text) for _ in range(20)}
+            return {int(httpx.get(f"http://127.0.0.1:{self.port}/", timeout=PATIENCE_SECONDS).text) for _ in range(20)}
         return set()
 
     def all_serve(self, count: int) -> set[int]:
@@ -89,7 +90,7 @@ class Group:
             found.update(self.pids() | self.pids())
             return len(found) == count
 
-        eventually(complete, 20)
+        eventually(complete)
         return found
 
 
@@ -103,7 +104,7 @@ def group(directory: Path, count: int, mode: str = "well", port: int | None = No
         yield Group(process, port, directory)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE_SECONDS)
 
 
 def test_workers_share_a_port_and_a_stop_ends_them_all(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_workers_share_a_port_and_a_stop_ends_them_all(tmp_path: Path) -> None:
         pids = workers.all_serve(3)
         assert workers.process.pid not in pids
         workers.process.send_signal(signal.SIGTERM)
-        assert workers.process.wait(10) == 0
+        assert workers.process.wait(PATIENCE_SECONDS) == 0
         assert {f"closed {pid}" for pid in pids} <= set(workers.said)
         assert not any(map(is_alive, pids))
 
@@ -122,21 +123,22 @@ def test_a_stop_of_the_whole_process_group_finishes_what_is_under_way(tmp_path: 
     with group(tmp_path, 2) as workers:
         pids = workers.all_serve(2)
         with ThreadPoolExecutor() as pool:
-            answer = pool.submit(httpx.get, f"http://127.0.0.1:{workers.port}/slow")
+            answer = pool.submit(httpx.get, f"http://127.0.0.1:{workers.port}/slow", timeout=PATIENCE_SECONDS)
             eventually(lambda: "slow" in workers.said)
             os.kill(workers.process.pid, number)
             eventually(lambda: any(line.startswith("closed") for line in workers.said))  # the other one
             for pid in filter(is_alive, pids):  # as a terminal does, and systemd
                 os.kill(pid, number)
+            (tmp_path / "go on").touch()
             assert answer.result().text == "done"
-        assert workers.process.wait(10) == 0
+        assert workers.process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_stop_while_a_worker_is_starting_is_no_failure(tmp_path: Path) -> None:
     with group(tmp_path, 2, "slow") as workers:
         eventually(lambda: "starting" in workers.said)
         workers.process.send_signal(signal.SIGTERM)
-        assert workers.process.wait(10) == 0
+        assert workers.process.wait(PATIENCE_SECONDS) == 0
         assert sum(line.startswith("closed") for line in workers.said) == 1
 
 
@@ -144,14 +146,14 @@ def test_a_second_stop_ends_them_at_once(tmp_path: Path) -> None:
     with group(tmp_path, 2) as workers:
         workers.all_serve(2)
         with ThreadPoolExecutor() as pool:
-            answer = pool.submit(httpx.get, f"http://127.0.0.1:{workers.port}/slow")
+            answer = pool.submit(httpx.get, f"http://127.0.0.1:{workers.port}/slow", timeout=PATIENCE_SECONDS)
             eventually(lambda: "slow" in workers.said)
             workers.process.send_signal(signal.SIGINT)
             eventually(lambda: any(line.startswith("closed") for line in workers.said))
             workers.process.send_signal(signal.SIGINT)
             with pytest.raises(httpx.TransportError):
                 answer.result()
-        assert workers.process.wait(10) != 0
+        assert workers.process.wait(PATIENCE_SECONDS) != 0
 
 
 def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
@@ -170,14 +172,14 @@ def test_workers_that_cannot_start_again_are_tried_until_they_can(tmp_path: Path
         pids = workers.all_serve(2)
         (tmp_path / "broken").touch()
         os.kill(min(pids), signal.SIGKILL)
-        eventually(lambda: workers.log.count("exit code 1") >= 3, 20)
+        eventually(lambda: workers.log.count("exit code 1") >= 3)
         (tmp_path / "broken").unlink()
         assert max(pids) in workers.all_serve(2)
 
 
 def test_one_that_is_refused_at_the_start_ends_all_with_its_exit_code_and_no_other_is_started(tmp_path: Path) -> None:
     with group(tmp_path, 3, "refused") as workers:
-        assert workers.process.wait(10) == 2
+        assert workers.process.wait(PATIENCE_SECONDS) == 2
         assert workers.said == []
         assert "replaced" not in workers.log
 
@@ -194,7 +196,7 @@ def test_nobody_is_left_behind_by_a_parent_that_was_killed(tmp_path: Path) -> No
     with group(tmp_path, 2) as workers:
         pids = workers.all_serve(2)
         workers.process.kill()
-        workers.process.wait(10)
+        workers.process.wait(PATIENCE_SECONDS)
         eventually(lambda: not any(map(is_alive, pids)))
 
 
@@ -205,7 +207,7 @@ def test_a_port_that_others_serve_is_refused(tmp_path: Path) -> None:
     with group(first, 2) as workers:
         workers.all_serve(2)
         with group(second, 2, port=workers.port) as others:
-            assert others.process.wait(10) != 0
+            assert others.process.wait(PATIENCE_SECONDS) != 0
             assert f"port {workers.port} cannot be listened on" in others.log
 
 
