@@ -163,11 +163,11 @@ async def test_a_sendx_that_is_down_is_probed_and_loses_few_increments(
     for number in range(60):
         await push(outbox, f"{number}@example.com", COUNT, HELLO)
     async with running(forwarder(outbox, url, rng=Jitter(7))) as delivery:
-        await until(lambda: delivery.state().gate != "open" and delivery.state().requests[Verdict.UNAVAILABLE] > 7, 60)
+        await until(lambda: delivery.state().gate != "open" and delivery.state().requests[Verdict.UNAVAILABLE] > 7)
         sandbox.heal()
         risked = sum("customFields" in record.body for record in sandbox.requests if record.status == 503)
         assert risked <= 5 + 3, "five lanes show it, and three more may have been under way"
-        await drained(outbox, 60)
+        await drained(outbox)
     assert (await outbox.stats()).counters["dead:ambiguous"] == risked
     assert len(sandbox.contacts) == 60
 
@@ -183,9 +183,9 @@ async def test_contacts_of_whom_sendx_always_fails_do_not_hold_up_the_others(
         await until(lambda: delivery.state().gate != "open")
         for number in range(30):
             await push(outbox, f"good-{number}@example.com", HELLO)
-        await until(lambda: len(sandbox.contacts) == 30, 60)
+        await until(lambda: len(sandbox.contacts) == 30)
         sandbox.heal()
-        await drained(outbox, 60)
+        await drained(outbox)
 
 
 # --- the gate and other senders

@@ -51,7 +51,7 @@ def legacy(url: str) -> Upstream:
 
 
 async def send(upstream: Upstream, body: Attributes | Track, *, now: float = 0) -> Reply:
-    async with Client(timeout_seconds=10, clock=lambda: now) as client:
+    async with Client(timeout_seconds=50, clock=lambda: now) as client:
         return await client.send(upstream.request_for(ADDRESS, body))
 
 
@@ -157,7 +157,7 @@ def test_an_identify_with_nothing_but_the_address_is_just_that() -> None:
 async def test_any_address_reaches_sendx_as_it_is(sandbox: tuple[Sandbox, str], address: str) -> None:
     state, url = sandbox
     for upstream in (rest(url), legacy(url)):
-        async with Client(timeout_seconds=10) as client:
+        async with Client(timeout_seconds=50) as client:
             for body in (Attributes(), Track(("t",))):
                 answer = await client.send(upstream.request_for(address, body))
                 assert answer.verdict is Verdict.DELIVERED
@@ -267,7 +267,7 @@ async def test_one_connection_serves_one_request_after_the_other() -> None:
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         upstream = rest(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        async with Client(timeout_seconds=10) as client:
+        async with Client(timeout_seconds=50) as client:
             answers = [await client.send(upstream.request_for(ADDRESS, Attributes())) for _ in range(3)]
     assert [answer.verdict for answer in answers] == [Verdict.DELIVERED] * 3
     assert opened == [1]
@@ -275,7 +275,7 @@ async def test_one_connection_serves_one_request_after_the_other() -> None:
 
 async def test_a_connection_that_sendx_has_closed_is_opened_anew() -> None:
     kept = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"  # so it says
-    async with raw_server(kept) as (url, received), Client(timeout_seconds=10) as client:
+    async with raw_server(kept) as (url, received), Client(timeout_seconds=50) as client:
         for number in range(1, 4):
             answer = await client.send(rest(url).request_for(ADDRESS, Attributes()))
             assert answer.verdict is Verdict.DELIVERED

@@ -57,7 +57,7 @@ def test_the_proxy_accepts_the_token_of_the_nextjs_route(tmp_path: Path, logged_
         (tmp_path / "lib" / "session.js").write_text(LOGGED_IN)
     command = [binary("node", "nodejs"), "--eval", CALL_ROUTE]
     environ = {"IDENTITY_KEY": KEY, "PATH": os.defpath}
-    ran = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=True)
     status, cache, token = json.loads(ran.stdout)
     assert cache == "no-store"
     if not logged_in:

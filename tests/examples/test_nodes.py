@@ -128,7 +128,7 @@ def balancer(folder: Path, nodes: list[Server]) -> Iterator[Balanced]:
     folder.mkdir()
     port = free_port()
     command = _configured(folder, port, nodes)
-    subprocess.run([*command, "-t"], check=True, timeout=20, capture_output=True)
+    subprocess.run([*command, "-t"], check=True, timeout=120, capture_output=True)
     process = subprocess.Popen(command)
     site = Balanced(folder, port)
     try:
@@ -137,7 +137,7 @@ def balancer(folder: Path, nodes: list[Server]) -> Iterator[Balanced]:
     finally:
         site.client.close()
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def _answers(url: str) -> bool:

@@ -109,12 +109,12 @@ def web_server(kind: str, folder: Path) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(120)
 
 
 def ask(port: int, path: str, headers: dict[str, str], body: bytes | None = None) -> tuple[int, Any]:
     """Send the path as it stands, which httpx would tidy up; the body is the JSON of `echo`, or None."""
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
         connection.request("GET" if body is None else "POST", path, body, headers)
         answer = connection.getresponse()
         is_echo = answer.headers.get("content-type") == "application/json"
@@ -169,7 +169,7 @@ def test_the_web_server_leaves_the_size_limit_to_the_proxy_but_stops_floods(kind
     with web_server(kind, tmp_path) as port:
         assert ask(port, "/scq/push", {}, b"x" * 70_000)[1]["size"] == 70_000
         url = f"http://127.0.0.1:{port}/scq/push"
-        assert httpx.post(url, content=b"x" * 300_000).status_code == 413
+        assert httpx.post(url, content=b"x" * 300_000, timeout=120).status_code == 413
 
 
 @pytest.mark.parametrize("kind", ["nginx", "caddy"])
@@ -182,7 +182,7 @@ def test_the_web_servers_log_has_no_query_strings_and_no_cookies(kind: str, tmp_
 
 
 def check(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -33,7 +33,7 @@ def create_shop(**options: Any) -> Starlette:
 
 @pytest.fixture
 def shop() -> Iterator[httpx.Client]:
-    with serving(create_shop()) as url, httpx.Client(base_url=url, follow_redirects=True) as client:
+    with serving(create_shop()) as url, httpx.Client(base_url=url, follow_redirects=True, timeout=120) as client:
         yield client
 
 
@@ -160,7 +160,7 @@ def test_the_session_cookie_is_out_of_reach_for_scripts_and_other_sites(shop: ht
 
 def test_the_pages_name_the_script_and_the_sandbox_they_were_given() -> None:
     with serving(create_shop(script_url="/t/scq.js", sandbox_url="http://127.0.0.1:9/")) as url:
-        page = httpx.get(url).text
+        page = httpx.get(url, timeout=120).text
     assert '<script async src="/t/scq.js"></script>' in page
     assert 'href="http://127.0.0.1:9/"' in page
 

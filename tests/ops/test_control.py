@@ -28,7 +28,7 @@ async def answers(store: Path) -> list[Any]:
 
 
 async def until_it_answers(store: Path) -> list[Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:
             try:
                 return await answers(store)

@@ -61,7 +61,7 @@ class Live:
 def served() -> Iterator[Live]:
     app = create_sandbox(key="key", team_id="team")
     headers = {"X-Team-ApiKey": "key", "api_key": "key"}
-    with serving(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
+    with serving(app) as url, httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=120) as client:
         yield Live(url, app, client)
 
 

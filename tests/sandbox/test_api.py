@@ -103,7 +103,7 @@ def test_legacy_track_of_an_unknown_contact_is_404(live: Live) -> None:
     ],
 )
 def test_a_wrong_key_or_team_is_401_with_an_integer_status(live: Live, path: str, headers: dict[str, str]) -> None:
-    answer = httpx.post(live.url + path, headers=headers, json={"email": "a@b.co"})
+    answer = httpx.post(live.url + path, headers=headers, json={"email": "a@b.co"}, timeout=120)
     assert (answer.status_code, answer.content) == (401, UNAUTHORIZED)
     assert live.state.contacts == []
     assert live.state.violations == []
@@ -164,7 +164,7 @@ def test_a_body_that_is_too_long_is_refused_and_not_kept_whole(live: Live) -> No
 
 
 def test_query_parameters_in_rest_are_a_violation(live: Live) -> None:
-    answer = live.client.post("/api/v1/rest/contact/identify?team_id=team", json={"email": "a@b.co"})
+    answer = live.client.post("/api/v1/rest/contact/identify?team_id=team", json={"email": "a@b.co"}, timeout=120)
     assert (answer.status_code, answer.content) == (422, MALFORMED)
     assert len(live.state.violations) == 1
 
@@ -182,7 +182,7 @@ def test_query_parameters_in_rest_are_a_violation(live: Live) -> None:
     ],
 )
 def test_a_wrong_path_or_method_is_a_violation(live: Live, method: str, path: str, status: int) -> None:
-    answer = live.client.request(method, path, json={"email": "a@b.co"})
+    answer = live.client.request(method, path, json={"email": "a@b.co"}, timeout=120)
     assert answer.status_code == status
     assert [(one.method, one.path) for one in live.state.violations] == [(method, path)]
 

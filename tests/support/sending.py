@@ -108,7 +108,7 @@ async def running(delivery: Forwarder) -> AsyncIterator[Forwarder]:
         await task
 
 
-async def until(check: Callable[[], Any], seconds: float = 10) -> None:
+async def until(check: Callable[[], Any], seconds: float = 120) -> None:
     async with asyncio.timeout(seconds):
         while True:
             if check():
@@ -116,7 +116,7 @@ async def until(check: Callable[[], Any], seconds: float = 10) -> None:
             await asyncio.sleep(0.01)
 
 
-async def drained(outbox: Outbox, seconds: float = 10) -> None:
+async def drained(outbox: Outbox, seconds: float = 120) -> None:
     """Until nothing waits any more."""
     async with asyncio.timeout(seconds):
         while True:

@@ -31,7 +31,7 @@ from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 from tests.support.server import ADMIN_TOKEN, Browser, Server, arrives, clean_environ, command, new_email, new_id, track
 
 PAGE = 4_096
-PATIENCE = 30.0
+PATIENCE = 120.0
 MIB = 1 << 20
 Start = Callable[..., AbstractContextManager[Server]]
 
@@ -137,7 +137,7 @@ def delivered(lease: object) -> Settlement:
 
 def refusal(settings: dict[str, str]) -> str:
     """Returns what `scq-proxy status` says when it fails."""
-    status = subprocess.run(command("status"), env=clean_environ(settings), capture_output=True, text=True, timeout=30)
+    status = subprocess.run(command("status"), env=clean_environ(settings), capture_output=True, text=True, timeout=120)
     assert status.returncode == 2
     return status.stderr
 
@@ -195,7 +195,7 @@ class Producers:
         browser.logs_in(email)
         cookie = f"__Host-scq={browser.cookie}"
         headers = {"Origin": browser.origin, "Cookie": cookie}
-        with httpx.Client() as client:
+        with httpx.Client(timeout=120) as client:
             for number in itertools.count():
                 pushes = [{"id": new_id(), "call": track(f"cart-{number}")}]
                 while not self._stop.is_set():
@@ -215,7 +215,7 @@ class Producers:
 
 def all_arrive(sandbox: Sandbox, promised: dict[str, list[str]]) -> None:
     for email, tags in promised.items():
-        found = arrives(sandbox, email, tags[-1], PATIENCE * 2)
+        found = arrives(sandbox, email, tags[-1])
         first = list(dict.fromkeys(event for event in found if event != "identify"))
         assert first[: len(tags)] == tags
 

@@ -78,7 +78,7 @@ def complaint(source: str, version: int) -> str:
     """What a parser of that year's JavaScript has against a script; nothing if it is fine."""
     environ = {**os.environ, "NODE_PATH": str(NPM)}
     command = ["node", "--eval", PARSE % version]
-    done = subprocess.run(command, input=source, env=environ, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, input=source, env=environ, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout.strip()
 
 

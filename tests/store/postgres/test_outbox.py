@@ -249,9 +249,9 @@ async def test_a_node_that_stops_while_it_is_sending_does_not_hold_up_the_others
 async def test_another_nodes_push_is_found_without_being_told(nodes: tuple[PostgresOutbox, PostgresOutbox]) -> None:
     here, there = nodes
     assert not await claim(there)
-    waiting = asyncio.create_task(there.wait_ready(60))
+    waiting = asyncio.create_task(there.wait_ready(600))
     await carry_out(here, queued("a@example.com"))
-    await asyncio.wait_for(waiting, 30)
+    await asyncio.wait_for(waiting, 120)
     assert len(await claim(there)) == 1
 
 
@@ -440,14 +440,14 @@ def bouncer(server: Server, directory: Path) -> Iterator[int]:
         yield port
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(20)
+        process.wait(120)
 
 
 async def test_two_nodes_behind_a_pooler_in_transaction_mode_do_all_that_they_do_without(tmp_path: Path) -> None:
     direct = database()
     with bouncer(postgres(), _readable(tmp_path)) as port:
         dsn = direct.replace(f":{postgres().port}/", f":{port}/")
-        eventually(lambda: _answers(dsn), 20)
+        eventually(lambda: _answers(dsn))
         here, there = await opened(dsn), await opened(dsn)
         pushes = [queued(f"{number % 7}@example.com") for number in range(100)]
         await asyncio.gather(*(carry_out((here, there)[number % 2], push) for number, push in enumerate(pushes)))
