@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     try:
-        from proxy.cli.main import main as command  # takes a while, in which somebody may think better of it
+        from proxy.cli.main import main as command  # noqa: PLC0415 - takes a while, in which somebody may think better of it
     except KeyboardInterrupt:
         sys.exit(130)
     command()

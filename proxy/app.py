@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp
 
 from proxy.config.settings import Settings, rotated
 from proxy.config.types import Gpc, IdentifyMode, SqliteUrl
@@ -29,13 +27,20 @@ from proxy.errors import ConfigError, StoreError, describe
 from proxy.ops.control import Control
 from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
-from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
 from proxy.web.application import Application
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi, ServerKeys
 from proxy.web.shim import load_debug_shim, load_shim
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
+
+    from proxy.store.outbox import Outbox
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0
@@ -129,7 +134,7 @@ class Service:
             started = asyncio.get_running_loop().time()
             try:
                 await delivery.run()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, pushes must not wait for ever
                 self.restarts += 1
                 log.error("The forwarder died and is restarted: %s", describe(error))
             else:
@@ -145,7 +150,7 @@ class Service:
                 await self.outbox.sweep()
             except StoreError as error:
                 log.warning("Old records could not be swept: %s", error.message)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next sweep may do better
                 log.error("The sweep failed and is tried again: %s", describe(error))
             await asyncio.sleep(SWEEP_SECONDS)
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import runpy
 import secrets
 import tempfile
-from collections.abc import Callable
-
-from starlette.applications import Starlette
+from typing import TYPE_CHECKING
 
 from proxy.app import create_app
 from proxy.config.settings import Settings, load_settings
 from proxy.resources import shipped
 from proxy.sandbox.api import create_sandbox
 from proxy.web.server import Site, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.applications import Starlette
 
 SANDBOX_KEY = "sandbox"
 

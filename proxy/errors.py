@@ -67,9 +67,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The store cannot be opened like this: in use by another process, on a network file system, owned by
-    another user, not a store at all, written by a newer version.
-    """
+    """The store cannot be opened like this: it is in use, another user's, of a newer version, on a network file system, or not a store."""
 
 
 class RequestError(ScqError):

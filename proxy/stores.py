@@ -12,18 +12,19 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.config.settings import Settings
 from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.errors import StoreRefused
-from proxy.store.outbox import Outbox
 from proxy.store.rows import TABLES
 from proxy.store.sqlite.export import Export
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from proxy.config.settings import Settings
+    from proxy.store.outbox import Outbox
     from proxy.store.postgres.schema import Assessment
 
 Progress = Callable[[str, int, int], None]  # the table that is being copied, and how many rows of how many are

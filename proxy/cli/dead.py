@@ -119,7 +119,7 @@ def export(
         typer.Option(metavar="FILE", help="Write to this new file, for its owner only, and not to standard output."),
     ] = None,
     env_file: EnvFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines, which it prints anyway.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines, which it prints anyway.")] = False,  # noqa: ARG001
 ) -> None:
     """Write dead letters as JSON Lines.
 

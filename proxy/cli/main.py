@@ -129,7 +129,7 @@ def serve_command(
     listeners = listen_together(settings.host, settings.port, workers)
     port = listeners[0].getsockname()[1]
     worker = become_worker(listeners, lambda: _say_serving(settings, port, f", {workers} workers"))
-    run(serve([Site(app, settings.host, port, worker.listener)], lambda ports: worker.ready(), watched=True))
+    run(serve([Site(app, settings.host, port, worker.listener)], lambda _: worker.ready(), watched=True))
 
 
 @cli.command()
@@ -256,7 +256,7 @@ def token(
         typer.Option(metavar="JSON", help='Attributes and tags to vouch for: \'{"tags": ["paid user"]}\'.'),
     ] = "",
 ) -> None:
-    """Mint an identity token, to try a login.
+    r"""Mint an identity token, to try a login.
 
     It is what the site's back end would hand to the page, signed with a key of SCQ_IDENTITY_KEYS. Push it in the browser's console:
 

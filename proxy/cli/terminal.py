@@ -107,8 +107,7 @@ def store_of(env_file: Path | None) -> StoreUrl:
 
 
 async def answers(store: StoreUrl, command: Command) -> AsyncGenerator[Any, None]:
-    """A command of `dead_letters`: what the running server answers, or the store itself, as plain values: an SQLite file if no server runs, a
-    database always.
+    """Yields the answers to a command as plain values: the running server's, or the store's own if none runs or it is a database.
 
     Raises `StoreRefused`, and `StoreUnavailable` if a database is in trouble.
     """

@@ -13,12 +13,15 @@ conflict. Order never changes: the groups, one after the other, hold the pushes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from proxy.core.calls import Attributes, Track
-from proxy.core.visitors import Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from proxy.core.visitors import Trust
 
 MAX_TAGS = 100  # in one merged request
 

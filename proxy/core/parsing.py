@@ -10,9 +10,9 @@ is `policy`.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -20,6 +20,9 @@ from proxy.core.calls import FIELDS, Attributes, BadPush, Batch, Call, Consent, 
 from proxy.core.emails import clean_address
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
 from proxy.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_PUSHES = 50
 MAX_TOKEN = 8_192
@@ -212,7 +215,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _number(value: float, where: str) -> str:
-    if value != value or value in (float("inf"), float("-inf")):
+    if not math.isfinite(value):
         raise _BadCall(Reason.BAD_SHAPE, where)
     try:
         text = str(value)

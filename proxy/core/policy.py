@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from proxy.core.calls import Attributes, Track
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 class Refusal(msgspec.Struct, frozen=True):

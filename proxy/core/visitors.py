@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import hmac
-from datetime import timedelta
 from enum import IntEnum
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 CACHED_VISITORS = 8_192  # each by its cookie and by its browser-session value
 

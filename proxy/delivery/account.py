@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -20,8 +20,10 @@ from proxy.core.gate import Closure, Concurrency, Gate, Halt, Permit
 from proxy.core.retry import GiveUp, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.core.visitors import Trust
 from proxy.delivery.probe import Probe, Stage
-from proxy.delivery.sendx import Reply, Upstream
 from proxy.store.records import Fate, Lease, Settled, Waiting
+
+if TYPE_CHECKING:
+    from proxy.delivery.sendx import Reply, Upstream
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",

@@ -7,12 +7,14 @@ beneath httpx.
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterable, AsyncIterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import httpcore
 import httpx
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterable, AsyncIterator
 
 IDLE_SECONDS = 5.0  # as httpx: servers keep an idle connection for longer
 
@@ -30,7 +32,7 @@ class OneConnection(httpx.AsyncBaseTransport):
             request.method,
             httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
             headers=request.headers.raw,
-            content=cast(AsyncIterable[bytes], request.stream),
+            content=cast("AsyncIterable[bytes]", request.stream),
             extensions=request.extensions,
         )
         try:
@@ -64,7 +66,7 @@ class _Body(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for part in cast(AsyncIterable[bytes], self._answer.stream):
+            async for part in cast("AsyncIterable[bytes]", self._answer.stream):
                 yield part
         except _RAISED as error:
             raise _as_httpx(error) from error

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from proxy.aio import unbroken, wait
 from proxy.core.retry import GiveUp
@@ -23,8 +22,13 @@ from proxy.delivery.pacing import Pacer
 from proxy.delivery.probe import Stage
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreUnavailable
-from proxy.store.outbox import Outbox
-from proxy.store.records import Lease
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from proxy.store.outbox import Outbox
+    from proxy.store.records import Lease
 
 PER_LANE = 25  # pushes in one lease: bounds what is sent again after a crash
 MIN_LEASE_SECONDS = 60.0

@@ -9,13 +9,12 @@ logged: a lane is named by its number.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,11 +24,16 @@ from proxy.core.coalesce import Group, groups_of, singly
 from proxy.core.retry import Dead, Delivered, Keep, Retry, Step, Verdict
 from proxy.core.visitors import Trust
 from proxy.delivery.account import Account, increments
-from proxy.delivery.pacing import Pacer
-from proxy.delivery.sendx import Client, Reply
 from proxy.errors import StoreUnavailable
-from proxy.store.outbox import Outbox
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from proxy.delivery.pacing import Pacer
+    from proxy.delivery.sendx import Client, Reply
+    from proxy.store.outbox import Outbox
 
 LEASE_MARGIN_SECONDS = 2.0  # for the settlement
 

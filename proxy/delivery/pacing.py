@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from proxy.core.pace import Pace
-from proxy.store.outbox import Outbox
+
+if TYPE_CHECKING:
+    from proxy.store.outbox import Outbox
 
 
 class Pacer:

@@ -13,14 +13,11 @@ import asyncio
 import json
 import logging
 import re
-import ssl
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -30,6 +27,11 @@ from proxy.config.types import Dialect, Secret
 from proxy.core.calls import FIELDS, Attributes, Track
 from proxy.core.retry import Verdict, retry_after_seconds
 from proxy.delivery.connection import OneConnection
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
 
 MAX_ANSWER_BYTES = 65_536
 MAX_DETAIL = 200  # characters

@@ -126,7 +126,7 @@ class Control:
             writer.write(msgspec.json.encode({"error": error.message}) + b"\n")
         except (ConnectionError, TimeoutError):
             pass  # the command was given up
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the command gets an answer
             log.error("A command failed: %s", describe(error))
             writer.write(b'{"error":"The command failed: the log of the server says more."}\n')
         finally:

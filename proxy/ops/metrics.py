@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.core.reasons import reason_of
-from proxy.delivery.account import DeliveryState
-from proxy.ops.report import Report
-from proxy.store.records import Health
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from prometheus_client.metrics_core import Metric
+
+    from proxy.delivery.account import DeliveryState
+    from proxy.ops.report import Report
+    from proxy.store.records import Health
 
 
 class Exposition(Collector):

@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import jinja2
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from proxy.core.cookies import ProbeCodec
-from proxy.delivery.account import DeliveryState
 from proxy.errors import RequestError, StoreUnavailable
 from proxy.ops.control import Command, Handlers
 from proxy.ops.metrics import Exposition
 from proxy.ops.report import Report, make_report, read_report
-from proxy.store.outbox import Outbox
-from proxy.store.records import Durability
-from proxy.web.access import ClientAddresses
 from proxy.web.asgi import NOT_FOUND, SECURITY_TEXTS, error_response
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.requests import Request
+
+    from proxy.delivery.account import DeliveryState
+    from proxy.store.outbox import Outbox
+    from proxy.store.records import Durability
+    from proxy.web.access import ClientAddresses
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -68,10 +73,10 @@ class OperatorPages:
         """Returns what answers the commands that only the server itself can."""
         return {AskReport: self._answer_report, AskDurability: self._answer_durability}
 
-    async def _answer_report(self, command: AskReport) -> AsyncIterator[Report]:
+    async def _answer_report(self, _: AskReport) -> AsyncIterator[Report]:
         yield await self.report()
 
-    async def _answer_durability(self, command: AskDurability) -> AsyncIterator[Durability]:
+    async def _answer_durability(self, _: AskDurability) -> AsyncIterator[Durability]:
         yield await self._outbox.durability()
 
     async def check(self, request: Request) -> Response:
@@ -86,10 +91,10 @@ class OperatorPages:
         }
         return JSONResponse(seen, headers=SECURITY_TEXTS)
 
-    async def healthz(self, request: Request) -> Response:
+    async def healthz(self, _: Request) -> Response:
         return JSONResponse({"status": "ok"}, headers=SECURITY_TEXTS)
 
-    async def readyz(self, request: Request) -> Response:
+    async def readyz(self, _: Request) -> Response:
         try:
             await self._outbox.ready()
         except StoreUnavailable as error:

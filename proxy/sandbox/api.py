@@ -18,9 +18,8 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -28,7 +27,6 @@ from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from proxy.sandbox.contacts import (
     CallResult,
@@ -46,6 +44,11 @@ from proxy.sandbox.contacts import (
 )
 from proxy.sandbox.faults import NO_FAULT, OK, Fault, PendingFaults, Switches, response_of
 from proxy.sandbox.page import ROUTES, refuse_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import Receive, Scope, Send
 
 KEPT_REQUESTS = 10_000
 MAX_BODY_BYTES = 256 * 1024

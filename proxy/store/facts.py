@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
+if TYPE_CHECKING:
+    from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
 
 FactKind = Literal["ids", "keys", "visitors", "held", "schedules"]
 Ask = Callable[[FactKind, str], None]

@@ -6,8 +6,7 @@ Pure, and the same for both adapters, which read the rows, number the leases by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -16,6 +15,9 @@ from proxy.core.emails import lane_key
 from proxy.core.visitors import Trust
 from proxy.store.records import DeadReason, Fate, LastIdentify, Settlement, Waiting
 from proxy.store.rows import DEAD, WAITING, decode_body, increments
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 

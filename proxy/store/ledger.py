@@ -12,8 +12,7 @@ is shown the likeliest fact instead, and is made again once the fact has been re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
@@ -42,10 +41,14 @@ from proxy.core.decision import (
     Verify,
     VisitorFacts,
 )
-from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
 from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
 from proxy.store.rows import HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxy.core.reasons import Reason
 
 _encode = msgspec.json.Encoder().encode
 _TRACK, _IDENTIFY = Kind.TRACK.value, Kind.IDENTIFY.value
@@ -182,11 +185,11 @@ class Ledger:
         body = change.body
         kind, increments = (_TRACK, 0) if isinstance(body, Track) else (_IDENTIFY, int(body.increments))
         key, trust, since = change.key, change.trust, self.known.now
-        self._gain(key, trust is Trust.VERIFIED, change.not_before)
+        self._gain(key, change.not_before, verified=trust is Trust.VERIFIED)
         self.writes.pushes.append((key, change.id, change.address, int(trust), kind, _encode(body), since, increments))
         self.tallies["accepted"] += 1
 
-    def _gain(self, key: str, verified: bool, not_before: float = 0.0) -> None:
+    def _gain(self, key: str, not_before: float = 0.0, *, verified: bool) -> None:
         known, lane = self.known, self.writes.lanes.get(key)
         if lane is None:
             lane = self.writes.lanes[key] = LaneChange()
@@ -211,7 +214,7 @@ class Ledger:
             row = held.pop(push_id, None)
             if row is not None:
                 self._unhold(change.visitor, row)
-                self._gain(change.key, change.trust is Trust.VERIFIED)
+                self._gain(change.key, verified=change.trust is Trust.VERIFIED)
                 at = (change.key, push_id, change.address, int(change.trust))
                 self.writes.pushes.append((*at, _TRACK, row.body, row.since, 0))
                 self.tallies["bound"] += 1
@@ -273,7 +276,7 @@ class Ledger:
         if self.alias(change.key) is not None:
             self.writes.ended_aliases.add(change.key)
 
-    def _forgotten(self, change: Forgotten) -> None:
+    def _forgotten(self, _: Forgotten) -> None:
         self.tallies.update({"accepted": 1, "erased": 1})
 
     def _remember(self, change: Remember) -> None:

@@ -23,12 +23,15 @@ Decisions are not made here. An adapter shows `Facts` to a pure function inside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from proxy.core.decision import Decide, Decision, Reads
-from proxy.core.gate import Closure
-from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.core.gate import Closure
+    from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 
 NO_READS = Reads()
 

@@ -6,9 +6,8 @@ Pure. How rows are read and written is each adapter's own.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +17,9 @@ from proxy.core.gate import Closure
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
 from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 # --- how much, and for how long
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
 from proxy.core.hosts import is_loopback_host
 from proxy.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
 
 Network = IPv4Network | IPv6Network
 MAX_HEADERS = 32_768  # bytes of names and values
@@ -134,13 +137,13 @@ class ClientAddresses:
         `peer` None: a Unix socket, which only a proxy on this machine can reach. What an untrusted peer claims is not looked at.
         """
         key, trusted = self._peer(peer)
-        return self._behind(key, peer, forwarded_for[-_MAX_FORWARDED:]) if trusted and forwarded_for else key
+        return self._behind(peer, forwarded_for[-_MAX_FORWARDED:]) if trusted and forwarded_for else key
 
     def _judge_peer(self, peer: str | None) -> tuple[str, bool]:
         address = _parse(peer) if peer is not None else None
         return _key(address), peer is None or (address is not None and self._is_trusted(address))
 
-    def _find_behind(self, key: str, peer: str | None, forwarded_for: str) -> str:
+    def _find_behind(self, peer: str | None, forwarded_for: str) -> str:
         address = _parse(peer) if peer is not None else None
         for part in reversed(forwarded_for.split(",")):
             hop = _parse(part.strip())

@@ -5,21 +5,25 @@ It knows no setting and builds no endpoint: `proxy.app` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import RequestError
-from proxy.web.access import Hosts
 from proxy.web.asgi import NOT_FOUND, error_response, send_error, send_not_found
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from proxy.web.access import Hosts
 
 _HTTP_ERRORS = {
     404: (NOT_FOUND.code, NOT_FOUND.message),
@@ -66,12 +70,12 @@ class _HostGuard:
         await self._app(scope, receive, send)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(_: Request, error: Exception) -> Response:
     """Answers Starlette's own refusals (an unknown path, a method that a route has not)."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else
     code, message = _HTTP_ERRORS.get(error.status_code, ("refused", "The request was refused."))
     return error_response(RequestError(error.status_code, code, message), error.headers)
 
 
-async def _defect(request: Request, error: Exception) -> Response:
+async def _defect(_: Request, __: Exception) -> Response:
     return error_response(RequestError(503, "defect", "The proxy failed here: its log says more."))

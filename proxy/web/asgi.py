@@ -6,13 +6,17 @@ The hot path goes without a framework's layers; endpoints of Starlette get the s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from proxy.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from starlette.types import Receive, Scope, Send
 
 Header = tuple[bytes, bytes]
 SECURITY: tuple[Header, ...] = (
@@ -38,7 +42,7 @@ async def send_error(send: Send, error: RequestError, headers: Sequence[Header] 
     await send_json(send, error.status, error_body(error), (*headers, *retry_after(error)))
 
 
-async def send_not_found(scope: Scope, receive: Receive, send: Send) -> None:
+async def send_not_found(_: Scope, __: Receive, send: Send) -> None:
     """The last route: whatever has no other answer."""
     await send_error(send, NOT_FOUND)
 

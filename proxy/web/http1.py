@@ -17,9 +17,8 @@ It writes nothing to the log: what strangers send must not fill it. It knows no 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import httptools
@@ -33,6 +32,9 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from proxy.errors import RequestError
 from proxy.web.asgi import AT_HAND, SECURITY, Header, error_body
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_HEAD = 65_536  # bytes
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import msgspec
-from starlette.types import Receive, Scope, Send
 
 from proxy.core.admission import judge
 from proxy.core.calls import BadPush, Identify, Push
@@ -21,14 +20,20 @@ from proxy.core.cookies import CookieCodec, cookie_name, read_cookie, set_cookie
 from proxy.core.decision import Reads
 from proxy.core.emails import lane_key
 from proxy.core.parsing import parse_batch
-from proxy.core.policy import Policy
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenCodec, Vouched
 from proxy.core.visitors import Visitor, derived_visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
-from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from proxy.core.policy import Policy
+    from proxy.store.outbox import Outbox
 
 log = logging.getLogger("proxy.push")
 
@@ -93,7 +98,7 @@ class PushEndpoint:
             await send_error(send, error, cors)
         except Gone:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A defect of ours. Nothing was stored, so the shim keeps its pushes; the log says where to look, not what was pushed.
             log.error("A request could not be judged: %s", describe(error))
             message = "The pushes could not be stored: the log of the proxy says more."

@@ -13,17 +13,20 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 import uvloop
-from starlette.applications import Starlette
 
 from proxy.errors import ConfigError, Problem
 from proxy.web.http1 import Http1
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from starlette.applications import Starlette
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048
@@ -156,7 +159,7 @@ def _stop_all(servers: Sequence[uvicorn.Server]) -> None:
 def _stop_on_failures(apps: Sequence[Starlette], stop: Callable[[], None]) -> Sequence[asyncio.Future[Any]]:
     failures = [app.state.failure for app in apps if hasattr(app.state, "failure")]
     for failure in failures:
-        failure.add_done_callback(lambda failure: stop())
+        failure.add_done_callback(lambda _: stop())
     return failures
 
 

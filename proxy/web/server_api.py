@@ -14,12 +14,10 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 import msgspec
-from starlette.types import Receive, Scope, Send
 
 from proxy.core.calls import Attributes, Track
 from proxy.core.reasons import MAX_TEXT
@@ -36,9 +34,15 @@ from proxy.core.server_calls import (
     unprocessable,
 )
 from proxy.errors import RequestError, StoreUnavailable, describe
-from proxy.store.outbox import Outbox
 from proxy.web.access import RateLimit, scan
 from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_json, send_not_found
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from proxy.store.outbox import Outbox
 
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
 
@@ -89,7 +93,7 @@ class ServerApi:
             await _send_error(send, error)
         except Gone:
             return
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # A defect of ours. Nothing was stored; the log says where to look, not what was sent.
             log.error("A server's call could not be judged: %s", describe(error))
             message = "The call could not be stored: the log of the proxy says more."

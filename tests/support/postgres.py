@@ -46,7 +46,7 @@ class Server:
     def __init__(self, **settings: str) -> None:
         found = programs()
         if found is None:
-            import pytest  # here, because the benchmark uses servers as well, and is installed without it
+            import pytest  # noqa: PLC0415 - here, because the benchmark uses servers as well, and is installed without it
 
             missing = "no PostgreSQL: install Debian's package postgresql"
             if os.environ.get("CI"):

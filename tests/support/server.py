@@ -118,7 +118,7 @@ class Server:
         assert not self.died(), f"the server ended at once:\n{self.log}"
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill -9."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(PATIENCE_SECONDS)

@@ -176,9 +176,8 @@ def upset(server: Server, sandbox: Sandbox, secrets: Secrets) -> None:
     """A SendX that fails for one contact after another, in every way, and quotes the address in its answer."""
     for fault in FAULTS:
         email, browser = secrets.email("upset"), Browser(server)
-        if fault.body is not None:
-            fault = Fault(status=fault.status, body=fault.body % email)
-        sandbox.script(email, fault)
+        quoting = fault if fault.body is None else Fault(status=fault.status, body=fault.body % email)
+        sandbox.script(email, quoting)
         browser.push(identify(token=secrets.token(email)), track("cart-1"))
         eventually(lambda email=email: requests_about(sandbox, email))  # type: ignore[misc]
 

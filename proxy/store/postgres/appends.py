@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,13 +18,17 @@ from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen,
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Visitor
 from proxy.errors import StoreUnavailable
-from proxy.store.facts import HeldRow, Known, LaneChange, Wants, Writes, wants_of
+from proxy.store.facts import FactKind, HeldRow, Known, LaneChange, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
 from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction
-from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import PERSON, SCHEDULE, VISITOR, Lock, lock, try_lock
 from proxy.store.postgres.reads import tally
 from proxy.store.rows import MAX_REFUSED_NAMES, tombstone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxy.store.postgres.groups import Job
 
 _encode = msgspec.json.Encoder().encode
 
@@ -45,7 +48,7 @@ class Appends:
         """Answers each job with its decision, once that is durable. Returns whether a lane has gained a push."""
         try:
             return await self._store(jobs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - each job gets it as its answer
             if len(jobs) == 1 or (isinstance(error, StoreUnavailable) and not isinstance(error, StatementFailed)):
                 for job in jobs:
                     job.fail(error)
@@ -137,7 +140,10 @@ class _Group:
 
     def _begin(self) -> None:
         self._missed = Wants()
-        self.ledger = Ledger(self._known, lambda kind, name: self._missed.note(kind, name))
+        self.ledger = Ledger(self._known, self._note)
+
+    def _note(self, kind: FactKind, name: str) -> None:
+        self._missed.note(kind, name)
 
     @property
     def gains(self) -> bool:
@@ -160,7 +166,7 @@ class _Group:
             if not self._missed:
                 ledger.carry_out(decision)
                 self.decisions.append(decision)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - its own job gets it as its answer
             if not self._missed:
                 self._leave_out(job, error)
 
@@ -170,7 +176,7 @@ class _Group:
             decide, _ = job.ask
             try:
                 self.ledger.look_up(decide(self.ledger))
-            except Exception:  # noqa: S112 - it was shown a guess; it is made again on what is known
+            except Exception:  # noqa: BLE001, S112 - it was shown a guess; it is made again on what is known
                 continue
         missed, self._missed = self._missed, Wants()
         return missed

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from proxy.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
 
 Ask = TypeVar("Ask")
 T = TypeVar("T")
@@ -93,7 +95,7 @@ class Groups(Generic[Ask]):
                 jobs[0].answer(await jobs[0].alone())
             else:
                 await self._carry_out(jobs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - each job gets it as its answer
             for job in jobs:
                 job.fail(error)
         except asyncio.CancelledError:

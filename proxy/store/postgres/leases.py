@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, merge_closures
@@ -27,12 +26,16 @@ from proxy.store.leases import (
     new_addresses,
 )
 from proxy.store.postgres.database import Database, Overtaken, Query, Rows, StatementFailed, Transaction
-from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import GATE, PERSON, lock, share_lock
 from proxy.store.postgres.people import move_lane
 from proxy.store.postgres.reads import tally
 from proxy.store.records import Claim, Fate, Lease, Settlement
 from proxy.store.rows import decode_closure, encode_closure
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from proxy.store.postgres.groups import Job
 
 _GATE = (GATE, "")
 

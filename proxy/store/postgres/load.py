@@ -7,9 +7,8 @@ told.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
@@ -18,6 +17,9 @@ from proxy.errors import StoreRefused
 from proxy.store.postgres.database import cause, connect_options
 from proxy.store.queries import read_queries
 from proxy.store.rows import TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
 
 _NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
 _USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."

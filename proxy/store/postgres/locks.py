@@ -5,10 +5,13 @@ They last until the transaction ends, which is all that a pooler allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from zlib import crc32
 
-from proxy.store.postgres.database import Query
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.store.postgres.database import Query
 
 # The first half of a lock's name, so that locks of other programs in the database are not met by chance.
 VISITOR, PERSON, SCHEDULE, GATE, SWEEP, SCHEMA = range(0x73637100, 0x73637106)

@@ -10,14 +10,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
-from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from proxy.core.decision import Decide, Decision, Reads
-from proxy.core.gate import Closure
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.outbox import NO_READS
 from proxy.store.postgres.appends import Append, Appends
@@ -29,6 +25,13 @@ from proxy.store.postgres.reads import discard, read_dead_letters, read_stats, r
 from proxy.store.postgres.schema import UNSAFE, assess
 from proxy.store.postgres.sweep import sweep
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Health, Lease, Settlement, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from proxy.core.decision import Decide, Decision, Reads
+    from proxy.core.gate import Closure
 
 T = TypeVar("T")
 
@@ -103,7 +106,7 @@ class PostgresOutbox:
         self._ready.set()
 
     async def wait_ready(self, timeout_seconds: float) -> None:
-        """This node's own changes wake at once; those of others, and lanes whose time comes, are looked for."""
+        """Wakes at once for changes of this node; looks for those of others, and for lanes whose time has come."""
         deadline = time.monotonic() + timeout_seconds
         patient = not self._found  # what was ready was somebody else's: not to be asked for again at once
         while not self._ready.is_set() and (remaining := deadline - time.monotonic()) > 0:

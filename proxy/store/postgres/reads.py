@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from proxy.core.decision import Schedule
 from proxy.store.postgres.database import Database, Overtaken, Query, Transaction
-from proxy.store.records import DeadFilter, DeadLetter, Stats
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_dead_letter, discarded, increments, make_stats, replayed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from proxy.store.records import DeadFilter, DeadLetter, Stats
 
 
 def tally(tallies: Mapping[str, int]) -> Query:

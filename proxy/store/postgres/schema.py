@@ -7,10 +7,9 @@ version keep working meanwhile. An assessment changes nothing.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psycopg
@@ -20,6 +19,9 @@ from proxy.errors import StoreRefused
 from proxy.store.postgres.database import SETTINGS, SQL, Connection, cause, connect_options
 from proxy.store.postgres.locks import SCHEMA, lock
 from proxy.store.queries import read_steps
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
 
 SCHEMA_STEPS = read_steps(Path(__file__).with_name("schema"))
 UNSAFE = "SCQ_STORE_UNSAFE=1 uses it all the same."

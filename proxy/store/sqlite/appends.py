@@ -7,11 +7,8 @@ All on the store's thread.
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -22,6 +19,11 @@ from proxy.store.ledger import Ledger
 from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections import Counter
+    from collections.abc import Iterable, Sequence
 
 _REMEMBERED = 20_000  # visitors, and people: some 5 MB
 

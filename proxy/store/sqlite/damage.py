@@ -9,11 +9,14 @@ import os
 import shutil
 import sqlite3
 import struct
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from glob import escape
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 CHECKED_BYTES = 1 << 30  # a larger file is not checked: that would take longer than visitors wait
 _WAL_MAGIC = (0x377F0682, 0x377F0683)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +13,11 @@ from proxy.errors import StoreRefused
 from proxy.store.queries import read_queries
 from proxy.store.rows import TABLES
 from proxy.store.sqlite.file import StoreFile
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
 
 _SQL = read_queries(Path(__file__).with_name("export.sql"))
 _ELSE = {"left_key": "left", "after_key": "NULL"}  # columns that PostgreSQL names otherwise, or has to itself

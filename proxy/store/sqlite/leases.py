@@ -7,9 +7,8 @@ what its end changes.
 from __future__ import annotations
 
 import itertools
-import sqlite3
 import time
-from collections import Counter
+from typing import TYPE_CHECKING
 
 from proxy.core.gate import Closure, merge_closures
 from proxy.store.leases import (
@@ -28,6 +27,10 @@ from proxy.store.rows import encode_closure
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.people import move_lane
 from proxy.store.sqlite.reads import read_gate, value
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections import Counter
 
 
 class Lanes:

@@ -11,17 +11,12 @@ import contextlib
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from proxy.core.calls import Attributes
-from proxy.core.decision import Decide, Decision, Reads
-from proxy.core.gate import Closure
 from proxy.store.outbox import NO_READS
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 from proxy.store.rows import DEAD, WAITING, released
@@ -33,6 +28,14 @@ from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
 from proxy.store.sqlite.sweep import Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Hooks, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import timedelta
+    from pathlib import Path
+
+    from proxy.core.decision import Decide, Decision, Reads
+    from proxy.core.gate import Closure
 
 _VACUUM_PAUSE_SECONDS = 0.02
 
@@ -67,11 +70,11 @@ class SqliteOutbox:
 
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         self._upkeep.require_space()
-        return await self._thread.submit(lambda connection: self._appends.append(decide), reads)
+        return await self._thread.submit(lambda _: self._appends.append(decide), reads)
 
     def _submit(self, work: Callable[[sqlite3.Connection], T], *, about_people: bool = False) -> asyncio.Future[T]:
         """For all but appends. `about_people`: it changes what appends remember."""
-        return self._thread.submit(lambda connection: self._behind_appends(connection, work, about_people))
+        return self._thread.submit(lambda connection: self._behind_appends(connection, work, about_people=about_people))
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         return await self._submit(
@@ -198,7 +201,7 @@ class SqliteOutbox:
         self._appends.rolled_back()
 
     def _behind_appends(
-        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], about_people: bool
+        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], *, about_people: bool
     ) -> T:
         self._appends.flush()
         result = work(connection)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -13,6 +12,10 @@ from proxy.store.records import Erased
 from proxy.store.rows import tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping
 
 STEP_ROWS = 5_000
 

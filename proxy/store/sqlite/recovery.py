@@ -14,13 +14,15 @@ Which failure says what of the file is in `damage`; `writer` carries all of this
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from proxy.store.sqlite.damage import Remedy, remedy_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 RETRY_SECONDS = 1.0
 GIVE_UP_TRIES = 5

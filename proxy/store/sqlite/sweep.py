@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, discarded, expired
 from proxy.store.sqlite.file import SQL
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from datetime import timedelta
 
 STEP_ROWS = 1_000
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import sqlite3
 import statistics
 import struct
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +22,11 @@ from proxy.errors import StoreUnavailable
 from proxy.store.records import Health
 from proxy.store.sqlite.damage import stores_set_aside
 from proxy.store.sqlite.file import file_system, pragma
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 CHECKPOINT_FRAMES = 1_000  # pages in the log from which it is moved into the file, as in SQLite itself
 ALARM_FRAMES = 8_000  # pages (32 MB) that a checkpoint could not move: something holds it up

@@ -15,16 +15,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
 from proxy.core.decision import Reads
 from proxy.errors import StoreRefused, StoreUnavailable, describe
 from proxy.store.sqlite.damage import FileMoved, Remedy, remedy_for
-from proxy.store.sqlite.file import StoreFile
 from proxy.store.sqlite.recovery import Recovery, State
-from proxy.store.sqlite.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from proxy.store.sqlite.file import StoreFile
+    from proxy.store.sqlite.upkeep import Upkeep
 
 T = TypeVar("T")
 Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]", Reads | None]
@@ -45,8 +47,10 @@ class Opened(Protocol):
 
 
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
-    """All run on the thread. `opened`: the file was opened, for the first time or again. `begun`: first in each transaction, with what its
-    jobs said they would read. `before_commit`: last in each. `rolled_back`: after one that failed.
+    """Callbacks, all on the thread.
+
+    `opened`: the file was opened, for the first time or again. `begun`: first in each transaction, with what its jobs said they would read.
+    `before_commit`: last in each. `rolled_back`: after one that failed.
     """
 
     opened: Opened
@@ -109,7 +113,7 @@ class Writer:
     def _work(self, opened: asyncio.Future[None]) -> None:
         try:
             self._connect()
-        except BaseException as error:  # `open` raises it to its caller
+        except BaseException as error:  # noqa: BLE001 - `open` raises it to its caller
             self._recovery = self._recovery.closed()
             self._answer([(opened, None, error)])
             return
@@ -119,7 +123,7 @@ class Writer:
             jobs, last = self._take()
             try:
                 self._serve(jobs)
-            except Exception as error:  # a defect; a thread that ended here would leave everybody waiting
+            except Exception as error:  # noqa: BLE001 - a defect; a thread that ended here would leave everybody waiting
                 self._answer(_refusals(jobs))
                 self._disconnect()
                 self._recovery = self._recovery.defect_found(error)
@@ -167,7 +171,7 @@ class Writer:
             self._hooks.before_commit(connection)
             connection.execute("COMMIT")
             self._file.require_in_place()
-        except Exception as error:  # whatever it is, somebody waits for an answer
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for an answer
             self._hooks.rolled_back()
             _roll_back(connection)
             return self._after_failure(jobs, error)

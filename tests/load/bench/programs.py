@@ -128,7 +128,7 @@ class Program:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """kill -9, with everything that it has started."""
+        """Kill -9, with everything that it has started."""
         self._signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait(STOP_SECONDS)

@@ -25,7 +25,7 @@ class Replay:
         self._browsers: dict[str, Browser] = {}
 
     def fill(self, value: Json) -> Json:
-        """The value with its names and pieces put in: {"repeat": text, "times": n}, {"join": [...]}, {"nest": levels}, {"sign": claims} …"""
+        """The value with names and pieces put in: {"repeat": text, "times": n}, {"join": [...]}, {"nest": levels}, {"sign": claims} and the rest."""
         if isinstance(value, str):
             return re.sub(r"([$#%])([a-z]+)\b", self._named, value)
         if isinstance(value, list):

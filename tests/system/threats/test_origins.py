@@ -23,7 +23,7 @@ from tests.support.server import (
 )
 from tests.support.wire import batch
 
-# Origins: look-alikes
+# Look-alikes of a listed origin.
 
 ORIGINS = r"""
     null https://evil.example https://evilshop.example https://evil-shop.example https://shop.example.evil.example https://shopxexample

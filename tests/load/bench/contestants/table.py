@@ -19,7 +19,9 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Contestant:
-    """`name`: in the JSON. `launch` gets SendX's port and a directory of its own. `durable`: it stores what it acknowledges.
+    """Somebody to be measured.
+
+    `name`: in the JSON. `launch` gets SendX's port and a directory of its own. `durable`: it stores what it acknowledges.
     `one_by_one`: it sends the pushes of a request one after the other, and answers then.
     """
 
