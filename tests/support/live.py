@@ -18,9 +18,7 @@ import uvicorn
 T = TypeVar("T")
 
 POLL_SECONDS = 0.01
-PATIENCE_SECONDS = (
-    120.0  # what is waited for comes long before, on however busy a machine; what never comes is a failure
-)
+PATIENCE_SECONDS = 120.0  # however busy the machine: what has not come by then never comes
 
 
 def free_port() -> int:
