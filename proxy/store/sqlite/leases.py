@@ -106,12 +106,11 @@ class Lanes:
         lease = settlement.lease
         if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
             return False
-        revoked = (lease.lane, lease.epoch) in self.revoked
-        # An erasure that was rolled back has revoked the lease and left the pushes.
-        erased = revoked and value(connection, "push", lease.pushes[0].seq) is None
+        # The table tells, and not `revoked`: the erasure may have been rolled back, or this settlement the first time.
+        erased = value(connection, "push", lease.pushes[0].seq) is None
         self._write(connection, changes_of([settlement], [lease.lane] if erased else []))
-        if revoked:
-            self.revoked.discard((lease.lane, lease.epoch))
+        self.revoked.discard((lease.lane, lease.epoch))
+        if erased:
             connection.execute(SQL["forget_lane"], (lease.lane,))
             return True
         for address in new_addresses(settlement):

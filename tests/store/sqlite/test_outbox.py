@@ -262,6 +262,27 @@ async def test_an_erasure_that_was_rolled_back_leaves_what_its_lease_delivers_de
     await outbox.close()
 
 
+async def test_a_settlement_that_is_repeated_after_a_roll_back_still_knows_of_the_erasure(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    (lease,) = (await outbox.claim(9, 9, 60)).leases
+    await outbox.erase("a@example.com")
+    await outbox.append(one_push)  # the person is back
+    settlement = Settlement(lease, (Settled(lease.pushes[0].seq, Fate.DELIVERED),))
+
+    def settle_and_fail(connection: sqlite3.Connection) -> None:
+        outbox._settle(connection, settlement)
+        raise sqlite3.IntegrityError
+
+    with pytest.raises(StoreUnavailable):
+        await outbox._thread.submit(settle_and_fail)
+    assert await outbox.settle(settlement)
+    stats = await outbox.stats()
+    assert (stats.waiting, stats.counters["erased"], "delivered" in stats.counters) == (1, 1, False)
+    assert len((await outbox.claim(9, 9, 60)).leases) == 1
+    await outbox.close()
+
+
 async def test_a_merge_voids_only_what_is_known_under_the_lease_of_that_time(tmp_path: Path) -> None:
     outbox = await opened(tmp_path / "scq.db")
 
