@@ -41,13 +41,14 @@ class Reason(StrEnum):
     answer can do: that is its `message`, while `where` says which part of the push is at fault.
     """
 
+    counter: str  # among those of the store
     sources: tuple[Source, ...]
     meaning: str
     advice: str
 
     def __new__(cls, word: str, sources: tuple[Source, ...], meaning: str, advice: str) -> Reason:
         reason = str.__new__(cls, word)
-        reason._value_ = word
+        reason._value_, reason.counter = word, _COUNTER + word
         reason.sources, reason.meaning, reason.advice = sources, meaning, advice
         return reason
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
 
 FactKind = Literal["ids", "keys", "visitors", "held", "schedules"]
+_KINDS = get_args(FactKind)
 Ask = Callable[[FactKind, str], None]
 
 
@@ -25,27 +26,19 @@ class Wants:
     schedules: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return bool(self.ids or self.keys or self.visitors or self.held or self.schedules)
+        return any(getattr(self, kind) for kind in _KINDS)
 
     def note(self, kind: FactKind, name: str) -> None:
-        names: set[str] = getattr(self, kind)
-        names.add(name)
+        getattr(self, kind).add(name)
 
     def add(self, other: Wants) -> None:
-        self.ids |= other.ids
-        self.keys |= other.keys
-        self.visitors |= other.visitors
-        self.held |= other.held
-        self.schedules |= other.schedules
+        for kind in _KINDS:
+            getattr(self, kind).update(getattr(other, kind))
 
 
 def wants_of(reads: Sequence[Reads]) -> Wants:
     """Returns what a group of decisions has announced."""
-    return Wants(
-        {name for each in reads for name in each.ids},
-        {name for each in reads for name in each.keys},
-        {name for each in reads for name in each.visitors},
-    )
+    return Wants(*({name for each in reads for name in getattr(each, kind)} for kind in ("ids", "keys", "visitors")))
 
 
 class HeldRow(NamedTuple):
@@ -57,36 +50,28 @@ class HeldRow(NamedTuple):
     since: float
 
 
+@dataclass(slots=True)
 class Known:
     """The part of the store that has been read. A name that was looked for and not found is there with None, or with empty facts.
 
     `now`: the store's clock (Unix seconds); `ahead`: by how many seconds it is ahead of this process's clock.
     """
 
-    __slots__ = (
-        *("ahead", "aliases", "erased", "held", "held_bytes", "lanes", "now", "schedules", "seen", "site_key"),
-        "visitors",
-    )
-
-    def __init__(self, site_key: bytes) -> None:
-        self.site_key = site_key
-        self.now = 0.0
-        self.ahead = 0.0
-        self.seen: dict[str, Seen | None] = {}
-        self.lanes: dict[str, LaneFacts | None] = {}
-        self.aliases: dict[str, Alias | None] = {}
-        self.erased: dict[str, float | None] = {}
-        self.visitors: dict[str, VisitorFacts] = {}
-        self.held: dict[str, list[HeldRow]] = {}
-        self.held_bytes = 0
-        self.schedules: dict[str, float] = {}
+    site_key: bytes
+    now: float = 0.0
+    ahead: float = 0.0
+    held_bytes: int = 0
+    seen: dict[str, Seen | None] = field(default_factory=dict)
+    lanes: dict[str, LaneFacts | None] = field(default_factory=dict)
+    aliases: dict[str, Alias | None] = field(default_factory=dict)
+    erased: dict[str, float | None] = field(default_factory=dict)
+    visitors: dict[str, VisitorFacts] = field(default_factory=dict)
+    held: dict[str, list[HeldRow]] = field(default_factory=dict)
+    schedules: dict[str, float] = field(default_factory=dict)
 
     def forget(self) -> None:
         for names in (self.seen, self.lanes, self.aliases, self.erased, self.visitors, self.held, self.schedules):
             names.clear()
-
-
-# --- What is written ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

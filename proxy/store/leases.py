@@ -13,16 +13,13 @@ import msgspec
 from proxy.core.calls import Attributes
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Trust
-from proxy.store.records import DeadReason, Fate, LastIdentify, Settlement, Waiting
+from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settlement, Waiting
 from proxy.store.rows import DEAD, WAITING, decode_body, increments
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
-
-
-# --- a lease begins
 
 
 class LaneRow(msgspec.Struct, frozen=True):
@@ -66,14 +63,18 @@ def head_of(lane: LaneRow, rows: Iterable[Sequence[Any]]) -> Head:
     return Head(tuple(head), starts=False)
 
 
+def lease_of(lane: LaneRow, head: Head, *, epoch: int, until: float, pressed: bool) -> Lease:
+    last, failures = last_identify(lane), lane.failures
+    return Lease(
+        lane=lane.id, epoch=epoch, until=until, failures=failures, pushes=head.pushes, last=last, pressed=pressed
+    )
+
+
 def last_identify(lane: LaneRow) -> LastIdentify | None:
     """Returns what SendX has of the contact: not known any more if a lease has ended with something on the wire."""
     if lane.digest is None or lane.digest_at is None or lane.leased:
         return None
     return LastIdentify(lane.digest, lane.digest_at)
-
-
-# --- and ends
 
 
 class Burial(NamedTuple):
@@ -97,6 +98,12 @@ class Release(msgspec.Struct, frozen=True):
     retry_at: float | None = None
     learned: bool = True
     last: LastIdentify | None = None
+
+    def row(self, now: float, *, since: float = 0.0) -> tuple[object, ...]:
+        """Returns the columns of the query `release`. The lane is ready at once or when it may be retried, in seconds `since` then."""
+        ready_at = now if self.retry_at is None else self.retry_at
+        digest, digest_at = (self.last.digest, self.last.at) if self.last is not None else (None, None)
+        return self.lane, self.gone, self.failures, ready_at - since, self.learned, digest, digest_at
 
 
 class Changes(msgspec.Struct):

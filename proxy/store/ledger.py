@@ -1,7 +1,7 @@
 """The ledger: what the store knows, as decisions see it, and the rows that carry them out. Both adapters use it.
 
     read(wants) → Known ─┐
-                         ├─ Ledger: decide(ledger) → carry_out(decision) → Writes → write(writes)
+                         ├─ Ledger: decide(ledger) → carry_out(its changes) → Writes → write(writes)
     ask(kind, name) ◀────┘  a name that has not been read
 
 Nothing here touches a store. A decision sees what was read plus what the decisions before it have changed, whether that is written yet or
@@ -12,41 +12,18 @@ is shown the likeliest fact instead, and is made again once the fact has been re
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
+from proxy.core import decision
 from proxy.core.calls import Kind, Track
-from proxy.core.decision import (
-    Alias,
-    Bind,
-    Born,
-    Change,
-    Decision,
-    Drop,
-    EndAlias,
-    Enqueue,
-    Forgotten,
-    HeldPush,
-    Hold,
-    Identified,
-    LaneFacts,
-    NotOffered,
-    Refused,
-    Remember,
-    Retire,
-    Schedule,
-    Scheduled,
-    Seen,
-    Verify,
-    VisitorFacts,
-)
 from proxy.core.visitors import Trust
 from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
 from proxy.store.rows import HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from proxy.core.reasons import Reason
 
@@ -67,38 +44,36 @@ class Ledger:
         self.tallies: Counter[str] = Counter() if tallies is None else tallies
         self._ask = ask
         # Facts as this group has changed them; each stands in front of what was read.
-        self._seen: dict[str, Seen] = {}
-        self._visitors: dict[str, VisitorFacts] = {}
+        self._seen: dict[str, decision.Seen] = {}
+        self._visitors: dict[str, decision.VisitorFacts] = {}
         self._visitors_read = known.visitors
         self._schedules: dict[str, float] = {}
 
-    # --- facts
-
-    def seen(self, push_id: str) -> Seen | None:
+    def seen(self, push_id: str) -> decision.Seen | None:
         known = self.known.seen
         if push_id not in known:
             self._ask("ids", push_id)
         return known.get(push_id) or self._seen.get(push_id)
 
-    def visitor(self, visitor_id: str) -> VisitorFacts:
+    def visitor(self, visitor_id: str) -> decision.VisitorFacts:
         return self._visitors.get(visitor_id) or self._visitors_read.get(visitor_id) or self._visitor_read(visitor_id)
 
-    def _visitor_read(self, visitor_id: str) -> VisitorFacts:
+    def _visitor_read(self, visitor_id: str) -> decision.VisitorFacts:
         known = self.known.visitors
         if visitor_id not in known:
             self._ask("visitors", visitor_id)
         return known.get(visitor_id, _NO_VISITOR)
 
-    def lane(self, key: str) -> LaneFacts:
+    def lane(self, key: str) -> decision.LaneFacts:
         known = self.known.lanes
         if key not in known:
             self._ask("keys", key)
         facts, change = known.get(key) or _NO_LANE, self.writes.lanes.get(key)
         if change is None:
             return facts
-        return LaneFacts(facts.verified or change.verify, facts.waiting + change.gained)
+        return decision.LaneFacts(facts.verified or change.verify, facts.waiting + change.gained)
 
-    def alias(self, key: str) -> Alias | None:
+    def alias(self, key: str) -> decision.Alias | None:
         known = self.known.aliases
         if key not in known:
             self._ask("keys", key)
@@ -110,14 +85,14 @@ class Ledger:
             self._ask("keys", key)
         return known.get(key)
 
-    def held(self, visitor_id: str) -> Sequence[HeldPush]:
+    def held(self, visitor_id: str) -> Sequence[decision.HeldPush]:
         rows = self._held(visitor_id)
-        return [HeldPush(row.id, msgspec.json.decode(row.body, type=Track), row.since) for row in rows]
+        return [decision.HeldPush(row.id, msgspec.json.decode(row.body, type=Track), row.since) for row in rows]
 
     def held_bytes(self) -> int:
         return self.known.held_bytes + self.tallies[HELD_BYTES]
 
-    def schedule(self, name: Schedule) -> float:
+    def schedule(self, name: decision.Schedule) -> float:
         known = self.known.schedules
         if name not in known:
             self._ask("schedules", name)
@@ -133,29 +108,9 @@ class Ledger:
             self._ask("held", visitor_id)
         return [row for row in known.get(visitor_id, ()) if row.seq not in self.writes.unheld] + new
 
-    # --- decisions
-
-    def look_up(self, decision: Decision[Any]) -> None:
-        """Asks for whatever the decision is going to touch, for a store that must have locked it."""
-        for change in decision.changes:
-            match change:
-                case Enqueue(key=key) | Verify(key=key) | EndAlias(key=key):
-                    self.lane(key)
-                case Remember(id=push_id):
-                    self.seen(push_id)
-                case Bind(key=key, visitor=visitor):
-                    self.lane(key)
-                    self._held(visitor)
-                case Retire(visitor=visitor) | Drop(visitor=visitor):
-                    self._held(visitor)
-                case Hold(visitor=visitor) | Born(visitor=visitor) | Identified(visitor=visitor):
-                    self.visitor(visitor)
-                case Scheduled(name=name):
-                    self.schedule(name)
-
-    def carry_out(self, decision: Decision[Any]) -> None:
-        """Adds its rows to `writes` and `tallies`. If this raises, both are of no use any more."""
-        for change in decision.changes:
+    def carry_out(self, changes: Iterable[decision.Change]) -> None:
+        """Adds their rows to `writes` and `tallies`, and asks for whatever they touch. If this raises, all of it is of no use any more."""
+        for change in changes:
             self._apply[type(change)](self, change)
 
     def take_writes(self) -> Writes:
@@ -181,7 +136,7 @@ class Ledger:
         self._visitors.clear()
         self._schedules.clear()
 
-    def _enqueue(self, change: Enqueue) -> None:
+    def _enqueue(self, change: decision.Enqueue) -> None:
         body = change.body
         kind, increments = (_TRACK, 0) if isinstance(body, Track) else (_IDENTIFY, int(body.increments))
         key, trust, since = change.key, change.trust, self.known.now
@@ -191,6 +146,8 @@ class Ledger:
 
     def _gain(self, key: str, not_before: float = 0.0, *, verified: bool) -> None:
         known, lane = self.known, self.writes.lanes.get(key)
+        if key not in known.lanes:
+            self._ask("keys", key)
         if lane is None:
             lane = self.writes.lanes[key] = LaneChange()
         if lane.gained == 0:
@@ -202,13 +159,13 @@ class Ledger:
         lane.vouched = lane.vouched or verified
         self.tallies[WAITING] += 1
 
-    def _hold(self, change: Hold) -> None:
+    def _hold(self, change: decision.Hold) -> None:
         row = HeldRow(None, change.id, _encode(change.track), self.known.now)
         self.writes.held.setdefault(change.visitor, []).append(row)
         self._change_holding(change.visitor, 1)
         self.tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(row.body) + HELD_OVERHEAD})
 
-    def _bind(self, change: Bind) -> None:
+    def _bind(self, change: decision.Bind) -> None:
         held = {row.id: row for row in self._held(change.visitor)}
         for push_id in change.keep:
             row = held.pop(push_id, None)
@@ -221,8 +178,7 @@ class Ledger:
         for push_id, reason in change.refuse:
             row = held.pop(push_id, None)
             if row is not None:
-                self._unhold(change.visitor, row)
-                self._count_refusal(reason)
+                self._refuse(change.visitor, row, reason)
 
     def _unhold(self, visitor: str, row: HeldRow) -> None:
         if row.seq is None:
@@ -236,22 +192,22 @@ class Ledger:
         facts = self.visitor(visitor)
         self._visitors[visitor] = msgspec.structs.replace(facts, holding=facts.holding + difference)
 
-    def _count_refusal(self, reason: Reason) -> None:
-        self.tallies.update({"hold_refused": 1, f"refused:{reason}": 1})
+    def _refuse(self, visitor: str, row: HeldRow, reason: Reason) -> None:
+        self._unhold(visitor, row)
+        self.tallies.update({"hold_refused": 1, reason.counter: 1})
 
-    def _refuse_held(self, change: Retire | Drop) -> None:
+    def _refuse_held(self, change: decision.Retire | decision.Drop) -> None:
         for row in self._held(change.visitor):
-            self._unhold(change.visitor, row)
-            self._count_refusal(change.reason)
+            self._refuse(change.visitor, row, change.reason)
 
-    def _retire(self, change: Retire) -> None:
+    def _retire(self, change: decision.Retire) -> None:
         self._change_visitor(change.visitor, retired=True)
         self._refuse_held(change)
 
-    def _born(self, change: Born) -> None:
+    def _born(self, change: decision.Born) -> None:
         self._change_visitor(change.visitor, left=change.left)
 
-    def _identified(self, change: Identified) -> None:
+    def _identified(self, change: decision.Identified) -> None:
         self._change_visitor(change.visitor, identified=True)
 
     def _change_visitor(
@@ -261,55 +217,56 @@ class Ledger:
         facts, row = self.visitor(visitor), self.writes.visitors.setdefault(visitor, VisitorChange())
         row.retired, row.identified = row.retired or retired, row.identified or identified
         row.left = None if identified else left or row.left
-        self._visitors[visitor] = VisitorFacts(
+        self._visitors[visitor] = decision.VisitorFacts(
             facts.retired or retired,
             self.known.now if identified or facts.identified is not None else None,
             None if identified else left or facts.left,
             facts.holding,
         )
 
-    def _verify(self, change: Verify) -> None:
+    def _verify(self, change: decision.Verify) -> None:
         if not self.lane(change.key).verified:
             self.writes.lanes.setdefault(change.key, LaneChange()).verify = True
 
-    def _end_alias(self, change: EndAlias) -> None:
+    def _end_alias(self, change: decision.EndAlias) -> None:
         if self.alias(change.key) is not None:
             self.writes.ended_aliases.add(change.key)
 
-    def _forgotten(self, _: Forgotten) -> None:
+    def _forgotten(self, _: decision.Forgotten) -> None:
         self.tallies.update({"accepted": 1, "erased": 1})
 
-    def _remember(self, change: Remember) -> None:
+    def _remember(self, change: decision.Remember) -> None:
         """What is known of an id already stays."""
         if self.seen(change.id) is None:
             self.writes.remembered.append(change)
-            self._seen[change.id] = Seen(change.shown, change.after, self.known.now)
+            self._seen[change.id] = decision.Seen(change.shown, change.after, self.known.now)
 
-    def _refused(self, change: Refused) -> None:
-        self.tallies[f"refused:{change.reason}"] += 1
+    def _refused(self, change: decision.Refused) -> None:
+        self.tallies[change.reason.counter] += 1
 
-    def _not_offered(self, change: NotOffered) -> None:
+    def _not_offered(self, change: decision.NotOffered) -> None:
         self.writes.not_offered[change.setting, change.name] += 1
 
-    def _scheduled(self, change: Scheduled) -> None:
+    def _scheduled(self, change: decision.Scheduled) -> None:
+        self.schedule(change.name)  # a store that cannot answer at once must have locked it
         self.writes.schedules[change.name] = self._schedules[change.name] = change.until
 
-    _apply: ClassVar[dict[type[Change], Callable[..., None]]] = {
-        Enqueue: _enqueue,
-        Hold: _hold,
-        Bind: _bind,
-        Retire: _retire,
-        Born: _born,
-        Identified: _identified,
-        Drop: _refuse_held,
-        Verify: _verify,
-        EndAlias: _end_alias,
-        Forgotten: _forgotten,
-        Remember: _remember,
-        Refused: _refused,
-        NotOffered: _not_offered,
-        Scheduled: _scheduled,
+    _apply: ClassVar[dict[type[decision.Change], Callable[..., None]]] = {
+        decision.Enqueue: _enqueue,
+        decision.Hold: _hold,
+        decision.Bind: _bind,
+        decision.Retire: _retire,
+        decision.Born: _born,
+        decision.Identified: _identified,
+        decision.Drop: _refuse_held,
+        decision.Verify: _verify,
+        decision.EndAlias: _end_alias,
+        decision.Forgotten: _forgotten,
+        decision.Remember: _remember,
+        decision.Refused: _refused,
+        decision.NotOffered: _not_offered,
+        decision.Scheduled: _scheduled,
     }
 
 
-_NO_LANE, _NO_VISITOR = LaneFacts(), VisitorFacts()
+_NO_LANE, _NO_VISITOR = decision.LaneFacts(), decision.VisitorFacts()

@@ -21,11 +21,8 @@ class DeadReason(StrEnum):
     AMBIGUOUS = "ambiguous"  # an increment whose outcome is unknown: sending it again could count it twice
 
 
-# --- Delivery ----------------------------------------------------------------------------------------------------------
-
-
 class Waiting(msgspec.Struct, frozen=True):
-    """A claimed push. `since`: Unix seconds when it was acknowledged; `attempts`: sends so far with a known bad outcome."""
+    """A claimed push. `since`: Unix seconds when it was acknowledged; `attempts`: sends with a known bad outcome."""
 
     seq: int
     id: str
@@ -37,7 +34,6 @@ class Waiting(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> Kind:
-        """Which call the push was."""
         return Kind.TRACK if isinstance(self.body, Track) else Kind.IDENTIFY
 
 
@@ -105,20 +101,12 @@ class Settlement(msgspec.Struct, frozen=True):
     last: LastIdentify | None = None
 
 
-class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """A push that is not sent any more. `at`: Unix seconds when it died; `since` and `attempts`: as in `Waiting`."""
+class DeadLetter(Waiting, frozen=True, kw_only=True):
+    """A push that is not sent any more. `at`: Unix seconds when it died."""
 
-    seq: int
-    id: str
-    address: str
-    kind: Kind
-    trust: Trust
     reason: DeadReason
     detail: str
     at: float
-    since: float
-    attempts: int
-    body: Attributes | Track
 
 
 class Erased(msgspec.Struct, frozen=True):
@@ -150,6 +138,16 @@ class RefusedName(msgspec.Struct, frozen=True):
     setting: str
     count: int
     last: float
+
+
+class Counts(msgspec.Struct):
+    """What an adapter counts since the store was opened; see `Health`."""
+
+    commits: int = 0
+    jobs: int = 0
+    commit_seconds: float = 0.0
+    failed_commits: int = 0
+    reopened: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

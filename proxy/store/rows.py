@@ -15,7 +15,7 @@ from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.cookies import COOKIE_AGE
 from proxy.core.gate import Closure
 from proxy.core.reasons import Reason
-from proxy.core.visitors import Trust
+from proxy.core.visitors import Trust, Visitor
 from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 # --- how much, and for how long
 
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
-RETIRED_AGE = COOKIE_AGE + timedelta(
-    days=35
-)  # of visitors and tombstones: a retired cookie must have expired before it is forgotten
+RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
 MAX_REFUSED_NAMES = 500
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
@@ -45,7 +43,7 @@ def released(sizes: Iterable[int]) -> dict[str, int]:
 def expired(sizes: Iterable[int]) -> dict[str, int]:
     """Returns the tallies of held pushes that were over their age."""
     gauges = released(sizes)
-    return {"hold_expired": -gauges[HOLDING], f"refused:{Reason.HOLD_EXPIRED}": -gauges[HOLDING], **gauges}
+    return {"hold_expired": -gauges[HOLDING], Reason.HOLD_EXPIRED.counter: -gauges[HOLDING], **gauges}
 
 
 def discarded(letters: int) -> dict[str, int]:
@@ -88,8 +86,11 @@ def tombstone(key: str, site_key: bytes) -> bytes:
 
 
 def decode_body(kind: str, body: bytes) -> Attributes | Track:
-    """Returns what was pushed from its stored JSON."""
     return msgspec.json.decode(body, type=Track) if kind == Kind.TRACK else msgspec.json.decode(body, type=Attributes)
+
+
+def decode_visitor(after: bytes | None) -> Visitor | None:
+    return msgspec.json.decode(after, type=Visitor) if after is not None else None
 
 
 def increments(body: object) -> bool:
@@ -98,31 +99,18 @@ def increments(body: object) -> bool:
 
 
 def decode_closure(closure: bytes | None) -> Closure | None:
-    """Returns what shuts the gate from its stored JSON, None while it is open."""
     return msgspec.json.decode(closure, type=Closure) if closure is not None else None
 
 
 def encode_closure(closure: Closure | None) -> bytes | None:
-    """Returns the JSON to be stored."""
     return msgspec.json.encode(closure) if closure is not None else None
 
 
 def decode_dead_letter(row: tuple[Any, ...]) -> DeadLetter:
     """Returns a dead letter from a row of the query `dead_letters`, which has the same columns in both adapters."""
     seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body = row
-    return DeadLetter(
-        seq=seq,
-        id=push_id,
-        address=address,
-        kind=Kind(kind),
-        trust=Trust(trust),
-        reason=DeadReason(reason),
-        detail=detail,
-        at=at,
-        since=since,
-        attempts=attempts,
-        body=decode_body(kind, body),
-    )
+    push = (seq, push_id, address, Trust(trust), decode_body(kind, body), since, attempts)
+    return DeadLetter(*push, reason=DeadReason(reason), detail=detail, at=at)
 
 
 # --- what a copy carries

@@ -11,7 +11,6 @@ from proxy.core.decision import (
     Bind,
     Born,
     Change,
-    Decision,
     EndAlias,
     Enqueue,
     HeldPush,
@@ -61,7 +60,7 @@ class Notes:
 
 
 def carry_out(ledger: Ledger, *changes: Change) -> None:
-    ledger.carry_out(Decision(changes, None))
+    ledger.carry_out(changes)
 
 
 def nobody(kind: FactKind, name: str) -> None:
@@ -117,9 +116,9 @@ def test_what_decisions_announce_is_read_together() -> None:
         Scheduled(Schedule.TRACES, 1.0),
     ],
 )
-def test_whatever_a_decision_touches_can_be_asked_for_before_it_is_carried_out(op: Change) -> None:
+def test_whatever_a_decision_touches_is_asked_for_as_it_is_carried_out(op: Change) -> None:
     notes = Notes(known())
-    notes.ledger.look_up(Decision((op,), None))
+    notes.ledger.carry_out((op,))
     assert notes.missed
 
 

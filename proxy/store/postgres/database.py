@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
 
@@ -26,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from proxy.errors import StoreUnavailable
 from proxy.store.queries import read_queries
+from proxy.store.records import Counts
 
 RETRY_AFTER = 5  # seconds
 _TRIES = 8  # of a transaction: more than there are connections, each of which may turn out to be gone
@@ -47,7 +48,6 @@ _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
 
 Connection = AsyncConnection[tuple[Any, ...]]
 Query = tuple[str, Mapping[str, object]]  # its name in the file, its parameters
-Statement = tuple[LiteralString, Mapping[str, object] | None]
 T = TypeVar("T")
 
 log = logging.getLogger("proxy.store")
@@ -85,6 +85,16 @@ class Rows(msgspec.Struct, frozen=True):
         return self.rows[0][0] if self.rows else None
 
 
+def columns(names: str, rows: Sequence[Sequence[object]]) -> dict[str, object]:
+    """Returns the rows as one array for each column, in which a query takes many at once."""
+    return {name: [row[place] for row in rows] for place, name in enumerate(names.split())}
+
+
+def filled(queries: Iterable[Query]) -> list[Query]:
+    """Leaves out queries with nothing in their first array."""
+    return [(name, values) for name, values in queries if next(iter(values.values()))]
+
+
 class Transaction:
     """A transaction that begins with its first query, and is not used after `commit`."""
 
@@ -97,7 +107,7 @@ class Transaction:
 
     async def run(self, *queries: Query) -> list[Rows]:
         """Runs all queries in one round trip. Each sees what the one before has done, and what others have committed meanwhile."""
-        return await self._send([(SQL[name], values) for name, values in queries])
+        return await self._send(queries)
 
     async def commit(self, *queries: Query) -> list[Rows]:
         """Runs all queries in one round trip and commits; returns when that is durable."""
@@ -105,7 +115,7 @@ class Transaction:
         warned: list[object] = []
         self._connection.add_notice_handler(warned.append)
         try:
-            results = await self._send([(SQL[name], values) for name, values in queries], last=_COMMIT)
+            results = await self._send(queries, last=_COMMIT)
         finally:
             self._connection.remove_notice_handler(warned.append)
         if warned:
@@ -122,16 +132,16 @@ class Transaction:
         except (psycopg.Error, TimeoutError):
             await self._connection.close()
 
-    async def _send(self, statements: Sequence[Statement], last: Sequence[Statement] = ()) -> list[Rows]:
+    async def _send(self, queries: Sequence[Query], last: Sequence[LiteralString] = ()) -> list[Rows]:
         """Makes one round trip; with `last`, the transaction's last one."""
         async with asyncio.timeout(_ANSWER_SECONDS):
             if self._pipeline is None:
                 self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
                 for text in () if self._reads_only else (_BEGIN, SETTINGS):
                     await self._connection.execute(text)
-            cursors = [await self._connection.execute(text, values, binary=True) for text, values in statements]
-            for text, values in last:
-                await self._connection.execute(text, values)
+            cursors = [await self._connection.execute(SQL[name], values, binary=True) for name, values in queries]
+            for text in last:
+                await self._connection.execute(text)
             if last or self._reads_only:
                 await self._open.aclose()
             else:
@@ -142,7 +152,7 @@ class Transaction:
 
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A commit that is cancelled while it waits for a standby would claim to be done: it is not to be cancelled.
-_COMMIT: tuple[Statement, ...] = (("SELECT set_config('statement_timeout', '0', true)", None), ("COMMIT", None))
+_COMMIT: tuple[LiteralString, ...] = ("SELECT set_config('statement_timeout', '0', true)", "COMMIT")
 # What every transaction begins with. Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
 SETTINGS = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
@@ -152,10 +162,10 @@ SETTINGS = (
 
 
 class Database:
-    """A pool of connections. The numbers are of this process since it was opened (`records.Health`)."""
+    """A pool of connections."""
 
     def __init__(self, dsn: str, *, pool_size: int) -> None:
-        self.commits, self.commit_seconds, self.failed_commits, self.reopened = 0, 0.0, 0, 0
+        self.counts = Counts()
         self.trouble: str | None = None  # why the last transaction failed, if it did
         self.written = float("-inf")  # when something was last committed, on the monotonic clock
         self._closed = False
@@ -192,7 +202,7 @@ class Database:
             except Overtaken:
                 continue
             except _Contended as contended:
-                if contended.waited:
+                if contended.state == _WAITED:
                     await self._end_stopped()
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
             except _Lost as lost:
@@ -223,10 +233,8 @@ class Database:
                 try:
                     result = await work(transaction)
                 except psycopg.Error as error:
-                    if sqlstate(error) == _READ_ONLY:
-                        await (
-                            connection.close()
-                        )  # it leads to what is a standby by now; a new one may lead to the primary
+                    if sqlstate(error) == _READ_ONLY:  # a standby by now; a new one may lead to the primary
+                        await connection.close()
                     raise
                 finally:
                     await transaction.end()
@@ -239,18 +247,18 @@ class Database:
     def _judged(self, error: Exception, transaction: Transaction | None) -> Exception:
         state = sqlstate(error)
         if state in _CONTENDED:
-            return _Contended(waited=state == _WAITED)
-        self.failed_commits += 1
+            return _Contended(state)
+        self.counts.failed_commits += 1
         if state is not None and (state == _NO_ROOM_FOR_LOCKS or not state.startswith(_TROUBLE)):
             log.error("A statement failed: %s", cause(error))
             return StatementFailed(_SENTENCE, retry_after=RETRY_AFTER)
         if transaction is None:
             return self._refusal(cause(error))
-        self.reopened += 1
+        self.counts.reopened += 1
         return self._refusal(cause(error)) if transaction.committing else _Lost(cause(error))
 
     def _refusal(self, reason: str) -> StoreUnavailable:
-        if self.trouble is None or self.trouble != reason:
+        if self.trouble != reason:
             log.error("The database could not do what it was asked: %s", reason)
         self.trouble = reason
         return StoreUnavailable(_SENTENCE, retry_after=RETRY_AFTER)
@@ -259,8 +267,8 @@ class Database:
         if self.trouble is not None:
             log.warning("The database takes pushes again")
         self.trouble = None
-        self.commits += 1
-        self.commit_seconds += seconds
+        self.counts.commits += 1
+        self.counts.commit_seconds += seconds
         self.written = time.monotonic()
 
 
@@ -268,11 +276,10 @@ _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 
 class _Contended(Exception):
-    """Others were in the way. Nothing was changed, and the same may succeed at once. `waited`: for a lock, until the timeout."""
+    """Others were in the way. Nothing was changed, and the same may succeed at once."""
 
-    def __init__(self, *, waited: bool) -> None:
-        super().__init__()
-        self.waited = waited
+    def __init__(self, state: str | None) -> None:
+        self.state = state
 
 
 class _Lost(Exception):
@@ -291,7 +298,6 @@ def connect_options(dsn: str) -> dict[str, Any]:
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Returns the server's code of an error, None if it has none."""
     return error.sqlstate if isinstance(error, psycopg.Error) else None
 
 

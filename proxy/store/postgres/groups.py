@@ -23,15 +23,9 @@ class Job(Generic[Ask]):
 
     __slots__ = ("alone", "ask", "future")
 
-    def __init__(
-        self, ask: Ask, future: asyncio.Future[Any], alone: Callable[[], Awaitable[Any]] | None = None
-    ) -> None:
+    def __init__(self, ask: Ask, alone: Callable[[], Awaitable[Any]] | None = None) -> None:
         self.ask, self.alone = ask, alone
-        self.future = future
-
-    @property
-    def answered(self) -> bool:
-        return self.future.done()
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def answer(self, result: object) -> None:
         if not self.future.done():
@@ -52,12 +46,12 @@ class Groups(Generic[Ask]):
         self._closed = False
 
     async def submit(self, ask: Ask) -> Any:
-        """The answer to it."""
-        return await self._queue(Job(ask, asyncio.get_running_loop().create_future()))
+        """Returns the answer to it."""
+        return await self._queue(Job(ask))
 
     async def alone(self, work: Callable[[], Awaitable[T]]) -> T:
         """Work that begins when what was submitted before it is done, and that nothing is under way beside."""
-        result: T = await self._queue(Job(None, asyncio.get_running_loop().create_future(), work))
+        result: T = await self._queue(Job(None, work))
         return result
 
     async def caught_up(self) -> None:

@@ -9,23 +9,15 @@ from __future__ import annotations
 
 import itertools
 import time
+from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, merge_closures
 from proxy.errors import StoreUnavailable
-from proxy.store.leases import (
-    Changes,
-    LaneRow,
-    Release,
-    changes_of,
-    changes_of_abandoned,
-    head_of,
-    last_identify,
-    new_addresses,
-)
-from proxy.store.postgres.database import Database, Overtaken, Query, Rows, StatementFailed, Transaction
+from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
+from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction, columns, filled
 from proxy.store.postgres.locks import GATE, PERSON, lock, share_lock
 from proxy.store.postgres.people import move_lane
 from proxy.store.postgres.reads import tally
@@ -35,20 +27,13 @@ from proxy.store.rows import decode_closure, encode_closure
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from proxy.store.postgres.database import Rows
     from proxy.store.postgres.groups import Job
 
 _GATE = (GATE, "")
 
 
-class _Terms(NamedTuple):
-    """`until`: when the leases end, on this node's clock."""
-
-    per_lane: int
-    seconds: float
-    until: float
-
-
-class Lanes:
+class NodeLeases:
     """Claims. `own`: epochs of the leases of this process that are not settled yet, by lane."""
 
     def __init__(self, database: Database) -> None:
@@ -56,23 +41,18 @@ class Lanes:
         self._database = database
         self._probe_until: float | None = None  # of the probe that this process has out, on the database's clock
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None) -> Claim:
-        """See `Outbox.claim`."""
-        terms = _Terms(per_lane, lease_seconds, time.time() + lease_seconds)
-
+    async def claim(self, lanes: int, per_lane: int, seconds: float, probe: Closure | None) -> Claim:
         async def claim_all(transaction: Transaction) -> Claim:
             _, gate, found = await transaction.run(share_lock(_GATE), ("gate", {}), ("claimable", {"lanes": lanes}))
-            leases = await self._lease(transaction, found.rows, terms, probe=False)
-            return Claim(leases, decode_closure(gate.value))
+            return Claim(await lease(transaction, found.rows), decode_closure(gate.value))
 
         async def claim_probe(transaction: Transaction) -> Claim:
-            _, gate, found = await transaction.run(
-                lock((_GATE,)), ("gate", {}), ("claimable_for_probe", {"seconds": lease_seconds})
-            )
+            query = ("claimable_for_probe", {"seconds": seconds})
+            _, gate, found = await transaction.run(lock((_GATE,)), ("gate", {}), query)
             closure = decode_closure(gate.value)
-            rows = found.rows if closure == probe else []
-            return Claim(await self._lease(transaction, rows, terms, probe=True), closure)
+            return Claim(await lease(transaction, found.rows if closure == probe else [], probe=True), closure)
 
+        lease = partial(self._lease, per_lane=per_lane, seconds=seconds)
         claim = await self._database.run(claim_all)
         if claim.closure is not None and claim.closure == probe:
             claim = await self._database.run(claim_probe)
@@ -80,43 +60,39 @@ class Lanes:
         return claim
 
     async def _lease(
-        self, transaction: Transaction, rows: Sequence[tuple[Any, ...]], terms: _Terms, *, probe: bool
+        self,
+        transaction: Transaction,
+        rows: Sequence[tuple[Any, ...]],
+        *,
+        per_lane: int,
+        seconds: float,
+        probe: bool = False,
     ) -> tuple[Lease, ...]:
         """Leases the heads of lanes whose rows this transaction has locked, and commits."""
-        lanes = {row[0]: LaneRow(*row) for row in rows}
+        lanes, until = {row[0]: LaneRow(*row) for row in rows}, time.time() + seconds
         if not lanes:
             return ()
         expired = [lane.id for lane in lanes.values() if lane.leased]
         tallies = await _end_leases(transaction, expired) if expired else {}
-        (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": terms.per_lane}))
+        (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": per_lane}))
         by_lane = itertools.groupby(found.rows, itemgetter(-1))
         heads = {lane: head_of(lanes[lane], (row[:-1] for row in pushes)) for lane, pushes in by_lane}
-        asserted = [lane for lane, head in heads.items() if head.asserted]
-        started = [head.pushes[0].seq for head in heads.values() if head.starts]
-        queries: dict[str, Mapping[str, object]] = {"lease": {"lanes": sorted(heads), "seconds": terms.seconds}}
-        if asserted:
-            queries["vouched"] = {"lanes": asserted}
-        if started:
-            queries["start"] = {"seqs": started}
-        if probe and heads:
-            queries["probe"] = {"seconds": terms.seconds}
-        if tallies:
-            queries.update((tally(tallies),))
-        results = dict(zip(queries, await transaction.commit(*queries.items()), strict=True))
-        if "probe" in results:
-            self._probe_until = results["probe"].value
-        epochs = dict(results["lease"].rows)
-        vouched = {lane for (lane,) in results["vouched"].rows} if asserted else set()
-        return tuple(
-            Lease(
-                lane=lane,
-                epoch=epochs[lane],
-                until=terms.until,
-                failures=lanes[lane].failures,
-                pushes=head.pushes,
-                last=last_identify(lanes[lane]),
-                pressed=lane in vouched,
+        queries = filled(
+            (
+                ("lease", {"lanes": sorted(heads), "seconds": seconds}),
+                ("vouched", {"lanes": [lane for lane, head in heads.items() if head.asserted]}),
+                ("start", {"seqs": [head.pushes[0].seq for head in heads.values() if head.starts]}),
+                ("probe", {"seconds": seconds if probe and heads else 0}),
+                tally(tallies),
             )
+        )
+        results = await transaction.commit(*queries)
+        found_by = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
+        if "probe" in found_by:
+            ((self._probe_until,),) = found_by["probe"]
+        epochs, vouched = dict(found_by.get("lease", ())), {lane for (lane,) in found_by.get("vouched", ())}
+        return tuple(
+            lease_of(lanes[lane], head, epoch=epochs[lane], until=until, pressed=lane in vouched)
             for lane, head in heads.items()
         )
 
@@ -135,8 +111,6 @@ class Lanes:
         await self._database.run(end)
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
-        """See `Outbox.move_gate`."""
-
         async def move(transaction: Transaction) -> Closure | None:
             _, gate = await transaction.run(lock((_GATE,)), ("gate", {}))
             closure = merge_closures(decode_closure(gate.value), before, after)
@@ -149,8 +123,7 @@ class Lanes:
 
     async def holds(self, jobs: Sequence[Job[Lease]]) -> None:
         """Answers each job with whether its lease may still be sent under."""
-        asked = {"lanes": [job.ask.lane for job in jobs]}
-        (found,) = await self._database.read(("held_leases", asked))
+        (found,) = await self._database.read(("held_leases", {"lanes": [job.ask.lane for job in jobs]}))
         held = set(found.rows)
         for job in jobs:
             job.answer((job.ask.lane, job.ask.epoch) in held)
@@ -257,37 +230,18 @@ def _by_seq(buried: Sequence[Rows]) -> dict[int, str]:
 
 def _writes(changes: Changes, addresses: Mapping[int, str], revoked: Sequence[int] = ()) -> list[Query]:
     """Returns what carries the changes out, but for the tallies. `addresses`: of what is buried; `revoked`: lanes of people who were erased."""
-    queries = [_release(changes.releases)]
-    if changes.delivered:
-        queries.append(("remove", {"seqs": changes.delivered}))
-    if changes.buried:
-        columns = {
-            "seqs": [burial.seq for burial in changes.buried],
-            "attempted": [int(burial.attempted) for burial in changes.buried],
-            "reasons": [str(burial.reason) for burial in changes.buried],
-            "details": [burial.detail for burial in changes.buried],
-            "keys": [lane_key(addresses[burial.seq]) for burial in changes.buried],
-        }
-        queries.append(("bury", columns))
-    if changes.attempted:
-        queries.append(("attempted", {"seqs": changes.attempted}))
-    if changes.unstarted:
-        queries.append(("unstart", {"seqs": changes.unstarted}))
-    if revoked:
-        queries.append(("forget_lanes", {"lanes": list(revoked)}))
-    return queries
-
-
-def _release(releases: Sequence[Release]) -> Query:
     now = time.time()
-    columns = {
-        "lanes": [release.lane for release in releases],
-        "gone": [release.gone for release in releases],
-        "failures": [release.failures for release in releases],
-        # As a duration: this node's clock may be another than the database's.
-        "delays": [0.0 if release.retry_at is None else release.retry_at - now for release in releases],
-        "learned": [release.learned for release in releases],
-        "digests": [release.last.digest if release.last else None for release in releases],
-        "digest_ats": [release.last.at if release.last else None for release in releases],
-    }
-    return "release", columns
+    releases = [release.row(now, since=now) for release in changes.releases]  # the database's clock may be another
+    buried = [
+        (seq, int(tried), str(reason), *said, lane_key(addresses[seq])) for seq, tried, reason, *said in changes.buried
+    ]
+    return filled(
+        (
+            ("release", columns("lanes gone failures delays learned digests digest_ats", releases)),
+            ("remove", {"seqs": changes.delivered}),
+            ("bury", columns("seqs attempted reasons details keys", buried)),
+            ("attempted", {"seqs": changes.attempted}),
+            ("unstart", {"seqs": changes.unstarted}),
+            ("forget_lanes", {"lanes": list(revoked)}),
+        )
+    )

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from zlib import crc32
 
+from proxy.store.postgres.database import Query, columns
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from proxy.store.postgres.database import Query
 
 # The first half of a lock's name, so that locks of other programs in the database are not met by chance.
 VISITOR, PERSON, SCHEDULE, GATE, SWEEP, SCHEMA = range(0x73637100, 0x73637106)
@@ -37,4 +37,4 @@ def share_lock(name: Lock) -> Query:
 def _query(query: str, locks: Iterable[Lock]) -> Query:
     # Two names with the same sum share a lock, which harms nobody.
     numbers = sorted({(kind, crc32(name.encode("utf-8", "replace")) - (1 << 31)) for kind, name in locks})
-    return query, {"classes": [kind for kind, _ in numbers], "keys": [number for _, number in numbers]}
+    return query, columns("classes keys", numbers)

@@ -7,19 +7,19 @@ Which servers are refused, and how the schema is made, is in `schema`; the queri
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from proxy.aio import wait
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.outbox import NO_READS
-from proxy.store.postgres.appends import Append, Appends
+from proxy.store.postgres.appends import Append, append
 from proxy.store.postgres.database import Database, Transaction
 from proxy.store.postgres.groups import Groups, Job
-from proxy.store.postgres.leases import Lanes, settle
+from proxy.store.postgres.leases import NodeLeases, settle
 from proxy.store.postgres.people import erase_person
 from proxy.store.postgres.reads import discard, read_dead_letters, read_stats, replay, tally
 from proxy.store.postgres.schema import UNSAFE, assess
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _GROUP = 128  # appends, or settlements, in one transaction
-_POLL_SECONDS, _MAX_POLL_SECONDS = (
-    0.025,
-    1.0,
-)  # how often other nodes' appends are looked for: ever less while there are none
+_POLL_SECONDS, _MAX_POLL_SECONDS = 0.025, 1.0  # between looks for other nodes' appends: ever more while there are none
 _PROVEN_SECONDS = 1.0  # for which a commit proves that the database takes pushes
 
 log = logging.getLogger("proxy.store")
@@ -55,33 +52,31 @@ class PostgresOutbox:
         self._dsn = dsn
         self._database = database
         self._hold_age, self._dead_age = hold_age, dead_age
-        self._jobs = 0
-        self._lanes = Lanes(database)
-        self._appends_of = Appends(database, site_key)
+        self._leases = NodeLeases(database)
         self._appends: Groups[Append] = Groups(self._append_all, most=_GROUP, name="store-appends")
         self._settles: Groups[Settlement] = Groups(self._settle_all, most=_GROUP, name="store-settles")
-        self._holds: Groups[Lease] = Groups(self._lanes.holds, most=_GROUP, name="store-holds")
+        self._holds: Groups[Lease] = Groups(self._leases.holds, most=_GROUP, name="store-holds")
         self._ready = asyncio.Event()
         self._poll_seconds = _POLL_SECONDS
         self._found = True  # the last claim has found something
 
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
-        plan: Decision[T] = await self._appends.submit((decide, reads))
-        return plan
+        decision: Decision[T] = await self._appends.submit((decide, reads))
+        return decision
 
     async def _append_all(self, jobs: Sequence[Job[Append]]) -> None:
-        if await self._appends_of.carry_out(jobs):
-            self._wake()
+        if await append(self._database, self.site_key, jobs):
+            self._ready.set()
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        claim = await self._lanes.claim(lanes, per_lane, lease_seconds, probe)
+        claim = await self._leases.claim(lanes, per_lane, lease_seconds, probe)
         self._found = bool(claim.leases)
         if self._found:
             self._poll_seconds = _POLL_SECONDS
         return claim
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
-        return await self._lanes.move_gate(before, after)
+        return await self._leases.move_gate(before, after)
 
     async def holds(self, lease: Lease) -> bool:
         """What cannot be confirmed does not hold: settling it will say that the store is not available."""
@@ -93,16 +88,13 @@ class PostgresOutbox:
 
     async def settle(self, settlement: Settlement) -> bool:
         held: bool = await self._settles.submit(settlement)
-        if self._lanes.own.get(settlement.lease.lane) == settlement.lease.epoch:
-            del self._lanes.own[settlement.lease.lane]
+        if self._leases.own.get(settlement.lease.lane) == settlement.lease.epoch:
+            del self._leases.own[settlement.lease.lane]
         return held
 
     async def _settle_all(self, jobs: Sequence[Job[Settlement]]) -> None:
         await settle(self._database, jobs)
-        self._jobs += len(jobs)
-        self._wake()
-
-    def _wake(self) -> None:
+        self._database.counts.jobs += len(jobs)
         self._ready.set()
 
     async def wait_ready(self, timeout_seconds: float) -> None:
@@ -110,25 +102,21 @@ class PostgresOutbox:
         deadline = time.monotonic() + timeout_seconds
         patient = not self._found  # what was ready was somebody else's: not to be asked for again at once
         while not self._ready.is_set() and (remaining := deadline - time.monotonic()) > 0:
-            wait = min(remaining, self._poll_seconds)
+            seconds = min(remaining, self._poll_seconds)
             if not patient:
                 (found,) = await self._database.read(("next_ready", {}))
-                next_ready = found.rows[0][0]
-                if next_ready is not None and next_ready <= 0:
+                if found.value is not None and found.value <= 0:
                     break
-                wait = min(wait, next_ready if next_ready is not None else wait)
+                seconds = min(seconds, found.value if found.value is not None else seconds)
                 self._poll_seconds = min(2 * self._poll_seconds, _MAX_POLL_SECONDS)
             patient = False
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._ready.wait()
+            await wait(self._ready, seconds)
         self._ready.clear()
 
     async def reserve(self, sends: int, per_second: float) -> float:
         async def take(transaction: Transaction) -> float:
-            (wait,) = await transaction.commit(("reserve", {"seconds": sends / per_second}))
-            seconds: float = wait.rows[0][0]
-            return seconds
+            (until,) = await transaction.commit(("reserve", {"seconds": sends / per_second}))
+            return float(until.value)
 
         return await self._database.run(take)
 
@@ -151,32 +139,21 @@ class PostgresOutbox:
 
     async def stats(self) -> Stats:
         await self._appends.caught_up()
-        stats = await read_stats(self._database)
-        return msgspec.structs.replace(stats, health=self._health())
-
-    def _health(self) -> Health:
-        database = self._database
-        trouble = database.trouble
+        counts, trouble = msgspec.structs.asdict(self._database.counts), self._database.trouble
         sentence = f"The database does not take what it is asked to ({trouble}): see its log."
-        return Health(
-            commits=database.commits,
-            jobs=self._appends_of.jobs + self._jobs,
-            commit_seconds=database.commit_seconds,
-            failed_commits=database.failed_commits,
-            reopened=database.reopened,
-            problems=(sentence,) if trouble else (),
-        )
+        health = Health(**counts, problems=(sentence,) if trouble else ())
+        return msgspec.structs.replace(await read_stats(self._database), health=health)
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
         return await read_dead_letters(self._database, matching, after, limit)
 
     async def replay(self, matching: DeadFilter, limit: int) -> int:
-        count = await replay(self._database, matching, limit)
-        self._wake()
+        count = await self._database.run(lambda transaction: replay(transaction, matching, limit))
+        self._ready.set()
         return count
 
     async def discard(self, matching: DeadFilter, limit: int) -> int:
-        return await discard(self._database, matching, limit)
+        return await self._database.run(lambda transaction: discard(transaction, matching, limit))
 
     async def durability(self) -> Durability:
         try:
@@ -199,7 +176,7 @@ class PostgresOutbox:
         """Leases that are not settled end here, so that nobody has to wait for them."""
         await asyncio.gather(self._appends.close(), self._settles.close(), self._holds.close())
         try:
-            await self._lanes.close()
+            await self._leases.close()
         except StoreUnavailable:
             log.warning("The leases of this process could not be ended: others wait until their time is over")
         await self._database.close()

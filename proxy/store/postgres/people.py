@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from proxy.core.emails import lane_key
-from proxy.core.visitors import Visitor
 from proxy.store.postgres.database import Database, Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.reads import tally
 from proxy.store.records import Erased
-from proxy.store.rows import DEAD, WAITING, released, tombstone
+from proxy.store.rows import DEAD, WAITING, decode_visitor, released, tombstone
 
 
 async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
@@ -59,7 +56,7 @@ async def _erase(transaction: Transaction, keys: set[str], site_key: bytes) -> E
         keys |= found
         raise Overtaken
     (known,) = await transaction.run(("seen_afters", {**asked, "until": clock.rows[0][0]}))
-    visitors = {msgspec.json.decode(after, type=Visitor).id for _, after in known.rows}
+    visitors = {visitor.id for _, after in known.rows if (visitor := decode_visitor(after)) is not None}
     theirs = {"lanes": [row[0] for row in lanes.rows]}
     _, held, _, identities, waiting, dead, *_ = await transaction.run(
         ("remove_left", asked),

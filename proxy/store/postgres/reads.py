@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from proxy.core.decision import Schedule
-from proxy.store.postgres.database import Database, Overtaken, Query, Transaction
+from proxy.store.postgres.database import Database, Overtaken, Query, Transaction, columns
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_dead_letter, discarded, increments, make_stats, replayed
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def tally(tallies: Mapping[str, int]) -> Query:
     """Returns what moves the counters. It comes last in a transaction."""
-    moved = {name: value for name, value in tallies.items() if value}
-    return "tally", {"names": list(moved), "values": list(moved.values())}
+    return "tally", columns("names values", [moved for moved in tallies.items() if moved[1]])
 
 
 async def read_stats(database: Database) -> Stats:
@@ -45,16 +44,6 @@ async def read_dead_letters(database: Database, matching: DeadFilter, after: int
     return [decode_dead_letter(row) for row in found.rows]
 
 
-async def replay(database: Database, matching: DeadFilter, limit: int) -> int:
-    """Puts dead letters at the tail of their lanes; returns their number."""
-    return await database.run(lambda transaction: _replay(transaction, matching, limit))
-
-
-async def discard(database: Database, matching: DeadFilter, limit: int) -> int:
-    """Drops dead letters; returns their number."""
-    return await database.run(lambda transaction: _discard(transaction, matching, limit))
-
-
 def _dead_letters(matching: DeadFilter, after: int, limit: int) -> Query:
     asked: dict[str, object] = {
         "seqs": list(matching.seqs) or None,
@@ -66,7 +55,8 @@ def _dead_letters(matching: DeadFilter, after: int, limit: int) -> Query:
     return "dead_letters", {**asked, "after": after, "limit": limit}
 
 
-async def _replay(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
+async def replay(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
+    """Puts dead letters at the tail of their lanes; returns their number."""
     (found,) = await transaction.run(_dead_letters(matching, 0, limit))
     letters = [decode_dead_letter(row) for row in found.rows]
     if not letters:
@@ -81,13 +71,13 @@ async def _replay(transaction: Transaction, matching: DeadFilter, limit: int) ->
     gained = Counter(lane for (lane,) in moved.rows)
     if moved.count != len(letters) or gained.keys() != {lane for (lane,) in locked.rows}:
         raise Overtaken  # somebody else has them, or their lane has become one with another
-    await transaction.commit(
-        ("lanes_regain", {"lanes": list(gained), "gained": list(gained.values())}), tally(replayed(len(letters)))
-    )
+    regain = ("lanes_regain", columns("lanes gained", list(gained.items())))
+    await transaction.commit(regain, tally(replayed(len(letters))))
     return len(letters)
 
 
-async def _discard(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
+async def discard(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
+    """Drops dead letters; returns their number."""
     (found,) = await transaction.run(_dead_letters(matching, 0, limit))
     (gone,) = await transaction.run(("discard", {"seqs": [row[0] for row in found.rows]}))
     if gone.count:

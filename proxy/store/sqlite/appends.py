@@ -64,7 +64,7 @@ class Appends:
     def append(self, decide: Decide[T]) -> Decision[T]:
         self._known.now = time.time()  # for each: an erasure may have come before it in this transaction
         decision = decide(self._ledger)
-        self._ledger.carry_out(decision)
+        self._ledger.carry_out(decision.changes)
         return decision
 
     def flush(self) -> None:
