@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen, VisitorFacts
-from proxy.core.visitors import Visitor
 from proxy.store.facts import FactKind, HeldRow, Known, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
-from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, tombstone
+from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, decode_visitor, tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
 
@@ -106,7 +105,7 @@ class Appends:
         seen = self._known.seen
         seen.update(dict.fromkeys(ids))
         for push_id, shown, after, at in self._rows("seen", ids):
-            seen[push_id] = Seen(shown, msgspec.json.decode(after, type=Visitor) if after is not None else None, at)
+            seen[push_id] = Seen(shown, decode_visitor(after), at)
 
     def _read_people(self, keys: set[str]) -> None:
         known = self._known

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from proxy.core.emails import lane_key
-from proxy.core.visitors import Visitor
 from proxy.errors import StoreRefused
 from proxy.store.queries import read_queries
-from proxy.store.rows import TABLES
+from proxy.store.rows import TABLES, decode_visitor
 from proxy.store.sqlite.file import StoreFile
 
 if TYPE_CHECKING:
@@ -86,8 +83,8 @@ class Export:
 def _with_key(row: Row) -> Row:
     """Adds the lane key of the address that the browser had after it, by which PostgreSQL finds it for an erasure."""
     *columns, after, _ = row
-    email = msgspec.json.decode(after, type=Visitor).email if after is not None else None
-    return (*columns, after, lane_key(email) if email else None)
+    visitor = decode_visitor(after)
+    return (*columns, after, lane_key(visitor.email) if visitor and visitor.email else None)
 
 
 def _with_names(rows: sqlite3.Cursor) -> Sequence[Row]:

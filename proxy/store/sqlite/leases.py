@@ -11,17 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from proxy.core.gate import Closure, merge_closures
-from proxy.store.leases import (
-    Changes,
-    Head,
-    LaneRow,
-    Release,
-    changes_of,
-    changes_of_abandoned,
-    head_of,
-    last_identify,
-    new_addresses,
-)
+from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
 from proxy.store.records import Claim, Lease, Settlement
 from proxy.store.rows import encode_closure
 from proxy.store.sqlite.file import SQL
@@ -33,7 +23,7 @@ if TYPE_CHECKING:
     from collections import Counter
 
 
-class Lanes:
+class Leases:
     """Claims and settles. `revoked`: leases, as (lane, epoch), of people who were erased meanwhile; the store's thread writes it, any reads it."""
 
     def __init__(self, tallies: Counter[str]) -> None:
@@ -44,7 +34,6 @@ class Lanes:
     def claim(
         self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
     ) -> Claim:
-        """See `Outbox.claim`."""
         now = time.time()
         leases: list[Lease] = []
         closure, probe_until = read_gate(connection)
@@ -55,32 +44,27 @@ class Lanes:
             lane = LaneRow(*row)
             if lane.leased:
                 self._end_lease(connection, lane.id)
-            head = head_of(lane, connection.execute(SQL["lane_head"], (lane.id, per_lane)).fetchall())
-            if head.pushes:
-                leases.append(self._lease(connection, lane, head, now + lease_seconds))
+            lease = self._lease(connection, lane, per_lane, now + lease_seconds)
+            if lease is not None:
+                leases.append(lease)
         if leases and closure is not None:
             connection.execute(SQL["probe"], (now + lease_seconds,))
         return Claim(tuple(leases), closure)
 
-    def _lease(self, connection: sqlite3.Connection, lane: LaneRow, head: Head, until: float) -> Lease:
+    def _lease(self, connection: sqlite3.Connection, lane: LaneRow, per_lane: int, until: float) -> Lease | None:
+        head = head_of(lane, connection.execute(SQL["lane_head"], (lane.id, per_lane)).fetchall())
+        if not head.pushes:
+            return None
         epoch = next(self._epochs)
         if head.starts:
             connection.execute(SQL["start"], (head.pushes[0].seq,))
         connection.execute(SQL["lease"], (epoch, until, lane.id))
-        return Lease(
-            lane=lane.id,
-            epoch=epoch,
-            until=until,
-            failures=lane.failures,
-            pushes=head.pushes,
-            last=last_identify(lane),
-            pressed=head.asserted and value(connection, "vouched_waits", lane.id) is not None,
-        )
+        pressed = head.asserted and value(connection, "vouched_waits", lane.id) is not None
+        return lease_of(lane, head, epoch=epoch, until=until, pressed=pressed)
 
     def move_gate(
         self, connection: sqlite3.Connection, before: Closure | None, after: Closure | None
     ) -> Closure | None:
-        """See `Outbox.move_gate`."""
         stored, _ = read_gate(connection)
         closure = merge_closures(stored, before, after)
         connection.execute(SQL["move_gate"], (encode_closure(closure),))
@@ -127,11 +111,5 @@ class Lanes:
             if seqs:
                 connection.executemany(SQL[query], [(seq,) for seq in seqs])
         for release in changes.releases:
-            connection.execute(SQL["release"], _columns(release, now))
+            connection.execute(SQL["release"], release.row(now))
         self._tallies.update(changes.tallies)
-
-
-def _columns(release: Release, now: float) -> tuple[object, ...]:
-    last, ready_at = release.last, now if release.retry_at is None else release.retry_at
-    digest, digest_at = (last.digest, last.at) if last is not None else (None, None)
-    return release.lane, release.gone, release.failures, ready_at, release.learned, digest, digest_at

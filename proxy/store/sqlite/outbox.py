@@ -7,27 +7,26 @@ when it is refused, is in `file`; the queries are in `queries.sql`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sqlite3
 import time
 from collections import Counter
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
+from proxy.aio import wait
 from proxy.core.calls import Attributes
 from proxy.store.outbox import NO_READS
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
-from proxy.store.rows import DEAD, WAITING, released
+from proxy.store.rows import DEAD, WAITING, discarded, increments, released, replayed
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.file import SQL, StoreFile, pragma
-from proxy.store.sqlite.leases import Lanes
+from proxy.store.sqlite.leases import Leases
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
-from proxy.store.sqlite.sweep import Sweep
+from proxy.store.sqlite.sweep import Step, Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
-from proxy.store.sqlite.writer import Hooks, Writer
+from proxy.store.sqlite.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 _VACUUM_PAUSE_SECONDS = 0.02
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -52,18 +52,12 @@ class SqliteOutbox:
         self._hold_age, self._dead_age = hold_age, dead_age
         self._upkeep = Upkeep(file.path, min_free_bytes=min_free_bytes)
         self._tallies: Counter[str] = Counter()
-        self._lanes = Lanes(self._tallies)
+        self._leases = Leases(self._tallies)
         self._appends = Appends(self._tallies)
         self._ready = asyncio.Event()
         self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
         self._loop = asyncio.get_running_loop()
-        hooks = Hooks(
-            opened=self._opened,
-            begun=self._appends.begin,
-            before_commit=self._before_commit,
-            rolled_back=self._rolled_back,
-        )
-        self._thread = Writer(file, self._upkeep, hooks)
+        self._thread = Writer(file, self._upkeep, self)
 
     async def open(self) -> None:
         await self._thread.open()
@@ -72,33 +66,36 @@ class SqliteOutbox:
         self._upkeep.require_space()
         return await self._thread.submit(lambda _: self._appends.append(decide), reads)
 
-    def _submit(self, work: Callable[[sqlite3.Connection], T], *, about_people: bool = False) -> asyncio.Future[T]:
-        """For all but appends. `about_people`: it changes what appends remember."""
-        return self._thread.submit(lambda connection: self._behind_appends(connection, work, about_people=about_people))
+    def _submit(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *arguments: P.args, **named: P.kwargs
+    ) -> asyncio.Future[T]:
+        """For all but appends, which come before it in the transaction."""
+
+        def job(connection: sqlite3.Connection) -> T:
+            self._appends.flush()
+            return work(connection, *arguments, **named)
+
+        return self._thread.submit(job)
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        return await self._submit(
-            lambda connection: self._lanes.claim(connection, lanes, per_lane, lease_seconds, probe)
-        )
+        return await self._submit(self._leases.claim, lanes, per_lane, lease_seconds, probe)
 
     async def holds(self, lease: Lease) -> bool:
-        return (lease.lane, lease.epoch) not in self._lanes.revoked
+        return (lease.lane, lease.epoch) not in self._leases.revoked
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:
-        return await self._submit(lambda connection: self._lanes.move_gate(connection, before, after))
+        return await self._submit(self._leases.move_gate, before, after)
 
     async def settle(self, settlement: Settlement) -> bool:
-        return await self._submit(lambda connection: self._settle(connection, settlement))
+        return await self._submit(self._settle, settlement)
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         if not self._ready.is_set():
-            next_ready = await self._submit(lambda connection: value(connection, "next_ready"))
+            next_ready = await self._submit(value, "next_ready")
             if next_ready is not None:
                 timeout_seconds = min(timeout_seconds, next_ready - time.time())
         if timeout_seconds > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    await self._ready.wait()
+            await wait(self._ready, timeout_seconds)
         self._ready.clear()
 
     async def reserve(self, sends: int, per_second: float) -> float:
@@ -109,7 +106,7 @@ class SqliteOutbox:
         return first - now
 
     async def erase(self, key: str) -> Erased:
-        erased = await self._submit(lambda connection: self._erase(connection, key), about_people=True)
+        erased = await self._submit(self._erase, key)
         held, identities = await self._finish_erasures()
         return msgspec.structs.replace(erased, held=held, identities=identities)
 
@@ -119,10 +116,10 @@ class SqliteOutbox:
         held, identities = 0, 0
         after: str | None = ""
         while keys and after is not None:
-            found, after = await self._submit(partial(self._erase_identities, keys, after), about_people=True)
-            held, identities = held + found[0], identities + found[1]
+            gone, forgotten, after = await self._submit(self._erase_identities, keys, after)
+            held, identities = held + gone, identities + forgotten
         if keys:
-            await self._submit(partial(end_erasures, keys))
+            await self._submit(end_erasures, keys)
             self._upkeep.cut_log_soon()
         return held, identities
 
@@ -132,7 +129,7 @@ class SqliteOutbox:
         for step in sweep.steps:
             cursor: float | None = 0.0
             while cursor is not None:
-                cursor = await self._submit(partial(step, cursor), about_people=True)
+                cursor = await self._submit(self._sweep, step, cursor)
         more = True
         while more:
             more = await self._submit(vacuum_step)
@@ -143,17 +140,17 @@ class SqliteOutbox:
         await self._submit(self._prove)
 
     async def stats(self) -> Stats:
-        stats = await self._submit(lambda connection: read_stats(connection, self._tallies))
+        stats = await self._submit(read_stats, self._tallies)
         return msgspec.structs.replace(stats, health=self._upkeep.health())
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
-        return await self._submit(lambda connection: read_dead_letters(connection, matching, after, limit))
+        return await self._submit(read_dead_letters, matching, after, limit)
 
     async def replay(self, matching: DeadFilter, limit: int) -> int:
-        return await self._submit(lambda connection: self._replay(connection, matching, limit))
+        return await self._submit(self._replay, matching, limit)
 
     async def discard(self, matching: DeadFilter, limit: int) -> int:
-        return await self._submit(lambda connection: self._discard(connection, matching, limit))
+        return await self._submit(self._discard, matching, limit)
 
     async def durability(self) -> Durability:
         settings = await self._submit(_settings)
@@ -169,14 +166,14 @@ class SqliteOutbox:
 
     # --- on the thread
 
-    def _opened(self, connection: sqlite3.Connection, *, first: bool) -> None:
+    def opened(self, connection: sqlite3.Connection, *, first: bool) -> None:
         self.site_key = self._file.site_key
         self._appends.use(connection, self.site_key)
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
-        self._lanes.end_leases_of_the_dead(connection)
-        self._before_commit(connection)
+        self._leases.end_leases_of_the_dead(connection)
+        self.before_commit(connection)
         connection.execute("COMMIT")
 
     def _prove(self, connection: sqlite3.Connection) -> None:
@@ -186,7 +183,10 @@ class SqliteOutbox:
         else:
             connection.execute(SQL["tally"], ("gauge:proofs", 1))
 
-    def _before_commit(self, connection: sqlite3.Connection) -> None:
+    def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
+        self._appends.begin(connection, reads)
+
+    def before_commit(self, connection: sqlite3.Connection) -> None:
         self._appends.flush()
         if self._tallies:
             connection.executemany(SQL["tally"], self._tallies.items())
@@ -196,62 +196,54 @@ class SqliteOutbox:
             # The loop hears of it before the commit is done; its claim waits in the queue behind this transaction.
             self._loop.call_soon_threadsafe(self._ready.set)
 
-    def _rolled_back(self) -> None:
+    def rolled_back(self) -> None:
         self._tallies.clear()
         self._appends.rolled_back()
-
-    def _behind_appends(
-        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], *, about_people: bool
-    ) -> T:
-        self._appends.flush()
-        result = work(connection)
-        if about_people:
-            self._appends.forget()
-        return result
 
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
         self._appends.ready_lanes = True
         lease = settlement.lease
         moves = any(isinstance(push.body, Attributes) and push.body.new_email is not None for push in lease.pushes)
-        if moves or (lease.lane, lease.epoch) in self._lanes.revoked:
+        if moves or (lease.lane, lease.epoch) in self._leases.revoked:
             self._appends.forget()  # a lane may move, or go
-        return self._lanes.settle(connection, settlement)
+        return self._leases.settle(connection, settlement)
 
     def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
         erased, leases = erase_person(connection, key, self.site_key, time.time())
-        self._lanes.revoked |= leases
-        gone = {"erased": erased.waiting + erased.dead, WAITING: -erased.waiting, DEAD: -erased.dead}
-        self._tallies.update(gone)
+        self._leases.revoked |= leases
+        self._tallies.update({"erased": erased.waiting + erased.dead, WAITING: -erased.waiting, DEAD: -erased.dead})
+        self._appends.forget()
         return erased
 
     def _erase_identities(
-        self, keys: Mapping[str, float], after: str, connection: sqlite3.Connection
-    ) -> tuple[tuple[int, int], str | None]:
+        self, connection: sqlite3.Connection, keys: Mapping[str, float], after: str
+    ) -> tuple[int, int, str | None]:
+        """Returns how many pushes were held, how many log-ins are forgotten, and where to go on."""
         identities, visitors, after_this = forget_identities(connection, keys, after)
-        held = sum(self._unhold(connection, visitor) for visitor in visitors)
-        return (held, identities), after_this
-
-    def _unhold(self, connection: sqlite3.Connection, visitor: str) -> int:
-        sizes = [size for (size,) in connection.execute(SQL["unhold_visitor"], (visitor,))]
+        sizes = [size for each in visitors for (size,) in connection.execute(SQL["unhold_visitor"], (each,))]
         self._tallies.update({"hold_erased": len(sizes), **released(sizes)})
-        return len(sizes)
+        self._appends.forget()
+        return len(sizes), identities, after_this
+
+    def _sweep(self, connection: sqlite3.Connection, step: Step, cursor: float) -> float | None:
+        self._appends.forget()
+        return step(cursor, connection)
 
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
-            increments = isinstance(letter.body, Attributes) and letter.body.increments
-            (lane,) = connection.execute(SQL["undead"], (letter.seq, increments)).fetchone()
+            (lane,) = connection.execute(SQL["undead"], (letter.seq, increments(letter.body))).fetchone()
             if not connection.execute(SQL["lane_regains"], (lane, time.time())).rowcount:
                 raise sqlite3.IntegrityError("a dead letter's lane is gone")
             connection.execute(SQL["bury_for_good"], (letter.seq,))
-        self._tallies.update({"replayed": len(letters), WAITING: len(letters), DEAD: -len(letters)})
+        self._tallies.update(replayed(len(letters)))
         self._appends.ready_lanes = self._appends.ready_lanes or bool(letters)
         return len(letters)
 
     def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         connection.executemany(SQL["bury_for_good"], [(letter.seq,) for letter in letters])
-        self._tallies.update({"discarded": len(letters), DEAD: -len(letters)})
+        self._tallies.update(discarded(len(letters)))
         return len(letters)
 
 

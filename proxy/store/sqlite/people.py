@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from proxy.core.emails import lane_key
-from proxy.core.visitors import Visitor
 from proxy.store.records import Erased
-from proxy.store.rows import tombstone
+from proxy.store.rows import decode_visitor, tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
 
@@ -73,7 +70,7 @@ def read_erasures(connection: sqlite3.Connection) -> dict[str, float]:
     return dict(connection.execute(SQL["erasures"]).fetchall())
 
 
-def end_erasures(keys: Mapping[str, float], connection: sqlite3.Connection) -> None:
+def end_erasures(connection: sqlite3.Connection, keys: Mapping[str, float]) -> None:
     """Notes that these erasures are done, unless they were asked for again meanwhile."""
     connection.executemany(SQL["end_erasure"], keys.items())
 
@@ -90,7 +87,7 @@ def forget_identities(
     visitors: set[str] = set()
     rows = connection.execute(SQL["seen_afters"], (after_id, STEP_ROWS)).fetchall()
     for push_id, at, after in rows:
-        visitor = msgspec.json.decode(after, type=Visitor) if after is not None else None
+        visitor = decode_visitor(after)
         if visitor is not None and visitor.email is not None and at <= keys.get(lane_key(visitor.email), 0):
             forgotten.append((push_id,))
             visitors.add(visitor.id)

@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import msgspec
-
 from proxy.core.decision import Reads
 from proxy.errors import StoreRefused, StoreUnavailable, describe
 from proxy.store.sqlite.damage import FileMoved, Remedy, remedy_for
@@ -42,28 +40,23 @@ _REOPENING = State.REOPENING  # `submit` runs for every push, and Python 3.11 fi
 log = logging.getLogger("proxy.store")
 
 
-class Opened(Protocol):
-    def __call__(self, connection: sqlite3.Connection, /, *, first: bool) -> None: ...
+class Owner(Protocol):
+    """Is told on the thread: when the file was opened, first and last in each transaction, and after one that failed.
 
-
-class Hooks(msgspec.Struct, frozen=True, kw_only=True):
-    """Callbacks, all on the thread.
-
-    `opened`: the file was opened, for the first time or again. `begun`: first in each transaction, with what its jobs said they would read.
-    `before_commit`: last in each. `rolled_back`: after one that failed.
+    `reads`: what the jobs of the transaction said they would read.
     """
 
-    opened: Opened
-    begun: Callable[[sqlite3.Connection, Sequence[Reads]], None]
-    before_commit: Callable[[sqlite3.Connection], None]
-    rolled_back: Callable[[], None]
+    def opened(self, connection: sqlite3.Connection, *, first: bool) -> None: ...
+    def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None: ...
+    def before_commit(self, connection: sqlite3.Connection) -> None: ...
+    def rolled_back(self) -> None: ...
 
 
 class Writer:
     """Runs jobs on `file`. `failed` has a result once the store has failed for good: the reason, for a person."""
 
-    def __init__(self, file: StoreFile, upkeep: Upkeep, hooks: Hooks) -> None:
-        self._file, self._upkeep, self._hooks = file, upkeep, hooks
+    def __init__(self, file: StoreFile, upkeep: Upkeep, owner: Owner) -> None:
+        self._file, self._upkeep, self._owner = file, upkeep, owner
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
@@ -166,13 +159,13 @@ class Writer:
         started, changes = time.monotonic(), connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
-            self._hooks.begun(connection, [reads for _, _, reads in jobs if reads is not None])
+            self._owner.begun(connection, [reads for _, _, reads in jobs if reads is not None])
             outcomes = [self._run(connection, job) for job in jobs]
-            self._hooks.before_commit(connection)
+            self._owner.before_commit(connection)
             connection.execute("COMMIT")
             self._file.require_in_place()
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for an answer
-            self._hooks.rolled_back()
+            self._owner.rolled_back()
             _roll_back(connection)
             return self._after_failure(jobs, error)
         self._answer(outcomes)
@@ -250,7 +243,7 @@ class Writer:
     def _connect(self) -> None:
         connection = self._file.open(after=self._recovery.failure)
         try:
-            self._hooks.opened(connection, first=self._recovery.state is State.OPENING)
+            self._owner.opened(connection, first=self._recovery.state is State.OPENING)
             self._upkeep.attach()
         except sqlite3.Error as error:
             connection.close()
