@@ -10,17 +10,17 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from proxy.core.calls import Attributes, Track
+from proxy.core.calls import Track
 from proxy.core.gate import Closure, Concurrency, Gate, Halt, Permit
 from proxy.core.retry import GiveUp, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.core.visitors import Trust
 from proxy.delivery.probe import Probe, Stage
 from proxy.store.records import Fate, Lease, Settled, Waiting
+from proxy.store.rows import increments
 
 if TYPE_CHECKING:
     from proxy.delivery.sendx import Reply, Upstream
@@ -58,14 +58,15 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
     last_error_at: float | None
 
 
-@dataclass(slots=True)
-class Tally:
-    """Counts since this process started, for `DeliveryState` alone: nothing is decided by them."""
+class Tally(msgspec.Struct):
+    """What `DeliveryState` counts: nothing is decided by it."""
 
-    requests: Counter[Verdict] = field(default_factory=Counter)
-    settled: Counter[Fate] = field(default_factory=Counter)
+    requests: Counter[Verdict] = msgspec.field(default_factory=Counter)
     latency_seconds: float = 0.0
-    last_error: tuple[str, float] | None = None
+    last_error: str | None = None
+    last_error_at: float | None = None
+    delivered: int = 0
+    dead: int = 0
     in_flight: int = 0
     lost_leases: int = 0
     store_failures: int = 0
@@ -74,10 +75,12 @@ class Tally:
         self.requests[answer.verdict] += 1
         self.latency_seconds += answer.latency_seconds
         if answer.verdict is not Verdict.DELIVERED:
-            self.last_error = answer.detail, now
+            self.last_error, self.last_error_at = answer.detail, now
 
     def count(self, results: Iterable[Settled]) -> None:
-        self.settled.update(result.fate for result in results)
+        for result in results:
+            self.delivered += result.fate is Fate.DELIVERED
+            self.dead += result.fate is Fate.DEAD
 
 
 class Account:
@@ -98,7 +101,7 @@ class Account:
     ) -> None:
         self.upstream = upstream
         self._limits = limits
-        self._clock = clock
+        self.clock = clock
         self._rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self.gate = Gate()
         self.probe = Probe()
@@ -108,20 +111,19 @@ class Account:
 
     def room(self, busy: int) -> int:
         """Returns how many lanes may be claimed now, `busy` being out already."""
-        permit = self.gate.admits(self._clock())
+        permit = self.gate.admits(self.clock())
         if permit is Permit.ALL:
             return max(0, self._concurrency.limit - busy)
         return min(1, self._concurrency.maximum - busy) if permit is Permit.PROBE and not self.probe.busy else 0
 
     def admits(self, lease: Lease) -> bool:
-        """Returns whether the gate lets the next request under this lease pass."""
         return self.gate.closure is None or self.probe.passes(lease)
 
     def seconds_to_probe(self, most: float) -> float:
         """Returns how long to wait while the gate is shut; `most` while a probe is out."""
         if self.gate.until is None or self.probe.busy:
             return most
-        return min(max(self.gate.until - self._clock(), 0.0), most)
+        return min(max(self.gate.until - self.clock(), 0.0), most)
 
     def has_news(self) -> bool:
         """Returns whether the outbox has to be told of the gate, or of the end of a probe."""
@@ -131,21 +133,21 @@ class Account:
         """Takes over the gate as the outbox has it."""
         before, self.shared = self.gate, closure
         if closure != before.closure:
-            self.gate = before.moved(closure).within_reason(self._clock())
-            _log_change(before, self.gate, self._clock())
+            self.gate = before.moved(closure).within_reason(self.clock())
+            _log_change(before, self.gate, self.clock())
 
     def use(self, upstream: Upstream) -> None:
         """Sends there from the next request on. A halt is worth a probe at once: what caused it may have been fixed."""
         self.upstream = upstream
         closure = self.gate.closure
         if closure is not None and closure.halted is not None:
-            self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self._clock()))
+            self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self.clock()))
 
     def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease) -> None:
         """Takes in one answer, unless it is about a key that is no longer in use."""
         if upstream is not self.upstream:
             return
-        now = self._clock()
+        now = self.clock()
         self.tally.note(answer, now)
         if answer.verdict is Verdict.DELIVERED:
             self._concurrency = self._concurrency.after_success()
@@ -168,7 +170,7 @@ class Account:
         tried = Tried(
             increments=increments(push.body),
             attempts=push.attempts,
-            age_seconds=self._clock() - push.since,
+            age_seconds=self.clock() - push.since,
             introduced=isinstance(push.body, Track) and push.trust is Trust.VERIFIED,
             pressed=lease.pressed and push.trust is Trust.ASSERTED and self.gate.closure is None,
         )
@@ -183,32 +185,19 @@ class Account:
 
     def retry_at(self, failures: int, retry_after: float | None = None) -> float:
         """Returns when a lane may be retried (Unix seconds), `failures` being those in a row before this one."""
-        return self._clock() + backoff_seconds(failures, self._rng.random(), retry_after)
+        return self.clock() + backoff_seconds(failures, self._rng.random(), retry_after)
 
     def state(self, *, running: bool) -> DeliveryState:
-        tally = self.tally
-        last_error, last_error_at = tally.last_error or (None, None)
+        counts = msgspec.structs.asdict(self.tally) | {"requests": dict(self.tally.requests)}
         return DeliveryState(
             running=running,
-            gate=self.gate.name(self._clock()),
+            gate=self.gate.name(self.clock()),
             until=self.gate.until,
             halted=self.gate.halted,
-            in_flight=tally.in_flight,
             limit=self._concurrency.limit,
             concurrency=self._concurrency.maximum,
-            delivered=tally.settled[Fate.DELIVERED],
-            dead=tally.settled[Fate.DEAD],
-            requests=dict(tally.requests),
-            latency_seconds=tally.latency_seconds,
-            lost_leases=tally.lost_leases,
-            store_failures=tally.store_failures,
-            last_error=last_error,
-            last_error_at=last_error_at,
+            **counts,
         )
-
-
-def increments(body: Attributes | Track) -> bool:
-    return isinstance(body, Attributes) and body.increments
 
 
 def _log_change(before: Gate, after: Gate, now: float) -> None:

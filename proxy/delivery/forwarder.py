@@ -64,23 +64,16 @@ class Forwarder:
             outbox=outbox,
             account=self._account,
             turns=Pacer(outbox, rate),
-            clock=clock,
             timeout_seconds=timeout_seconds,
             identify_refresh_seconds=identify_refresh.total_seconds(),
-            stopping=asyncio.Event(),
-            changed=asyncio.Event(),
-            share_gate=self._share_gate,
         )
         self._senders = concurrency
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
-        self._sharing = asyncio.Lock()
         self._leases: asyncio.Queue[tuple[Lease, float | None] | None] = asyncio.Queue()
         self._busy = 0  # lanes that are claimed and not settled
         self._found = 0  # lanes, by the last claim
         self._deadline: asyncio.Timeout | None = None  # while it runs
         self._ended = asyncio.Event()
-
-    # --- from outside
 
     async def run(self) -> None:
         """Delivers until `stop`, or until cancelled. Raises what nobody expected; it may then be called again."""
@@ -115,8 +108,6 @@ class Forwarder:
     def state(self) -> DeliveryState:
         """Returns a snapshot; costs nothing."""
         return self._account.state(running=self._deadline is not None)
-
-    # --- claiming
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -163,7 +154,7 @@ class Forwarder:
 
     async def _claim(self, room: int) -> int:
         """Claims and hands out in one step, so that a cancellation between the two loses no lease."""
-        await self._share_gate()
+        await self._shared.share_gate()
         account = self._account
         before = account.gate.closure
         probe = before if room > 0 and account.probe.stage is Stage.NONE else None
@@ -176,20 +167,6 @@ class Forwarder:
                 account.probe = account.probe.claimed(lease)
             self._leases.put_nowait((lease, self._shared.turns.take()))
         return len(claim.leases)
-
-    async def _share_gate(self) -> None:
-        """Tells the outbox what this sender has learned of the account, if that is news."""
-        account = self._account
-        async with self._sharing:  # two at once would be to each other as two senders, of whom the later probe holds
-            if not account.has_news():
-                return
-            before, after = account.shared, account.gate.closure
-            closure = await self._shared.outbox.move_gate(before, after)
-            account.probe = account.probe.told()
-            if account.gate.closure == after:
-                account.adopt(closure)
-            else:
-                account.shared = closure  # it has moved on meanwhile
 
     async def _until_worth_a_claim(self) -> None:
         """Waits, less having been found than there is room for.
@@ -219,11 +196,9 @@ class Forwarder:
             if (item := self._leases.get_nowait()) is not None:
                 await finish(self._shared, untouched(item[0]), insist=False)
 
-    # --- sending
-
     async def _keep_sending(self) -> None:
         shared = self._shared
-        async with Client(timeout_seconds=shared.timeout_seconds, clock=shared.clock) as client:
+        async with Client(timeout_seconds=shared.timeout_seconds, clock=shared.account.clock) as client:
             while (item := await self._leases.get()) is not None:
                 lease, at = item
                 try:

@@ -9,11 +9,12 @@ logged: a lane is named by its number.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,14 +24,14 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.coalesce import Group, groups_of, singly
 from proxy.core.retry import Dead, Delivered, Keep, Retry, Step, Verdict
 from proxy.core.visitors import Trust
-from proxy.delivery.account import Account, increments
 from proxy.errors import StoreUnavailable
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
+from proxy.store.rows import increments
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Mapping
 
+    from proxy.delivery.account import Account
     from proxy.delivery.pacing import Pacer
     from proxy.delivery.sendx import Client, Reply
     from proxy.store.outbox import Outbox
@@ -44,21 +45,33 @@ _replace = msgspec.structs.replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What all lane runs of one forwarder share. `clock` gives Unix seconds; `timeout_seconds` is that of one whole request.
+    """What all lane runs of one forwarder share. `timeout_seconds` is that of one whole request.
 
     `stopping`: set once nothing more may be sent. `changed`: set by whatever may make room for another claim.
-    `share_gate`: tells the outbox what the account has learned, if that is news. Raises `StoreUnavailable`.
     """
 
     outbox: Outbox
     account: Account
     turns: Pacer
-    clock: Callable[[], float]
     timeout_seconds: float
     identify_refresh_seconds: float
-    stopping: asyncio.Event
-    changed: asyncio.Event
-    share_gate: Callable[[], Awaitable[None]]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _sharing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def share_gate(self) -> None:
+        """Tells the outbox what this sender has learned of the account, if that is news. Raises `StoreUnavailable`."""
+        account = self.account
+        async with self._sharing:  # two at once would be to each other as two senders, of whom the later probe holds
+            if not account.has_news():
+                return
+            before, after = account.shared, account.gate.closure
+            closure = await self.outbox.move_gate(before, after)
+            account.probe = account.probe.told()
+            if account.gate.closure == after:
+                account.adopt(closure)
+            else:
+                account.shared = closure  # it has moved on meanwhile
 
     async def store_failed(self, problem: StoreUnavailable) -> None:
         """Counts and logs the failure, and waits as long as the store asks for."""
@@ -121,7 +134,7 @@ class LaneRun:
         for push, step in zip(group.members, steps, strict=True):
             self._note(push, step, answer)
         self._on_wire = None  # not before: whatever fails until here, an increment is not sent again
-        self._outcome = after_step(self._outcome, group, steps[0], retry_at=retry_at, now=self._shared.clock())
+        self._outcome = after_step(self._outcome, group, steps[0], retry_at=retry_at, now=self._shared.account.clock())
         return goes_on(group, steps[0])
 
     def _is_unchanged(self, group: Group[Waiting]) -> bool:
@@ -129,7 +142,7 @@ class LaneRun:
         last = self._outcome.last
         if last is None or isinstance(group.body, Track):
             return False
-        fresh = self._shared.clock() < last.at + self._shared.identify_refresh_seconds
+        fresh = self._shared.account.clock() < last.at + self._shared.identify_refresh_seconds
         probes = self._shared.account.probe.passes(self._lease)
         return fresh and not probes and identify_digest(group.address, group.body) == last.digest
 
@@ -173,7 +186,7 @@ class LaneRun:
 
     def _may_send(self) -> bool:
         shared = self._shared
-        remaining = self._lease.until - shared.clock()
+        remaining = self._lease.until - shared.account.clock()
         if shared.stopping.is_set() or remaining < shared.timeout_seconds + LEASE_MARGIN_SECONDS:
             return False
         return shared.account.admits(self._lease)
@@ -222,9 +235,6 @@ class LaneRun:
         return settlement
 
 
-# --- settling
-
-
 async def finish(shared: Shared, settlement: Settlement, *, insist: bool) -> None:
     """Ends a lease: settles it, and shares what was learned of the account under it.
 
@@ -245,7 +255,7 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
             held = await shared.outbox.settle(settlement)
         except StoreUnavailable as problem:
             await shared.store_failed(problem)
-            if not insist or shared.stopping.is_set() or shared.clock() >= lease.until:
+            if not insist or shared.stopping.is_set() or shared.account.clock() >= lease.until:
                 return
             continue
         if held:
@@ -270,7 +280,6 @@ def results_of(lease: Lease, known: Mapping[int, Settled]) -> tuple[Settled, ...
 
 
 def settled(push: Waiting, step: Step, detail: str) -> Settled:
-    """Returns the record of one step."""
     if isinstance(step, Delivered):
         return Settled(push.seq, Fate.DELIVERED)
     if isinstance(step, Dead):

@@ -31,7 +31,6 @@ from proxy.delivery.connection import OneConnection
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
 MAX_ANSWER_BYTES = 65_536
 MAX_DETAIL = 200  # characters
@@ -126,9 +125,6 @@ def _identify_payload(address: str, attributes: Attributes) -> dict[str, Any]:
     return payload | {name: value for name, value in attributes.extra.items() if name not in payload}
 
 
-# --- The answer --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """The answer to one request, or the lack of it.
@@ -156,12 +152,6 @@ _VERDICTS = {401: Verdict.UNAUTHORIZED, 403: Verdict.FORBIDDEN, 405: Verdict.MIS
 _CLASSES = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
 
 
-def verdict_for_error(error: httpx.TransportError | TimeoutError) -> Verdict:
-    """Returns the verdict on a request without an answer: it was certainly not sent, or its outcome is unknown."""
-    unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-    return Verdict.UNREACHED if isinstance(error, unreached) else Verdict.UNAVAILABLE
-
-
 _FAILURES: Mapping[type[Exception], str] = {
     httpx.ConnectTimeout: "no connection in time",
     httpx.ConnectError: "no connection",
@@ -169,11 +159,6 @@ _FAILURES: Mapping[type[Exception], str] = {
     TimeoutError: "no answer in time",
     httpx.RemoteProtocolError: "the connection closed before the answer, or it was no HTTP",
 }
-
-
-def _failure(error: Exception) -> str:
-    # Fixed phrases: the library's own may quote the URL, and the legacy URL holds the address.
-    return next((text for kind, text in _FAILURES.items() if isinstance(error, kind)), "the connection broke")
 
 
 _PHRASES = {known.value: known.phrase for known in HTTPStatus}
@@ -187,16 +172,15 @@ def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str
     phrase = f"{status} {_PHRASES.get(status, '')}".strip()
     if not body:
         return phrase
-    said = _shortened(_said(body))
+    said = _said(body)
+    if (
+        len(said) > _MAX_MASKED
+    ):  # bounds the work of masking; a word that is cut in two could be half an address, so it goes whole
+        said = re.sub(r"\S*\Z", "", said[:_MAX_MASKED])
     for text in sorted(filter(None, hide), key=len, reverse=True):
         said = re.sub(re.escape(text), "***", said, flags=re.IGNORECASE)
     said = _ADDRESS.sub("***", _UNPRINTABLE.sub(" ", said)).strip()
     return f"{phrase}: {said[:MAX_DETAIL]}" if said else phrase
-
-
-def _shortened(text: str) -> str:
-    # Bounds the work of masking. A word that is cut in two could be half an address, so it goes whole.
-    return text if len(text) <= _MAX_MASKED else re.sub(r"\S*\Z", "", text[:_MAX_MASKED])
 
 
 def _said(body: bytes) -> str:
@@ -209,14 +193,11 @@ def _said(body: bytes) -> str:
     return next((text for key in ("message", "error") if isinstance(text := answer.get(key), str) and text), "")
 
 
-# --- The client --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class _Received:
     """The part of an answer that has arrived: the status counts even if the body never comes."""
 
-    status: int | None = None
+    status: int = 0
     retry_after: str | None = None
     body: bytes = b""
 
@@ -229,7 +210,8 @@ class Client:
     """
 
     def __init__(self, *, timeout_seconds: float, clock: Callable[[], float] = time.time) -> None:
-        _quiet_http_logs()
+        for name in ("httpx", "httpcore"):  # they log URLs, and a legacy URL holds the contact's address
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._connection = OneConnection(_tls_context())
@@ -239,27 +221,22 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._connection.aclose()
 
     async def send(self, request: SendxRequest) -> Reply:
         """Sends once. A failure of the network is an answer; an exception is a defect of this program."""
-        started = time.monotonic()
-        received = _Received()
-        error: httpx.TransportError | TimeoutError | None = None
+        started, received = time.monotonic(), _Received()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._exchange(request, received)
-        except (httpx.TransportError, TimeoutError) as problem:
-            error = problem
-        if error is not None:
-            await self._reconnect()
-        latency = time.monotonic() - started
-        if received.status is None:
-            return _no_answer(error, latency)
-        return self._answer(request, received.status, received, latency)
+        except (httpx.TransportError, TimeoutError) as error:
+            # A connection whose request was cut off cannot be trusted with the next one.
+            broken, self._connection = self._connection, OneConnection(_tls_context())
+            await broken.aclose()
+            if not received.status:
+                return _no_answer(error, time.monotonic() - started)
+        return self._answer(request, received, time.monotonic() - started)
 
     async def _exchange(self, request: SendxRequest, received: _Received) -> None:
         sent = httpx.Request(
@@ -280,21 +257,16 @@ class Client:
         finally:
             await response.aclose()
 
-    def _answer(self, request: SendxRequest, status: int, received: _Received, latency: float) -> Reply:
-        verdict = verdict_for(status, tracks=request.tracks)
+    def _answer(self, request: SendxRequest, received: _Received, latency: float) -> Reply:
+        verdict = verdict_for(received.status, tracks=request.tracks)
         said = b"" if verdict is Verdict.DELIVERED else received.body
         return Reply(
             verdict=verdict,
-            status=status,
-            detail=error_detail(status, said, hide=(request.key.reveal(), request.address)),
+            status=received.status,
+            detail=error_detail(received.status, said, hide=(request.key.reveal(), request.address)),
             latency_seconds=latency,
             retry_after_seconds=retry_after_seconds(received.retry_after, self._clock()),
         )
-
-    async def _reconnect(self) -> None:
-        # A connection whose request was cut off cannot be trusted with the next one.
-        broken, self._connection = self._connection, OneConnection(_tls_context())
-        await broken.aclose()
 
 
 @lru_cache(maxsize=1)
@@ -303,20 +275,13 @@ def _tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _no_answer(error: httpx.TransportError | TimeoutError | None, latency: float) -> Reply:
-    if error is None:
-        raise RuntimeError("a request ended with neither an answer nor an error")
-    timed_out = isinstance(error, TimeoutError | httpx.TimeoutException)
+def _no_answer(error: httpx.TransportError | TimeoutError, latency: float) -> Reply:
+    """Certainly not sent, or of unknown outcome. Fixed phrases: the library's own may quote the URL, and the legacy URL holds the address."""
+    unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
     return Reply(
-        verdict=verdict_for_error(error),
+        verdict=Verdict.UNREACHED if isinstance(error, unreached) else Verdict.UNAVAILABLE,
         status=None,
-        detail=_failure(error),
+        detail=next((text for kind, text in _FAILURES.items() if isinstance(error, kind)), "the connection broke"),
         latency_seconds=latency,
-        timed_out=timed_out,
+        timed_out=isinstance(error, TimeoutError | httpx.TimeoutException),
     )
-
-
-def _quiet_http_logs() -> None:
-    """Silences the libraries, which log URLs: a legacy URL holds the contact's address."""
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -111,10 +111,10 @@ async def test_a_key_that_is_mended_while_the_halt_is_being_stored_is_probed_at_
     delivery = forwarder(outbox, url)
     account = delivery._account
     account.gate = account.gate.moved(Closure(time.time() + 60, halted=Halt.KEY))
-    storing = asyncio.create_task(delivery._share_gate())
+    storing = asyncio.create_task(delivery._shared.share_gate())
     await asyncio.sleep(0)  # it is on its way
     delivery.use(Upstream(Dialect.REST, f"{url}/api/v1/rest", Secret(KEY)))
-    await asyncio.gather(storing, delivery._share_gate())
+    await asyncio.gather(storing, delivery._shared.share_gate())
     stored = (await outbox.claim(0, 1, 1.0)).closure
     assert stored == account.gate.closure
     assert stored is not None

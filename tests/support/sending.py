@@ -81,20 +81,12 @@ def shared_by_lanes(outbox: Outbox, url: str) -> Shared:
     """What a lane run needs, without a forwarder."""
     upstream = Upstream(Dialect.REST, f"{url}/api/v1/rest", Secret(KEY))
     limits = GiveUp(max_attempts=20, max_age_seconds=259_200.0)
-
-    async def share_gate() -> None:
-        """There is nobody to share it with."""
-
     return Shared(
         outbox=outbox,
         account=Account(upstream, concurrency=4, limits=limits, clock=time.time, rng=AtOnce()),
         turns=Pacer(outbox, 0.0),
-        clock=time.time,
         timeout_seconds=10.0,
         identify_refresh_seconds=0.0,
-        stopping=asyncio.Event(),
-        changed=asyncio.Event(),
-        share_gate=share_gate,
     )
 
 
