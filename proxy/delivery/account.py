@@ -130,7 +130,6 @@ class Account:
         return self.shared != self.gate.closure or self.probe.stage is Stage.OVER
 
     def adopt(self, closure: Closure | None) -> None:
-        """Takes over the gate as the outbox has it."""
         before, self.shared = self.gate, closure
         if closure != before.closure:
             self.gate = before.moved(closure).within_reason(self.clock())

@@ -106,7 +106,6 @@ class Forwarder:
         self._shared.changed.set()
 
     def state(self) -> DeliveryState:
-        """Returns a snapshot; costs nothing."""
         return self._account.state(running=self._deadline is not None)
 
     async def _work(self) -> None:

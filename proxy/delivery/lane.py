@@ -312,7 +312,6 @@ def _clears_lane(step: Step) -> bool:
 
 
 def identify_digest(address: str, body: Attributes) -> bytes:
-    """Returns what makes two identifies the same request."""
     return hashlib.sha256(msgspec.json.encode((address, body), order="sorted")).digest()[:16]
 
 

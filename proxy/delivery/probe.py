@@ -33,7 +33,6 @@ class Probe(msgspec.Struct, frozen=True):
 
     @property
     def busy(self) -> bool:
-        """Whether a lane of this sender is the probe."""
         return self.lease is not None
 
     def passes(self, lease: Lease) -> bool:

@@ -118,7 +118,6 @@ class Changes(msgspec.Struct):
 
     @property
     def tallies(self) -> Mapping[str, int]:
-        """How the counters move."""
         delivered, buried = len(self.delivered), len(self.buried)
         tallies = dict(Counter(f"dead:{burial.reason}" for burial in self.buried)) if buried else {}
         if delivered:

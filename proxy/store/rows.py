@@ -21,8 +21,6 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# --- how much, and for how long
-
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
 MAX_REFUSED_NAMES = 500
@@ -47,12 +45,10 @@ def expired(sizes: Iterable[int]) -> dict[str, int]:
 
 
 def discarded(letters: int) -> dict[str, int]:
-    """Returns the tallies of dead letters that were discarded or have aged out."""
     return {"discarded": letters, DEAD: -letters}
 
 
 def replayed(letters: int) -> dict[str, int]:
-    """Returns the tallies of dead letters that wait again."""
     return {"replayed": letters, WAITING: letters, DEAD: -letters}
 
 
@@ -75,9 +71,6 @@ def make_stats(
         sign_ups_until=sign_ups_until or 0.0,
         closure=decode_closure(closure),
     )
-
-
-# --- what rows hold
 
 
 def tombstone(key: str, site_key: bytes) -> bytes:
@@ -112,8 +105,6 @@ def decode_dead_letter(row: tuple[Any, ...]) -> DeadLetter:
     push = (seq, push_id, address, Trust(trust), decode_body(kind, body), since, attempts)
     return DeadLetter(*push, reason=DeadReason(reason), detail=detail, at=at)
 
-
-# --- what a copy carries
 
 # By table, in the order in which they are copied. Columns have PostgreSQL's names, and the rows come in the order of the first one. Not
 # copied: what is about leases, probes and erasures, none of which is left in a store that was opened and closed.

@@ -54,7 +54,6 @@ log = logging.getLogger("proxy.store")
 # Outages are told here, once. The driver and its pool would tell each attempt, in the words of the server, which can quote payload.
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
-
 SQL = read_queries(
     Path(__file__).with_name("queries.sql"),
     {
@@ -162,8 +161,6 @@ SETTINGS = (
 
 
 class Database:
-    """A pool of connections."""
-
     def __init__(self, dsn: str, *, pool_size: int) -> None:
         self.counts = Counts()
         self.trouble: str | None = None  # why the last transaction failed, if it did
@@ -202,11 +199,11 @@ class Database:
             except Overtaken:
                 continue
             except _Contended as contended:
-                if contended.state == _WAITED:
+                if str(contended) == _WAITED:
                     await self._end_stopped()
                 await asyncio.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
             except _Lost as lost:
-                reason = lost.cause
+                reason = str(lost)
                 if time.monotonic() - begun > _ANEW_SECONDS:
                     break
         raise self._refusal("it is closed" if self._closed else reason)
@@ -276,17 +273,11 @@ _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 
 class _Contended(Exception):
-    """Others were in the way. Nothing was changed, and the same may succeed at once."""
-
-    def __init__(self, state: str | None) -> None:
-        self.state = state
+    """Others were in the way; the message is the SQLSTATE. Nothing was changed, and the same may succeed at once."""
 
 
 class _Lost(Exception):
     """The connection was lost before anything was changed. Another may do: after a restart, all idle ones are gone."""
-
-    def __init__(self, cause: str) -> None:
-        self.cause = cause
 
 
 def connect_options(dsn: str) -> dict[str, Any]:

@@ -46,7 +46,6 @@ class Groups(Generic[Ask]):
         self._closed = False
 
     async def submit(self, ask: Ask) -> Any:
-        """Returns the answer to it."""
         return await self._queue(Job(ask))
 
     async def alone(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -57,7 +56,7 @@ class Groups(Generic[Ask]):
     async def caught_up(self) -> None:
         """Returns when all that was submitted until now is done."""
         if self._jobs or self._task is not None:
-            await self.alone(_nothing)
+            await self.alone(lambda: asyncio.sleep(0))
 
     async def close(self) -> None:
         """Takes nothing more, and waits for what is under way."""
@@ -96,7 +95,3 @@ class Groups(Generic[Ask]):
             for job in (*jobs, *self._jobs):
                 job.fail(StoreUnavailable("The store is closed.", retry_after=1))
             raise
-
-
-async def _nothing() -> None:
-    pass

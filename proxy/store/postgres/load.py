@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -28,7 +28,6 @@ _SERVED = (
     "itself. Nothing was copied."
 )
 
-
 _SQL = read_queries(Path(__file__).with_name("load.sql"))
 
 
@@ -43,7 +42,7 @@ class Load:
         connection = self._connection
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
         connection.execute(_SQL["settings"])
-        if self._number("others"):
+        if self._number(_SQL["others"]):
             raise StoreRefused(_SERVED)
         connection.execute(_SQL["lock"])
         content = [f"{count} in {table}" for table, count in connection.execute(_SQL["content"]) if count]
@@ -67,21 +66,16 @@ class Load:
             self._connection.execute(_SQL["number"], values)
 
     def counts(self, tables: Iterable[str]) -> Mapping[str, int]:
-        """Returns how many rows there are in each table now."""
-        return {table: self._rows_in(table) for table in tables}
+        return {
+            table: self._number(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))) for table in tables
+        }
 
     def commit(self) -> None:
-        """Makes the copy durable."""
         self._connection.execute(_SQL["analyze"])
         self._connection.execute("COMMIT")
 
-    def _rows_in(self, table: str) -> int:
-        counted = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))
-        row = self._connection.execute(counted).fetchone()
-        return int(row[0]) if row else 0
-
-    def _number(self, query: str) -> int:
-        row = self._connection.execute(_SQL[query]).fetchone()
+    def _number(self, query: LiteralString | sql.Composed) -> int:
+        row = self._connection.execute(query).fetchone()
         return int(row[0]) if row else 0
 
 

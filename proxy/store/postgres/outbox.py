@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -122,7 +123,8 @@ class PostgresOutbox:
 
     async def erase(self, key: str) -> Erased:
         """In the order of this process's appends: whoever comes back after it was asked for is not forgotten again."""
-        return await self._appends.alone(lambda: erase_person(self._database, key, self.site_key))
+        erase = partial(erase_person, keys={key}, site_key=self.site_key)
+        return await self._appends.alone(lambda: self._database.run(erase))
 
     async def sweep(self) -> None:
         await sweep(self._database, hold_age=self._hold_age, dead_age=self._dead_age)

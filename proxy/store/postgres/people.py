@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.core.emails import lane_key
-from proxy.store.postgres.database import Database, Overtaken, Transaction
+from proxy.store.postgres.database import Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.reads import tally
 from proxy.store.records import Erased
@@ -33,17 +33,12 @@ async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
     )
 
 
-async def erase_person(database: Database, key: str, site_key: bytes) -> Erased:
-    """Removes everything known of the person with this lane key or alias, and leaves a keyed hash.
+async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes) -> Erased:
+    """Removes everything known of the person with these lane keys or aliases, and leaves keyed hashes.
 
-    A lease on them is void from here on. A request on the wire may still arrive. Until its outcome is known the lane stays, so that the
-    next push does not overtake it.
+    `keys` grows by each of their other addresses that is found, for the next attempt. A lease on them is void from here on. A request on
+    the wire may still arrive. Until its outcome is known the lane stays, so that the next push does not overtake it.
     """
-    keys = {key}  # grows by each of their other addresses that is found
-    return await database.run(lambda transaction: _erase(transaction, keys, site_key))
-
-
-async def _erase(transaction: Transaction, keys: set[str], site_key: bytes) -> Erased:
     asked = {"keys": list(keys)}
     _, spellings, lanes, clock = await transaction.run(
         lock((PERSON, key) for key in keys),

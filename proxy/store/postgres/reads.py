@@ -39,7 +39,6 @@ async def read_stats(database: Database) -> Stats:
 
 
 async def read_dead_letters(database: Database, matching: DeadFilter, after: int, limit: int) -> list[DeadLetter]:
-    """Returns up to `limit` dead letters numbered above `after`, in order."""
     (found,) = await database.read(_dead_letters(matching, after, limit))
     return [decode_dead_letter(row) for row in found.rows]
 
@@ -56,7 +55,6 @@ def _dead_letters(matching: DeadFilter, after: int, limit: int) -> Query:
 
 
 async def replay(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
-    """Puts dead letters at the tail of their lanes; returns their number."""
     (found,) = await transaction.run(_dead_letters(matching, 0, limit))
     letters = [decode_dead_letter(row) for row in found.rows]
     if not letters:
@@ -77,7 +75,6 @@ async def replay(transaction: Transaction, matching: DeadFilter, limit: int) -> 
 
 
 async def discard(transaction: Transaction, matching: DeadFilter, limit: int) -> int:
-    """Drops dead letters; returns their number."""
     (found,) = await transaction.run(_dead_letters(matching, 0, limit))
     (gone,) = await transaction.run(("discard", {"seqs": [row[0] for row in found.rows]}))
     if gone.count:

@@ -62,7 +62,6 @@ class Assessment(msgspec.Struct, frozen=True):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Every reason to refuse the server."""
         return self.obstacles + self.losses
 
 
@@ -77,13 +76,8 @@ async def migrate(dsn: str) -> tuple[int, int]:
             await connection.execute(SQL[query], values)
             await connection.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_TIMEOUT,))
             version, tables = await _version(connection)
-            if version == 0 and tables:
-                names = ", ".join(tables)
-                raise StoreRefused(
-                    f"The database has tables of another program ({names}): give scq-proxy one of its own."
-                )
-            if version > len(SCHEMA_STEPS):
-                raise StoreRefused(_newer(version))
+            if (problem := _unknown(version, tables)) is not None:
+                raise StoreRefused(problem)
             for step in SCHEMA_STEPS[version:]:
                 await connection.execute(step)
             if version == 0:
@@ -118,9 +112,8 @@ async def _connected(dsn: str) -> AsyncIterator[Connection]:
     try:
         options = connect_options(dsn)
     except psycopg.Error:
-        raise StoreRefused(
-            "SCQ_STORE is no URL that PostgreSQL's client understands: postgresql://user@host/database."
-        ) from None
+        sentence = "SCQ_STORE is no URL that PostgreSQL's client understands: postgresql://user@host/database."
+        raise StoreRefused(sentence) from None
     try:
         connection = await psycopg.AsyncConnection.connect(dsn, **options)
     except (psycopg.Error, OSError) as error:
@@ -177,18 +170,24 @@ def server_obstacles(server: Sequence[Any]) -> list[str]:
 
 
 def _schema_obstacles(version: int, tables: dict[str, bool]) -> list[str]:
-    if version > len(SCHEMA_STEPS):
-        return [_newer(version)]
-    if version == 0 and tables:
-        return [f"The database has tables of another program ({', '.join(tables)}): give scq-proxy one of its own."]
+    if (problem := _unknown(version, tables)) is not None:
+        return [problem]
     if version < len(SCHEMA_STEPS):
         what = "has no tables for scq-proxy yet" if version == 0 else f"is of an older scq-proxy (schema {version})"
         return [f"The database {what}: run scq-proxy migrate."]
     return []
 
 
-def _newer(version: int) -> str:
-    return f"The database was made by a newer scq-proxy (schema {version}, this one knows {len(SCHEMA_STEPS)}): install that one."
+def _unknown(version: int, tables: dict[str, bool]) -> str | None:
+    """Returns a sentence if the tables are of something that this version does not know."""
+    known = len(SCHEMA_STEPS)
+    if version > known:
+        return (
+            f"The database was made by a newer scq-proxy (schema {version}, this one knows {known}): install that one."
+        )
+    if version == 0 and tables:
+        return f"The database has tables of another program ({', '.join(tables)}): give scq-proxy one of its own."
+    return None
 
 
 def _losses(server: Sequence[Any], tables: dict[str, bool]) -> list[str]:

@@ -48,8 +48,6 @@ class Appends:
         self._ledger = Ledger(self._known, self._read_one, self._tallies)
         self.ready_lanes = False
 
-    # --- the transaction
-
     def begin(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
         """A transaction has begun, whose appends will ask for `reads`."""
         known = self._known
@@ -80,8 +78,6 @@ class Appends:
         self._ledger.forget()
         self._lane_ids.clear()
 
-    # --- reading
-
     def _read_one(self, kind: FactKind, name: str) -> None:
         wants = Wants()
         wants.note(kind, name)
@@ -90,7 +86,9 @@ class Appends:
     def _read(self, wants: Wants) -> None:
         known = self._known
         if wants.ids:
-            self._read_seen(wants.ids)
+            known.seen.update(dict.fromkeys(wants.ids))
+            for push_id, shown, after, at in self._rows("seen", wants.ids):
+                known.seen[push_id] = Seen(shown, decode_visitor(after), at)
         if wants.keys:
             self._read_people(wants.keys)
         if visitors := wants.visitors.difference(known.visitors):
@@ -100,12 +98,6 @@ class Appends:
             known.held[visitor] = [HeldRow(*row) for row in self._connection.execute(SQL["held"], (visitor,))]
         for name in wants.schedules:
             known.schedules[name] = value(self._connection, "schedule", name) or 0.0
-
-    def _read_seen(self, ids: set[str]) -> None:
-        seen = self._known.seen
-        seen.update(dict.fromkeys(ids))
-        for push_id, shown, after, at in self._rows("seen", ids):
-            seen[push_id] = Seen(shown, decode_visitor(after), at)
 
     def _read_people(self, keys: set[str]) -> None:
         known = self._known
@@ -121,8 +113,6 @@ class Appends:
 
     def _rows(self, query: str, names: set[str]) -> Iterable[Any]:
         return self._connection.execute(SQL[query], (_encode(list(names)).decode(),))
-
-    # --- writing
 
     def _write(self, writes: Writes) -> None:
         connection, now = self._connection, self._known.now
@@ -153,7 +143,7 @@ class Appends:
             connection.executemany(SQL["not_offered"], rows)
 
     def _write_lanes(self, writes: Writes, now: float) -> None:
-        """A lane whose id is not known, because it is new or was only written to, is found or made by its key."""
+        """A lane whose id is not known is made by its key."""
         connection, ids = self._connection, self._lane_ids
         old: list[tuple[Any, ...]] = []
         for key, change in writes.lanes.items():

@@ -12,7 +12,7 @@ import struct
 from datetime import UTC, datetime
 from enum import Enum
 from glob import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,25 +63,21 @@ def primary_code(error: Exception) -> int:
     return code & 0xFF
 
 
-# --- Looking for damage
-
-
 def require_sound(connection: sqlite3.Connection, *, suspect: bool, checked_bytes: int) -> None:
     """Raises `Damaged` if the check finds something, or cannot clear a file of which SQLite has said that it is malformed."""
-    size = _number(connection, "page_count") * _number(connection, "page_size")
+    size = pragma(connection, "page_count") * pragma(connection, "page_size")
     if size > checked_bytes:
         if suspect:
             raise Damaged("SQLite calls it malformed, and it is too large to be checked now")
         return
     # An integrity check also compares the indexes with their tables; quick_check reads every page.
-    found = connection.execute(f"PRAGMA {'integrity_check' if suspect else 'quick_check'}(1)").fetchone()[0]
+    found = pragma(connection, "integrity_check(1)" if suspect else "quick_check(1)")
     if found != "ok":
         raise Damaged(f"the check says: {' '.join(str(found).split())}")
 
 
-def _number(connection: sqlite3.Connection, name: str) -> int:
-    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
-    return value
+def pragma(connection: sqlite3.Connection, name: str) -> Any:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def unreadable_commits(wal: Path, readable_frames: int) -> int:
@@ -122,9 +118,6 @@ def _is_sound_header(header: bytes) -> bool:
         first = (first + one + second) & 0xFFFFFFFF
         second = (second + two + first) & 0xFFFFFFFF
     return (first, second) == struct.unpack_from(">II", header, 24)
-
-
-# --- Setting aside
 
 
 def set_aside(path: Path, parts: Sequence[str] = ("", "-wal", "-shm")) -> Path:

@@ -14,7 +14,6 @@ from proxy.store.sqlite.file import StoreFile
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Mapping, Sequence
-    from types import TracebackType
 
 _SQL = read_queries(Path(__file__).with_name("export.sql"))
 _ELSE = {"left_key": "left", "after_key": "NULL"}  # columns that PostgreSQL names otherwise, or has to itself
@@ -35,23 +34,20 @@ class Export:
         try:
             self._connection = self._file.open()
             self._connection.execute("BEGIN IMMEDIATE")
-            if self._one("at_work")[0][0]:
+            if self._query(_SQL["at_work"]).fetchone()[0]:
                 raise StoreRefused(f"{self._path} was used meanwhile: stop the server, then copy again.")
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         self._file.release()
 
     def counts(self) -> Mapping[str, int]:
-        """Returns how many rows `rows` gives of each table."""
         return {table: self._count(table) for table in TABLES}
 
     def _count(self, table: str) -> int:
@@ -70,10 +66,7 @@ class Export:
 
     def numbers(self) -> Mapping[str, int]:
         """Returns the highest number that was ever given to a row, by table."""
-        return dict(self._one("numbers"))
-
-    def _one(self, name: str) -> Sequence[Row]:
-        return self._query(_SQL[name]).fetchall()
+        return dict(self._query(_SQL["numbers"]))
 
     def _query(self, sql: str) -> sqlite3.Cursor:
         assert self._connection is not None  # noqa: S101 - it is a context manager

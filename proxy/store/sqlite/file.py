@@ -13,7 +13,7 @@ import os
 import secrets
 import sqlite3
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
@@ -24,6 +24,7 @@ from proxy.store.sqlite.damage import (
     FileMoved,
     Remedy,
     keep_copy_of_wal,
+    pragma,
     primary_code,
     remedy_for,
     require_sound,
@@ -40,7 +41,6 @@ _LOG_ONLY = ("-wal", "-shm")
 _NETWORK = frozenset(
     ("9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "vboxsf")
 )
-
 
 SQL = read_queries(Path(__file__).with_name("queries.sql"))
 SCHEMA_STEPS = read_steps(Path(__file__).with_name("schema"))  # forward only: opening an older store runs the rest
@@ -68,7 +68,6 @@ class StoreFile:
             self._lock = lock
 
     def release(self) -> None:
-        """Gives the lock back."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -88,7 +87,7 @@ class StoreFile:
                 connection = self._open_sound(None)
         except (sqlite3.Error, OSError) as error:
             raise StoreRefused(f"{self.path} cannot be opened ({error}).") from None
-        watched = (self.path, _wal_path(self.path), _lock_path(self.path))
+        watched = (self.path, wal_path(self.path), _lock_path(self.path))
         self._identities = {path: found for path in watched if (found := _identity(path)) is not None}
         return connection
 
@@ -98,11 +97,9 @@ class StoreFile:
             if _identity(path) != identity:
                 raise FileMoved(f"{path} was deleted or replaced while in use")
 
-    # --- opening
-
     def _part_from_log(self) -> None:
         """Sets aside the log of a file that is gone: it must not be applied to the one that stands there now."""
-        wal = _wal_path(self.path)
+        wal = wal_path(self.path)
         had = self._identities.get(wal)
         if had is not None and _identity(wal) == had and _identity(self.path) != self._identities[self.path]:
             log.error("%s belongs to a file that is gone. It is set aside as %s", wal, set_aside(self.path, _LOG_ONLY))
@@ -130,7 +127,7 @@ class StoreFile:
         """Reads the header before SQLite does, which would delete the log beside an empty file, and apply one to any other file."""
         with self.path.open("rb") as file:
             header = file.read(_HEADER_BYTES)
-        wal = _wal_path(self.path)
+        wal = wal_path(self.path)
         if not header and wal.exists() and wal.stat().st_size > 0:
             raise Damaged("the file is empty, and its write-ahead log is not")
         if header and not header.startswith(_MAGIC):
@@ -155,11 +152,10 @@ class StoreFile:
         if not tables:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # in a file with content it would write to no effect
         _require_durable(connection, self.path)
-        version = pragma(connection, "user_version")
-        if version > len(SCHEMA_STEPS):
-            raise StoreRefused(
-                f"{self.path} was written by a newer scq-proxy (schema {version}, this one knows {len(SCHEMA_STEPS)}): install that one."
-            )
+        version, known = pragma(connection, "user_version"), len(SCHEMA_STEPS)
+        if version > known:
+            newer = f"schema {version}, this one knows {known}"
+            raise StoreRefused(f"{self.path} was written by a newer scq-proxy ({newer}): install that one.")
 
     def _bring_up_to_date(self, connection: sqlite3.Connection) -> None:
         """Runs the steps of the schema that the file has not seen, in one transaction."""
@@ -186,18 +182,13 @@ class StoreFile:
             if primary_code(error) != sqlite3.SQLITE_FULL:
                 raise
             return  # what was acknowledged stays in the log, and deliveries make room
-        lost = unreadable_commits(_wal_path(self.path), max(frames, 0))
+        lost = unreadable_commits(wal_path(self.path), max(frames, 0))
         if lost > 1:
-            copy = keep_copy_of_wal(self.path)
-            log.error(
+            sentence = (
                 "%s is damaged: up to %d commits behind the damage cannot be read, and pushes acknowledged in them are lost. "
-                "It is kept as %s. Check the disk",
-                _wal_path(self.path),
-                lost,
-                copy,
+                "It is kept as %s. Check the disk"
             )
-
-    # --- damage
+            log.error(sentence, wal_path(self.path), lost, keep_copy_of_wal(self.path))
 
     def _replace(self, damage: Damaged) -> None:
         if not self._create:
@@ -205,13 +196,11 @@ class StoreFile:
         aside = set_aside(self.path)
         self.site_key = _read_site_key(aside) or self.site_key
         require_place(self.path, create=True)
-        log.error(
+        sentence = (
             "%s is damaged (%s). It is set aside as %s, and a new store takes its place: pushes are accepted again, and what waited in the "
-            "damaged one is not sent. Check the disk; sqlite3's .recover may still read the file",
-            self.path,
-            damage,
-            aside,
+            "damaged one is not sent. Check the disk; sqlite3's .recover may still read the file"
         )
+        log.error(sentence, self.path, damage, aside)
 
 
 def _identity(file: Path | int) -> tuple[int, int] | None:
@@ -223,7 +212,7 @@ def _identity(file: Path | int) -> tuple[int, int] | None:
     return (found.st_dev, found.st_ino) if found.st_nlink else None
 
 
-def _wal_path(path: Path) -> Path:
+def wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
@@ -243,16 +232,10 @@ def _read_site_key(aside: Path) -> bytes | None:
     return None
 
 
-def pragma(connection: sqlite3.Connection, name: str) -> Any:
-    """Returns a setting of the connection or the file."""
-    return connection.execute(f"PRAGMA {name}").fetchone()[0]
-
-
 def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("PRAGMA cache_size=-16384")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA secure_delete=ON")  # what was delivered or erased is not to be found in the file
+    # secure_delete: what was delivered or erased is not to be found in the file
+    for setting in ("cache_size=-16384", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {setting}")
     mode, level = pragma(connection, "journal_mode"), pragma(connection, "synchronous")
     if mode != "wal" or level < 2:
         raise StoreRefused(f"{path} cannot be made durable: SQLite reports journal_mode={mode}, synchronous={level}.")
@@ -271,17 +254,15 @@ def require_place(path: Path, *, create: bool) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
-            raise StoreRefused(
-                f"{path} cannot be made ({error.strerror}): let this user write there, or let SCQ_STORE name another place."
-            ) from None
+            remedy = "let this user write there, or let SCQ_STORE name another place"
+            raise StoreRefused(f"{path} cannot be made ({error.strerror}): {remedy}.") from None
     if not path.is_file():
         raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
     if path.stat().st_uid != os.geteuid():
         raise StoreRefused(f"{path} belongs to another user: run this command as the user who runs the server.")
     if not os.access(path.parent, os.W_OK | os.X_OK) or not os.access(path, os.W_OK):
-        raise StoreRefused(
-            f"{path} and its directory must be writable, and are not: mount or chmod them so, or let SCQ_STORE name another place."
-        )
+        remedy = "mount or chmod them so, or let SCQ_STORE name another place"
+        raise StoreRefused(f"{path} and its directory must be writable, and are not: {remedy}.")
 
 
 def take_lock(path: Path) -> IO[str]:
@@ -295,9 +276,8 @@ def take_lock(path: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise StoreRefused(
-            f"{path} is in use by another process. SQLite serves one process; for several, set SCQ_STORE to PostgreSQL."
-        ) from None
+        remedy = "SQLite serves one process; for several, set SCQ_STORE to PostgreSQL"
+        raise StoreRefused(f"{path} is in use by another process. {remedy}.") from None
     return lock
 
 

@@ -86,7 +86,6 @@ class Leases:
         self._write(connection, changes_of_abandoned([lane], started))
 
     def settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
-        """Returns whether the lease held."""
         lease = settlement.lease
         if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
             return False

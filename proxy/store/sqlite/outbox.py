@@ -20,7 +20,8 @@ from proxy.store.outbox import NO_READS
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 from proxy.store.rows import DEAD, WAITING, discarded, increments, released, replayed
 from proxy.store.sqlite.appends import Appends
-from proxy.store.sqlite.file import SQL, StoreFile, pragma
+from proxy.store.sqlite.damage import pragma
+from proxy.store.sqlite.file import SQL, StoreFile
 from proxy.store.sqlite.leases import Leases
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.store.sqlite.reads import read_dead_letters, read_stats, value

@@ -71,7 +71,6 @@ def read_erasures(connection: sqlite3.Connection) -> dict[str, float]:
 
 
 def end_erasures(connection: sqlite3.Connection, keys: Mapping[str, float]) -> None:
-    """Notes that these erasures are done, unless they were asked for again meanwhile."""
     connection.executemany(SQL["end_erasure"], keys.items())
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def read_gate(connection: sqlite3.Connection) -> tuple[Closure | None, float | None]:
-    """Returns what shuts the gate, and until when a probe is out."""
     closure, probe_until = connection.execute(SQL["gate"]).fetchone()
     return decode_closure(closure), probe_until
 
@@ -47,7 +46,6 @@ _CONDITIONS = {  # as text, so that each finds its index
 
 
 def read_dead_letters(connection: sqlite3.Connection, matching: DeadFilter, after: int, limit: int) -> list[DeadLetter]:
-    """Returns up to `limit` dead letters numbered above `after`, in order."""
     asked = {
         "seqs": msgspec.json.encode(matching.seqs).decode() if matching.seqs else None,
         "ids": msgspec.json.encode(matching.ids).decode() if matching.ids else None,

@@ -122,7 +122,6 @@ class Recovery(msgspec.Struct, frozen=True):
         return self._after(Event.BROKE, failure=error) if _blames_file(error) else self
 
     def tried(self, now: float) -> Recovery:
-        """Returns itself if it is too early to open the file again."""
         if now < self.next_try:
             return self
         if gives_up(self.tries, now):

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from proxy.errors import StoreUnavailable
-from proxy.store.records import Health
-from proxy.store.sqlite.damage import stores_set_aside
-from proxy.store.sqlite.file import file_system, pragma
+from proxy.store.records import Counts, Health
+from proxy.store.sqlite.damage import pragma, stores_set_aside
+from proxy.store.sqlite.file import file_system, wal_path
 
 if TYPE_CHECKING:
     import sqlite3
@@ -44,8 +44,7 @@ class Space:
     """The disk space above the floor that ingest leaves alone, looked up once a second. Any thread may ask."""
 
     def __init__(self, path: Path, *, min_free_bytes: int) -> None:
-        self._path = path
-        self._min_free_bytes = min_free_bytes
+        self._path, self._min_free_bytes = path, min_free_bytes
         self._headroom_bytes: int | None = None
         self._checked = float("-inf")
 
@@ -73,7 +72,6 @@ class LogIndex:
         self._head = mmap.mmap(self._descriptor, _HEAD.size, prot=mmap.PROT_READ)
 
     def frames(self) -> int:
-        """Returns the number of frames that are not in the file yet."""
         written, moved = _HEAD.unpack_from(self._head)
         left: int = written - moved
         return max(0, left)
@@ -84,18 +82,8 @@ class LogIndex:
         os.close(self._descriptor)
 
 
-class Counts(msgspec.Struct):
-    """What is counted since the store was opened; see `Health`. Written by the store's thread, read by any."""
-
-    commits: int = 0
-    jobs: int = 0
-    commit_seconds: float = 0.0
-    failed_commits: int = 0
-    reopened: int = 0
-
-
 class Upkeep:
-    """`min_free_bytes`: disk space that ingest leaves alone."""
+    """`min_free_bytes`: disk space that ingest leaves alone. `counts`: written by the store's thread, read by any."""
 
     def __init__(self, path: Path, *, min_free_bytes: int) -> None:
         self.path = path
@@ -114,9 +102,8 @@ class Upkeep:
         """Raises `StoreUnavailable` while the disk still has room, because a full disk cannot even delete."""
         headroom = self._space.headroom_bytes(at_once=at_once)
         if headroom is not None and headroom < 0:
-            raise StoreUnavailable(
-                "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB.", retry_after=30
-            )
+            sentence = "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB."
+            raise StoreUnavailable(sentence, retry_after=30)
 
     def cut_log_soon(self) -> None:
         """Called after an erasure: what it removed from the file still stands in the log."""
@@ -125,33 +112,27 @@ class Upkeep:
     # --- on the store's thread
 
     def attach(self) -> None:
-        """Called after the file was opened."""
         self._index = LogIndex(self.path)
         self._next_checkpoint = CHECKPOINT_FRAMES
 
     def detach(self) -> None:
-        """Called after the file was closed."""
         if self._index is not None:
             self._index.close()
             self._index = None
 
     def committed(self, jobs: int, started: float) -> None:
-        """Notes a transaction that wrote something, and began at `started` on the monotonic clock."""
         self._written = now = time.monotonic()
-        counts = self.counts
-        counts.commits += 1
-        counts.jobs += jobs
-        counts.commit_seconds += now - started
+        self.counts.commits += 1
+        self.counts.jobs += jobs
+        self.counts.commit_seconds += now - started
 
     def after_commit(self, connection: sqlite3.Connection, *, urgent: bool = False) -> None:
-        """Makes a checkpoint if the log has grown, or if it is urgent."""
         if self._index is not None:
             self._frames = self._index.frames()
         if urgent or self._frames >= self._next_checkpoint:
             self.checkpoint(connection)
 
     def is_due(self) -> bool:
-        """Returns whether it is time for a `tick`."""
         return time.monotonic() - self._ticked >= _TICK_SECONDS
 
     def tick(self, connection: sqlite3.Connection) -> None:
@@ -168,8 +149,8 @@ class Upkeep:
             self.checkpoint(connection)
         elif self._cut_due:
             self._cut_log(connection)
-            self._cut_due = bool(_size(self._log_path()))
-        elif quiet and _size(self._log_path()) > (0 if short else LARGE_LOG_BYTES):
+            self._cut_due = bool(_size(wal_path(self.path)))
+        elif quiet and _size(wal_path(self.path)) > (0 if short else LARGE_LOG_BYTES):
             self._cut_log(connection)
 
     def checkpoint(self, connection: sqlite3.Connection) -> None:
@@ -177,12 +158,10 @@ class Upkeep:
         _, frames, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         self._frames = left = frames - moved
         self._next_checkpoint = left + CHECKPOINT_FRAMES
-        if (left > ALARM_FRAMES) is self._alarmed:
-            return
-        self._alarmed = not self._alarmed
-        if self._alarmed:
+        was_alarmed, self._alarmed = self._alarmed, left > ALARM_FRAMES
+        if self._alarmed and not was_alarmed:
             log.error("%s", _held_up(left))
-        else:
+        elif was_alarmed and not self._alarmed:
             log.warning("The write-ahead log is checkpointed again")
 
     def _cut_log(self, connection: sqlite3.Connection) -> None:
@@ -191,11 +170,6 @@ class Upkeep:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
             connection.execute("PRAGMA busy_timeout=5000")
-
-    def _log_path(self) -> Path:
-        return self.path.with_name(self.path.name + "-wal")
-
-    # --- for people
 
     def health(self) -> Health:
         aside = stores_set_aside(self.path)

@@ -94,7 +94,6 @@ class Writer:
         return future
 
     async def close(self) -> None:
-        """Finishes what was submitted, then closes the connection."""
         if self._closed is not None or self._thread is None or not self._thread.is_alive():
             return
         self._closed = self._loop.create_future()
@@ -138,16 +137,13 @@ class Writer:
         jobs: list[Job] = []
         try:
             job = self._jobs.get(timeout=_IDLE_SECONDS)
+            while job is not None:
+                jobs.append(job)
+                if len(jobs) >= MAX_GROUP:
+                    return jobs, False
+                job = self._jobs.get_nowait()
         except queue.Empty:
             return jobs, False
-        while job is not None:
-            jobs.append(job)
-            if len(jobs) >= MAX_GROUP:
-                return jobs, False
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return jobs, False
         return jobs, True
 
     def _transaction(self, jobs: list[Job]) -> list[Job]:
@@ -219,7 +215,6 @@ class Writer:
         self._recovery = self._recovery.wrote()
 
     def _reopen(self) -> None:
-        """Closes the file, and opens it again if it is time to."""
         self._disconnect()
         self._recovery = self._recovery.tried(time.monotonic())
         if self._recovery.state is State.FAILED:
@@ -310,8 +305,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _refusals(jobs: list[Job]) -> list[Outcome]:
-    failure = _refused()
-    return [(future, None, failure) for _, future, _ in jobs]
+    return [(future, None, _refused()) for _, future, _ in jobs]
 
 
 def _refused() -> StoreUnavailable:
