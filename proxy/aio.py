@@ -1,14 +1,10 @@
 """Waits for an event with a timeout, and finishes work although its caller is cancelled: two things that asyncio lacks."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 

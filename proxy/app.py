@@ -4,15 +4,15 @@ Everything is opened in the application's lifespan, so a `Starlette` app made he
 `web.server` is how the command line does it. A process has one of three roles: it takes pushes and sends them, or does one of the two.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
 import random
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
 
+from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp
 
 from proxy.config.settings import Settings, rotated
 from proxy.config.types import Gpc, IdentifyMode, SqliteUrl
@@ -27,20 +27,13 @@ from proxy.errors import ConfigError, StoreError, describe
 from proxy.ops.control import Control
 from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
+from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
 from proxy.web.application import Application
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi, ServerKeys
 from proxy.web.shim import load_debug_shim, load_shim
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from starlette.applications import Starlette
-    from starlette.types import ASGIApp
-
-    from proxy.store.outbox import Outbox
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0

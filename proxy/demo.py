@@ -4,23 +4,18 @@ The shop and the proxy share one origin, as on a real site; the fake SendX has a
 that goes with the demo. Nothing here is for production: the secrets are drawn at every start.
 """
 
-from __future__ import annotations
-
 import runpy
 import secrets
 import tempfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+
+from starlette.applications import Starlette
 
 from proxy.app import create_app
 from proxy.config.settings import Settings, load_settings
 from proxy.resources import shipped
 from proxy.sandbox.api import create_sandbox
 from proxy.web.server import Site, serve
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from starlette.applications import Starlette
 
 SANDBOX_KEY = "sandbox"
 

@@ -1,7 +1,5 @@
 """Where the files are that ship beside the code: in a checkout next to the package, in an installed wheel inside it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent

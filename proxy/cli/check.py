@@ -1,7 +1,5 @@
 """`scq-proxy check`: is this configuration sound, and does the way through it work? One finding a line, each with what to do."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

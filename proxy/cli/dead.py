@@ -4,8 +4,6 @@ Nothing is acted on by accident: replay and discard want ids, a filter or `--all
 them and as every command here shows them. Addresses appear, because the operator asks for them; the log of the server shows none of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

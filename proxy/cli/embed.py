@@ -3,8 +3,6 @@
 Text in, text out: it serves nothing and reads no settings. The command that prints it is in `cli_snippet`.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from dataclasses import dataclass

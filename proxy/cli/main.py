@@ -4,8 +4,6 @@ Exit codes: 0 done, 1 something needs attention (`status`, `check`), 2 it could 
 was asked for; everything else goes to standard error. Text that comes from pages or from other servers is shown escaped.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import io

@@ -3,8 +3,6 @@
 It asks no server: the tag is about the build that is installed here.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

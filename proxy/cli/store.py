@@ -4,8 +4,6 @@ They need no setting but SCQ_STORE. With SQLite they ask the running server, or 
 the database, from any machine that reaches it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What the commands share: options, the way to the store with or without a server, and text made safe for a terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

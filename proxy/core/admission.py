@@ -20,8 +20,6 @@ The rules (DESIGN "One browser, several people, several tabs"):
 6. A typed address never takes the place of a verified one: it is delivered once and changes nothing.
 """
 
-from __future__ import annotations
-
 from math import inf
 from typing import TypeAlias
 

@@ -1,7 +1,5 @@
 """What a page or a server may say, as frozen values."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from typing import Any
 

@@ -11,17 +11,12 @@ SendX does not document how it treats upper and lower case in names, so names th
 conflict. Order never changes: the groups, one after the other, hold the pushes as they came.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from proxy.core.calls import Attributes, Track
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from proxy.core.visitors import Trust
+from proxy.core.visitors import Trust
 
 MAX_TAGS = 100  # in one merged request
 

@@ -3,21 +3,16 @@
 A codec only: time is an argument, nothing is stored and nothing is decided.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import msgspec
 from itsdangerous import BadSignature, Signer
 
 from proxy.core.visitors import CACHED_VISITORS, Visitor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SECURE_COOKIE = "__Host-scq"
 LOOPBACK_COOKIE = "scq"

@@ -4,8 +4,6 @@ Decisions are pure and made elsewhere (`admission`, `server_calls`). The store c
 there, all of them or none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
@@ -66,6 +64,13 @@ class HeldPush(msgspec.Struct, frozen=True):
     since: float = 0.0
 
 
+class Schedule(StrEnum):
+    """Something that happens no more often than its rate. The store keeps until when it is busy (Unix seconds)."""
+
+    SIGN_UPS = "sign-ups"  # asserted addresses that are not known here
+    TRACES = "traces"  # log-outs and consents of unknown visitors
+
+
 class Facts(Protocol):
     """Reads inside the transaction of an append. `site_key`: this store's secret, from which visitor ids are derived."""
 
@@ -79,13 +84,6 @@ class Facts(Protocol):
     def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
     def held_bytes(self) -> int: ...
     def schedule(self, name: Schedule) -> float: ...
-
-
-class Schedule(StrEnum):
-    """Something that happens no more often than its rate. The store keeps until when it is busy (Unix seconds)."""
-
-    SIGN_UPS = "sign-ups"  # asserted addresses that are not known here
-    TRACES = "traces"  # log-outs and consents of unknown visitors
 
 
 # --- What a decision asks of the store ---------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """E-mail addresses: what is one, and which spellings are one person's."""
 
-from __future__ import annotations
-
 import unicodedata
 
 import idna

@@ -14,11 +14,9 @@ A `Closure`, which shuts the gate, is kept in the outbox, for every sender of th
 it is each sender's own. The fate of one push is decided in `core.retry`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import Enum, StrEnum, auto
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import msgspec
 
@@ -127,7 +125,7 @@ class Gate(msgspec.Struct, frozen=True):
 
     def after(
         self, verdict: Verdict, *, lane: int, probe: bool, now: float, uniform: float, retry_after: float | None = None
-    ) -> Gate:
+    ) -> "Gate":
         """Returns the account after one answer. `probe`: the request was the one that passed the shut gate."""
         gate = _with_evidence(self, verdict, lane)
         if (reason := _cause(gate, verdict)) is not None:
@@ -142,14 +140,14 @@ class Gate(msgspec.Struct, frozen=True):
             return _wait_for_sendx(gate, probe=probe, now=now, uniform=uniform, retry_after=retry_after)
         return gate
 
-    def moved(self, closure: Closure | None) -> Gate:
+    def moved(self, closure: Closure | None) -> "Gate":
         """Returns the gate as it is set. Once it opens, the evidence that shut it does not count again."""
         gate = _replace(self, closure=closure)
         if closure is None and self.halted is not None:
             gate = _replace(gate, forbidden=frozenset(), misdirected=frozenset())
         return _replace(gate, unanswered=frozenset()) if closure is None else gate
 
-    def within_reason(self, now: float) -> Gate:
+    def within_reason(self, now: float) -> "Gate":
         """Returns the gate, shut for no longer than Retry-After may: else a clock was wrong when it was shut."""
         closure = self.closure
         if closure is None or closure.until <= now + MAX_RETRY_AFTER_SECONDS:
@@ -251,17 +249,17 @@ class Concurrency(msgspec.Struct, frozen=True):
     cut_at: float = 0.0
 
     @classmethod
-    def up_to(cls, maximum: int) -> Concurrency:
+    def up_to(cls, maximum: int) -> Self:
         return cls(maximum, maximum)
 
-    def after_success(self) -> Concurrency:
+    def after_success(self) -> Self:
         if self.limit == self.maximum:
             return self
         if self.successes + 1 < _GROW_AFTER:
             return _replace(self, successes=self.successes + 1)
         return _replace(self, limit=self.limit + 1, successes=0)
 
-    def after_overload(self, now: float) -> Concurrency:
+    def after_overload(self, now: float) -> Self:
         """Returns the limit after a 429 or a timeout. Answers within one second are about the same overload."""
         if now < self.cut_at + _CUT_SECONDS:
             return self

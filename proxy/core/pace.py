@@ -1,8 +1,7 @@
 """Spaces requests evenly under SCQ_UPSTREAM_RATE. Pure: reserves nothing itself (`delivery.pacing` does)."""
 
-from __future__ import annotations
-
 import math
+from typing import Self
 
 import msgspec
 
@@ -34,11 +33,11 @@ class Pace(msgspec.Struct, frozen=True):
         """Returns when the next turn in hand is. A turn taken late delays the next one: they are never closer than the rate allows."""
         return max(self.slot, self.last + 1 / self.rate) if self.rate else self.slot
 
-    def reserved(self, turns: int, at: float) -> Pace:
+    def reserved(self, turns: int, at: float) -> Self:
         """Returns the pace with a new chunk, whose first turn is at `at`."""
         return _replace(self, slot=at, left=turns)
 
-    def taken(self, now: float) -> tuple[Pace, float | None]:
+    def taken(self, now: float) -> tuple[Self, float | None]:
         """Takes a turn: returns the pace after it, and when it is, or None if another chunk must be reserved first."""
         if self.rate == 0:
             return self, now
@@ -60,7 +59,7 @@ class Pace(msgspec.Struct, frozen=True):
         """Returns whether another chunk is needed before the next turn."""
         return self.rate > 0 and self._without_missed(now).left == 0
 
-    def _without_missed(self, now: float) -> Pace:
+    def _without_missed(self, now: float) -> Self:
         """Drops turns that nobody took in time: other senders have taken their place by now."""
         late = now - self.slot - max(1 / self.rate, _SOON_SECONDS)
         if late <= 0 or self.left == 0:

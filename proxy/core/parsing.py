@@ -7,12 +7,11 @@ wrong with one push makes that push a `BadPush` and leaves its neighbours alone.
 is `policy`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -20,9 +19,6 @@ from proxy.core.calls import FIELDS, Attributes, BadPush, Batch, Call, Consent, 
 from proxy.core.emails import clean_address
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
 from proxy.errors import RequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MAX_PUSHES = 50
 MAX_TOKEN = 8_192

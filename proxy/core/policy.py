@@ -4,20 +4,15 @@ Pure. A track with a tag that is not offered is refused whole, because half a tr
 loses what is not offered and goes on. It does not judge what the site's own servers vouch for (a token's `contact`, a server key).
 """
 
-from __future__ import annotations
-
 import fnmatch
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from proxy.core.calls import Attributes, Track
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 class Refusal(msgspec.Struct, frozen=True):

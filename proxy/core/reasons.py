@@ -4,9 +4,8 @@ A new reason is a new row here. Answers and counters follow it by themselves; th
 `static/scq.d.ts`.
 """
 
-from __future__ import annotations
-
 from enum import StrEnum
+from typing import Self
 
 MAX_NAMES = 100  # tags or custom fields in one push
 MAX_TEXT = 255  # characters of a contact string, as SendX states for contact strings and text custom fields
@@ -46,7 +45,7 @@ class Reason(StrEnum):
     meaning: str
     advice: str
 
-    def __new__(cls, word: str, sources: tuple[Source, ...], meaning: str, advice: str) -> Reason:
+    def __new__(cls, word: str, sources: tuple[Source, ...], meaning: str, advice: str) -> Self:
         reason = str.__new__(cls, word)
         reason._value_, reason.counter = word, _COUNTER + word
         reason.sources, reason.meaning, reason.advice = sources, meaning, advice

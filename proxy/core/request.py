@@ -3,8 +3,6 @@
 Pure: time and randomness are in the `Request`, what the store knows is in `Facts`. The one thing that changes is the `Intake`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import timedelta
 

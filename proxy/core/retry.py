@@ -15,18 +15,14 @@ Pure: time and randomness are arguments. The rules, in order of precedence:
 Never reads an answer (`delivery.sendx` does), judges the account as a whole (`core.gate`) or carries a step out (`delivery.lane`).
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MAX_BACKOFF_SECONDS = 300.0
 MAX_RETRY_AFTER_SECONDS = 3_600.0

@@ -6,14 +6,13 @@ The wire is SendX's (source: SendX docs), in both dialects. A server is trusted 
 restricts it.
 """
 
-from __future__ import annotations
-
 import base64
 import hmac
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -24,9 +23,6 @@ from proxy.core.parsing import parse_call, read_json
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
 from proxy.core.visitors import Trust
 from proxy.errors import RequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_BULK = 25
 MAX_BULK_BODY = MAX_BULK * 16_384  # bytes

@@ -3,10 +3,9 @@
 A codec only: time is an argument, nothing is stored and nothing is decided.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jwt
 import msgspec
@@ -15,9 +14,6 @@ from proxy.core.calls import Attributes
 from proxy.core.emails import clean_address
 from proxy.core.parsing import mended, parse_vouched
 from proxy.core.reasons import Reason
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 TOKEN_AUDIENCE = "scq"
 TOKEN_AGE = timedelta(hours=1)

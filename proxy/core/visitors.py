@@ -1,17 +1,13 @@
 """The visitor: who a browser is, how far its address is trusted, and the ids derived from what it shows."""
 
-from __future__ import annotations
-
 import base64
 import hmac
+from datetime import timedelta
 from enum import IntEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Self
 
 import msgspec
-
-if TYPE_CHECKING:
-    from datetime import timedelta
 
 CACHED_VISITORS = 8_192  # each by its cookie and by its browser-session value
 
@@ -40,7 +36,7 @@ class Visitor(msgspec.Struct, frozen=True, omit_defaults=True):
             return Trust.ASSERTED
         return self.trust
 
-    def supersedes(self, other: Visitor) -> bool:
+    def supersedes(self, other: Self) -> bool:
         """Returns whether this is a later state of the same visitor. Within one second, the state with an address is the later."""
         if self.issued == other.issued:
             return self.email is not None and other.email is None

@@ -3,11 +3,9 @@
 Pure functions of a visit and of `Facts`. They report nothing and store nothing: `admission` does.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from datetime import timedelta
 from math import inf
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,13 +13,9 @@ from proxy.core.calls import BadPush, Identify, Push
 from proxy.core.cookies import RENEW_AFTER
 from proxy.core.decision import Bind, Facts, HeldPush, Hold
 from proxy.core.emails import lane_key
+from proxy.core.policy import Policy
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from proxy.core.policy import Policy
 
 _replace = msgspec.structs.replace
 

@@ -7,8 +7,6 @@ again if something removes it. A path too long for a socket (108 bytes) moves to
 the store's own path; since anybody can make files there, a command talks only to a socket of its own user.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import logging

@@ -5,11 +5,9 @@ the store itself. Nothing is logged here, because what these commands take and s
 do what, and whether it was meant, is the command line's business.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -17,10 +15,8 @@ from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.ops.control import Command, Handlers
+from proxy.store.outbox import Outbox
 from proxy.store.records import DeadFilter, DeadLetter, DeadReason, Erased
-
-if TYPE_CHECKING:
-    from proxy.store.outbox import Outbox
 
 STEP = 500  # dead letters in one transaction: pushes that come in meanwhile wait for no more than these
 

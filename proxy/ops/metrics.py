@@ -1,22 +1,15 @@
 """A report as Prometheus metrics."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.core.reasons import reason_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from prometheus_client.metrics_core import Metric
-
-    from proxy.delivery.account import DeliveryState
-    from proxy.ops.report import Report
-    from proxy.store.records import Health
+from proxy.delivery.account import DeliveryState
+from proxy.ops.report import Report
+from proxy.store.records import Health
 
 
 class Exposition(Collector):

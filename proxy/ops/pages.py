@@ -3,34 +3,27 @@
 Public paths tell a stranger no more than whether the process serves and stores; the rest needs the token, and without it does not exist.
 """
 
-from __future__ import annotations
-
 import hmac
 import time
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import jinja2
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from proxy.core.cookies import ProbeCodec
+from proxy.delivery.account import DeliveryState
 from proxy.errors import RequestError, StoreUnavailable
 from proxy.ops.control import Command, Handlers
 from proxy.ops.metrics import Exposition
 from proxy.ops.report import Report, make_report, read_report
+from proxy.store.outbox import Outbox
+from proxy.store.records import Durability
+from proxy.web.access import ClientAddresses
 from proxy.web.asgi import NOT_FOUND, SECURITY_TEXTS, error_response
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from starlette.requests import Request
-
-    from proxy.delivery.account import DeliveryState
-    from proxy.store.outbox import Outbox
-    from proxy.store.records import Durability
-    from proxy.web.access import ClientAddresses
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

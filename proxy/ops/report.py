@@ -3,21 +3,16 @@
 Numbers and names of tags or fields only: no address, no key and no payload gets here.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from proxy.core.gate import Closure
 from proxy.delivery.account import ADVICE, DeliveryState
+from proxy.store.outbox import Outbox
 from proxy.store.records import Health, RefusedName, Stats
-
-if TYPE_CHECKING:
-    from proxy.core.gate import Closure
-    from proxy.store.outbox import Outbox
 
 LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
 SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once

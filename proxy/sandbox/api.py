@@ -9,8 +9,6 @@ It refuses to be more than that: it keeps nothing on disk, sends no mail, runs n
 imports nothing from the rest of the package.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import re
@@ -18,8 +16,9 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -27,6 +26,7 @@ from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from proxy.sandbox.contacts import (
     CallResult,
@@ -44,11 +44,6 @@ from proxy.sandbox.contacts import (
 )
 from proxy.sandbox.faults import NO_FAULT, OK, Fault, PendingFaults, Switches, response_of
 from proxy.sandbox.page import ROUTES, refuse_order
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from starlette.types import Receive, Scope, Send
 
 KEPT_REQUESTS = 10_000
 MAX_BODY_BYTES = 256 * 1024

@@ -4,22 +4,18 @@ Strict on purpose: unknown keys, nulls and wrong types are refused with the reas
 Nothing here knows paths, keys or faults.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from proxy.sandbox.faults import OK, Switches, documented_body
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 KEPT_EVENTS = 100
 

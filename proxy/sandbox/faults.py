@@ -4,8 +4,6 @@ A fault takes the place of the usual answer. It is ordered for one contact or fo
 fault). Nothing here reads a request or knows a contact.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from email.utils import formatdate

@@ -3,23 +3,19 @@
 The page asks the control API like any other client. An order that makes no sense comes back as 400 `{"error", "message"}`.
 """
 
-from __future__ import annotations
-
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import jinja2
 import msgspec
 from msgspec import UNSET, Meta, Struct
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from proxy.sandbox.faults import FaultOrder, Switches
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
 
 
 class Window(Struct, frozen=True):

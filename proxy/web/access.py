@@ -3,22 +3,17 @@
 Pure: headers and time are arguments. Nothing here reads a body or knows what a push is. A refusal is a `RequestError`.
 """
 
-from __future__ import annotations
-
 import math
 import re
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
 from proxy.core.hosts import is_loopback_host
 from proxy.errors import RequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
 
 Network = IPv4Network | IPv6Network
 MAX_HEADERS = 32_768  # bytes of names and values

@@ -3,27 +3,21 @@
 It knows no setting and builds no endpoint: `proxy.app` does.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import RequestError
+from proxy.web.access import Hosts
 from proxy.web.asgi import NOT_FOUND, error_response, send_error, send_not_found
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractAsyncContextManager
-
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
-    from proxy.web.access import Hosts
 
 _HTTP_ERRORS = {
     404: (NOT_FOUND.code, NOT_FOUND.message),

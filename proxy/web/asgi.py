@@ -3,20 +3,14 @@
 The hot path goes without a framework's layers; endpoints of Starlette get the same answers as responses.
 """
 
-from __future__ import annotations
-
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from proxy.errors import RequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from starlette.types import Receive, Scope, Send
 
 Header = tuple[bytes, bytes]
 SECURITY: tuple[Header, ...] = (

@@ -14,11 +14,10 @@ a time, and is closed over anything else:
 It writes nothing to the log: what strangers send must not fill it. It knows no path and no setting.
 """
 
-from __future__ import annotations
-
 import asyncio
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
@@ -32,9 +31,6 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from proxy.errors import RequestError
 from proxy.web.asgi import AT_HAND, SECURITY, Header, error_body
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 MAX_HEAD = 65_536  # bytes
 

@@ -4,15 +4,13 @@ Plain ASGI, because this is the hot path. Whole-request refusals come in the ord
 nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
 """
 
-from __future__ import annotations
-
 import logging
 import secrets
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.types import Receive, Scope, Send
 
 from proxy.core.admission import judge
 from proxy.core.calls import BadPush, Identify, Push
@@ -20,20 +18,14 @@ from proxy.core.cookies import CookieCodec, cookie_name, read_cookie, set_cookie
 from proxy.core.decision import Reads
 from proxy.core.emails import lane_key
 from proxy.core.parsing import parse_batch
+from proxy.core.policy import Policy
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenCodec, Vouched
 from proxy.core.visitors import Visitor, derived_visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from starlette.types import Receive, Scope, Send
-
-    from proxy.core.policy import Policy
-    from proxy.store.outbox import Outbox
 
 log = logging.getLogger("proxy.push")
 
@@ -78,7 +70,7 @@ class PushEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        cors: Sequence[Header] = (_VARY,)
+        cors: tuple[Header, ...] = (_VARY,)
         try:
             headers = scan(scope["headers"])
             listed = self._origins.lists(headers)

@@ -5,28 +5,23 @@ unless a parent watches over it: whoever stops both of them signals it twice.
 SIGHUP: each application that can reads its secrets again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import gc
 import os
 import signal
 import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 import uvloop
+from starlette.applications import Starlette
 
 from proxy.errors import ConfigError, Problem
 from proxy.web.http1 import Http1
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
-
-    from starlette.applications import Starlette
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048

@@ -7,17 +7,17 @@ It refuses browsers, since a server key that is in a page is everybody's; it sto
 of SendX's API.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import logging
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
+from starlette.types import Receive, Scope, Send
 
 from proxy.core.calls import Attributes, Track
 from proxy.core.reasons import MAX_TEXT
@@ -34,15 +34,9 @@ from proxy.core.server_calls import (
     unprocessable,
 )
 from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.store.outbox import Outbox
 from proxy.web.access import RateLimit, scan
 from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_json, send_not_found
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from starlette.types import Receive, Scope, Send
-
-    from proxy.store.outbox import Outbox
 
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
 

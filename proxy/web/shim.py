@@ -8,22 +8,17 @@
 It minifies nothing: `.ci/shim` makes scq.min.js of scq.js beforehand. The development build is scq.js itself with DEBUG switched on.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import brotli
+from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.resources import shipped
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
 
 SHORT_CACHE = "public, max-age=600"
 IMMUTABLE = "public, max-age=31536000, immutable"

@@ -5,20 +5,15 @@ each read its secrets again. uvicorn's own supervisor is not used: on SIGHUP it 
 the settings are refused, and it does not say why they ended.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Sequence
 
 _SIGNALS = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1))
 _WATCHED_SECONDS = 60.0  # more deaths than workers within it: the next ones are replaced more slowly
