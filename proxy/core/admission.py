@@ -36,6 +36,7 @@ from proxy.core.decision import (
     Forgotten,
     Hold,
     Identified,
+    Refused,
     Retire,
     Schedule,
     Verify,
@@ -43,7 +44,7 @@ from proxy.core.decision import (
 from proxy.core.emails import lane_key
 from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason, Status
-from proxy.core.request import Candidate, Context, Intake, Limits, PushAnswer, Request, Result
+from proxy.core.request import Candidate, Context, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor
 from proxy.core.visits import (
@@ -65,30 +66,21 @@ _replace = msgspec.structs.replace
 
 def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Decision[PushAnswer]:
     """Returns what to store for the request and what to answer (`Decision.answer`)."""
-    context, visit = _open(request, facts, policy, limits)
+    shown = request.cookie
+    cookie = present(shown, facts) if shown and not facts.visitor(shown.id).retired else None
+    visit = enter(cookie, request.session, request.stranger, facts)
+    shown_id = shown.id if shown else visit.who.id
+    context = Context(request=request, facts=facts, policy=policy, limits=limits, cookie=cookie, shown=shown_id)
     visit = _bind_stragglers(context, visit)
     results: list[Result] = []
     for candidate in request.candidates:
         visit, result = _judge_push(context, visit, candidate)
         results.append(result)
-    answer = PushAnswer(tuple(results), _new_cookie(context, visit), visit.next_session)
-    return Decision(tuple(context.intake.changes), answer)
-
-
-def _open(request: Request, facts: Facts, policy: Policy, limits: Limits) -> tuple[Context, Visit]:
-    cookie = request.cookie
-    current = present(cookie, facts) if cookie and not facts.visitor(cookie.id).retired else None
-    visit = enter(current, request.session, request.stranger, facts)
-    context = Context(
-        request=request,
-        facts=facts,
-        policy=policy,
-        limits=limits,
-        cookie=current,
-        shown=cookie.id if cookie else visit.who.id,
-        intake=Intake(),
-    )
-    return context, visit
+    known_to_store = bool(context.intake.ids or visit.resumed)
+    new_cookie = None
+    if known_to_store and not visit.stale_session:
+        new_cookie = next_cookie(cookie, visit.who, facts, request.now)
+    return Decision(tuple(context.intake.changes), PushAnswer(tuple(results), new_cookie, visit.next_session))
 
 
 def _bind_stragglers(context: Context, visit: Visit) -> Visit:
@@ -103,12 +95,6 @@ def _bind_stragglers(context: Context, visit: Visit) -> Visit:
     return _bind(context, visit, email, context.trust(visit.who), forgotten=forgotten)
 
 
-def _new_cookie(context: Context, visit: Visit) -> Visitor | None:
-    if visit.stale_session or not (context.intake.ids or visit.resumed):
-        return None  # the store knows nothing of this visitor
-    return next_cookie(context.cookie, visit.who, context.facts, context.request.now)
-
-
 # --- One push
 
 
@@ -117,13 +103,9 @@ def _judge_push(context: Context, visit: Visit, candidate: Candidate) -> _Step:
     if (known := _duplicate(context, visit, push)) is not None:
         return known
     if isinstance(push, BadPush):
-        return _refuse(context, visit, push.id, push.reason, push.where)
+        return _refuse(context, visit, push.id, Refusal(push.reason, push.where))
     if (barred := _barred(context, visit, push)) is not None:
-        return _refuse(context, visit, push.id, barred)
-    return _carry_out(context, visit, push, candidate)
-
-
-def _carry_out(context: Context, visit: Visit, push: Push, candidate: Candidate) -> _Step:
+        return _refuse(context, visit, push.id, Refusal(barred))
     match push.call:
         case Track() as track:
             return _track(context, visit, push.id, track)
@@ -142,16 +124,12 @@ def _duplicate(context: Context, visit: Visit, push: Push | BadPush) -> _Step | 
         seen = context.facts.seen(push.id)
         if seen is None:
             return None
-        if seen.after is not None and not visit.moved and still_says(seen.after, seen.at, push, context.request.now):
-            visit = _resume(context, visit, push.id, seen.shown, seen.after)
+        after = seen.after
+        if after is not None and not visit.moved and still_says(after, seen.at, push, context.request.now):
+            shown = context.request.cookie.id if context.request.cookie else None
+            if shown in (None, seen.shown, after.id) and not context.facts.visitor(after.id).retired:
+                visit = resume(visit, push.id, after, context.cookie, context.facts)
     return visit, Result(push.id, Status.DUPLICATE)
-
-
-def _resume(context: Context, visit: Visit, push_id: str, first_shown: str, after: Visitor) -> Visit:
-    shown = context.request.cookie.id if context.request.cookie else None
-    if shown not in (None, first_shown, after.id) or context.facts.visitor(after.id).retired:
-        return visit
-    return resume(visit, push_id, after, context.cookie, context.facts)
 
 
 def _barred(context: Context, visit: Visit, push: Push) -> Reason | None:
@@ -164,8 +142,11 @@ def _barred(context: Context, visit: Visit, push: Push) -> Reason | None:
     return None
 
 
-def _refuse(context: Context, visit: Visit, push_id: str | None, reason: Reason, where: str | None = None) -> _Step:
-    return visit, context.refuse(push_id, Refusal(reason, where), visit.who)
+def _refuse(context: Context, visit: Visit, push_id: str | None, refusal: Refusal) -> _Step:
+    context.intake.changes.append(Refused(refusal.reason))
+    if refusal.tag is not None:
+        context.intake.note_not_offered(refusal.tag, context.policy.tag_setting(context.trust(visit.who)))
+    return visit, Result(push_id, Status.REFUSED, refusal.reason, refusal.where, refusal.reason.advice)
 
 
 # --- Track
@@ -175,12 +156,12 @@ def _track(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
     email, trust = visit.who.email, context.trust(visit.who)
     refusal = context.policy.judge_track(track, trust)
     if refusal is not None:
-        return visit, context.refuse(push_id, refusal, visit.who)
+        return _refuse(context, visit, push_id, refusal)
     if email is None:
         return _hold(context, visit, push_id, track)
     key = lane_key(email)
     if context.is_full(key, trust):
-        return _refuse(context, visit, push_id, Reason.LANE_FULL)
+        return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
     if trust is Trust.ASSERTED and context.recently_erased(key):
         context.intake.changes.append(Forgotten())
     else:
@@ -191,10 +172,10 @@ def _track(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
 def _hold(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
     limits, facts = context.limits, context.facts
     if context.request.gpc and limits.honour_gpc:
-        return _refuse(context, visit, push_id, Reason.GPC)
+        return _refuse(context, visit, push_id, Refusal(Reason.GPC))
     holding = visit.holding(facts) + len(visit.held)
     if holding >= limits.hold_max or facts.held_bytes() >= limits.hold_max_bytes:
-        return _refuse(context, visit, push_id, Reason.HOLD_FULL)
+        return _refuse(context, visit, push_id, Refusal(Reason.HOLD_FULL))
     hold = Hold(push_id, visit.who.id, track)
     context.intake.changes.append(hold)
     context.remember(push_id)
@@ -216,13 +197,13 @@ class _Identity(msgspec.Struct, frozen=True):
 def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, candidate: Candidate) -> _Step:
     token, who = candidate.token, visit.who
     if isinstance(token, TokenProblem):
-        return _refuse(context, visit, push_id, token.reason, "call[1].token")
+        return _refuse(context, visit, push_id, Refusal(token.reason, "call[1].token"))
     if token is not None:
         return _log_in(context, visit, push_id, identify, token)
     if identify.email is not None and not visit.owns(identify.email):
         return _assert(context, visit, push_id, identify, identify.email, excess=candidate.excess)
     if who.email is None:
-        return _refuse(context, visit, push_id, Reason.UNVERIFIED_IDENTITY, "call[1]")
+        return _refuse(context, visit, push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1]"))
     identity = _Identity(identify.email or who.email, context.trust(who), who)
     return _accept_identify(context, visit, push_id, identify, identity)
 
@@ -235,7 +216,7 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
         return visit, context.accept(push_id)
     if visit.who.email is not None and not visit.owns(token.email):
         if context.is_full(key, Trust.VERIFIED):
-            return _refuse(context, visit, push_id, Reason.LANE_FULL)
+            return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
         visit = _start_anew(context, visit, push_id)
     who = visit.who
     after = Visitor(who.id, token.email, Trust.VERIFIED, verified=int(context.request.now), consent=who.consent)
@@ -245,9 +226,9 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
 
 def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, email: str, *, excess: bool) -> _Step:
     if not context.policy.asserted_identify:
-        return _refuse(context, visit, push_id, Reason.UNVERIFIED_IDENTITY, "call[1].email")
+        return _refuse(context, visit, push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1].email"))
     if excess:
-        return _refuse(context, visit, push_id, Reason.TOO_MANY_ADDRESSES, "call[1].email")
+        return _refuse(context, visit, push_id, Refusal(Reason.TOO_MANY_ADDRESSES, "call[1].email"))
     verified = context.trust(visit.who) is Trust.VERIFIED
     after = None if verified else Visitor(visit.who.id, email, Trust.ASSERTED, consent=visit.who.consent)
     return _accept_identify(context, visit, push_id, identify, _Identity(email, Trust.ASSERTED, after))
@@ -258,7 +239,7 @@ def _accept_identify(context: Context, visit: Visit, push_id: str, identify: Ide
     email, trust, after = identity.email, identity.trust, identity.after
     key = lane_key(email)
     if context.is_full(key, trust):
-        return _refuse(context, visit, push_id, Reason.LANE_FULL)
+        return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
     attributes, dropped = _offered(context, identify, identity)
     forgotten = trust is Trust.ASSERTED and context.recently_erased(key)
     if forgotten:
@@ -292,20 +273,15 @@ def _asserted(context: Context, visit: Visit, push_id: str, email: str, attribut
 
     The answer does not show it: it would tell who is a customer.
     """
-    key = lane_key(email)
-    not_before = 0.0 if visit.owns(email) else _sign_up(context, key)
-    if context.facts.lane(key).verified:
+    key, lane = lane_key(email), context.facts.lane(lane_key(email))
+    not_before = 0.0
+    if not (visit.owns(email) or lane.verified or lane.waiting or context.intake.queued.get(key)):
+        # One attacker must not close the form, nor use it to mail the whole world at once: half of an hour's worth goes at once, the rest
+        # evenly, so that in no hour there are more.
+        not_before = context.take_turn(Schedule.SIGN_UPS, context.limits.sign_ups_per_hour / 2)
+    if lane.verified:
         attributes = Attributes(tags=attributes.tags)
     return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, not_before)
-
-
-def _sign_up(context: Context, key: str) -> float:
-    """Returns when an assertion may be sent. One attacker must not close the form, nor use it to mail the whole world at once."""
-    lane = context.facts.lane(key)
-    if lane.verified or lane.waiting or context.intake.queued.get(key):
-        return 0.0  # known here, or already waiting its turn
-    # Half of an hour's worth at once, the rest evenly: in no hour are there more.
-    return context.take_turn(Schedule.SIGN_UPS, context.limits.sign_ups_per_hour / 2)
 
 
 def _bind(context: Context, visit: Visit, email: str, trust: Trust, *, forgotten: bool) -> Visit:

@@ -89,7 +89,11 @@ class Facts(Protocol):
 # --- What a decision asks of the store ---------------------------------------------------------------------------------
 
 
-class Enqueue(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True):
+    """One thing to do, as part of a decision."""
+
+
+class Enqueue(Change, frozen=True):
     """Puts a push at the tail of the lane `key`. `address`: the spelling to send; `not_before`: an empty lane waits until then (Unix seconds)."""
 
     id: str
@@ -100,7 +104,7 @@ class Enqueue(msgspec.Struct, frozen=True):
     not_before: float = 0.0
 
 
-class Hold(msgspec.Struct, frozen=True):
+class Hold(Change, frozen=True):
     """Holds a push until the visitor is identified."""
 
     id: str
@@ -108,7 +112,7 @@ class Hold(msgspec.Struct, frozen=True):
     track: Track
 
 
-class Bind(msgspec.Struct, frozen=True):
+class Bind(Change, frozen=True):
     """Takes the visitor's held pushes, in order: `keep` go to the tail of the lane, `refuse` are dropped and counted."""
 
     visitor: str
@@ -119,50 +123,50 @@ class Bind(msgspec.Struct, frozen=True):
     refuse: tuple[tuple[str, Reason], ...] = ()
 
 
-class Retire(msgspec.Struct, frozen=True):
+class Retire(Change, frozen=True):
     """Ends a visitor id: it counts for nothing from now on, and what is held for it is refused for `reason`."""
 
     visitor: str
     reason: Reason = Reason.IDENTITY_CHANGED
 
 
-class Born(msgspec.Struct, frozen=True):
+class Born(Change, frozen=True):
     """Begins a visitor where the person with lane key `left` logged out."""
 
     visitor: str
     left: str
 
 
-class Identified(msgspec.Struct, frozen=True):
+class Identified(Change, frozen=True):
     """Marks the visitor as identified: a log-out that it was born of no longer matters."""
 
     visitor: str
 
 
-class Drop(msgspec.Struct, frozen=True):
+class Drop(Change, frozen=True):
     """Refuses what is held for the visitor, who goes on under the same id."""
 
     visitor: str
     reason: Reason
 
 
-class Verify(msgspec.Struct, frozen=True):
+class Verify(Change, frozen=True):
     """Marks the lane's address as vouched for."""
 
     key: str
 
 
-class Forgotten(msgspec.Struct, frozen=True):
+class Forgotten(Change, frozen=True):
     """Counts a push as accepted and erased: a late retry for somebody who was erased. The answer does not show it."""
 
 
-class EndAlias(msgspec.Struct, frozen=True):
+class EndAlias(Change, frozen=True):
     """Gives an address that had moved to the person who was verified at it now."""
 
     key: str
 
 
-class Remember(msgspec.Struct, frozen=True):
+class Remember(Change, frozen=True):
     """Knows this id again; see `Seen`."""
 
     id: str
@@ -170,42 +174,24 @@ class Remember(msgspec.Struct, frozen=True):
     after: Visitor | None = None
 
 
-class Refused(msgspec.Struct, frozen=True):
+class Refused(Change, frozen=True):
     """Counts a refusal."""
 
     reason: Reason
 
 
-class NotOffered(msgspec.Struct, frozen=True):
+class NotOffered(Change, frozen=True):
     """Notes a tag or field that a page asked for, for `scq-proxy status`; `setting` would offer it."""
 
     name: str
     setting: str
 
 
-class Scheduled(msgspec.Struct, frozen=True):
+class Scheduled(Change, frozen=True):
     """Notes that one more of these has happened: the schedule is busy until `until` (Unix seconds)."""
 
     name: Schedule
     until: float
-
-
-Change = (
-    Enqueue
-    | Hold
-    | Bind
-    | Retire
-    | Born
-    | Identified
-    | Drop
-    | Verify
-    | EndAlias
-    | Forgotten
-    | Remember
-    | Refused
-    | NotOffered
-    | Scheduled
-)
 
 
 class Decision(msgspec.Struct, Generic[T], frozen=True):

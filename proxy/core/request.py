@@ -9,8 +9,8 @@ from datetime import timedelta
 import msgspec
 
 from proxy.core.calls import BadPush, Push
-from proxy.core.decision import Change, Enqueue, Facts, LaneFacts, NotOffered, Refused, Remember, Schedule, Scheduled
-from proxy.core.policy import Policy, Refusal
+from proxy.core.decision import Change, Enqueue, Facts, LaneFacts, NotOffered, Remember, Schedule, Scheduled
+from proxy.core.policy import Policy
 from proxy.core.reasons import Reason, Status
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor
@@ -79,20 +79,17 @@ class PushAnswer(msgspec.Struct, frozen=True):
     session: str | None = None
 
 
-class Intake:
+class Intake(msgspec.Struct):
     """What the request has brought so far; it only grows.
 
     `ids`: accepted or held; `queued`: pushes by lane key; `busy`: schedules as this request leaves them.
     """
 
-    __slots__ = ("busy", "changes", "ids", "not_offered", "queued")
-
-    def __init__(self) -> None:
-        self.changes: list[Change] = []
-        self.ids: set[str] = set()
-        self.queued: dict[str, int] = {}
-        self.busy: dict[Schedule, float] = {}
-        self.not_offered: set[tuple[str, str]] = set()
+    changes: list[Change] = []
+    ids: set[str] = set()
+    queued: dict[str, int] = {}
+    busy: dict[Schedule, float] = {}
+    not_offered: set[tuple[str, str]] = set()
 
     def enqueue(self, push: Enqueue) -> None:
         self.queued[push.key] = self.queued.get(push.key, 0) + 1
@@ -113,7 +110,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     cookie: Visitor | None
     shown: str
-    intake: Intake
+    intake: Intake = msgspec.field(default_factory=Intake)
 
     def trust(self, who: Visitor) -> Trust:
         return who.trust_at(self.request.now, self.limits.verified_for)
@@ -157,12 +154,6 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
             after = msgspec.structs.replace(after, issued=int(self.request.now))
         if trace:
             self.intake.changes.append(Remember(push_id, self.shown, after))
-
-    def refuse(self, push_id: str | None, refusal: Refusal, who: Visitor) -> Result:
-        self.intake.changes.append(Refused(refusal.reason))
-        if refusal.tag is not None:
-            self.intake.note_not_offered(refusal.tag, self.policy.tag_setting(self.trust(who)))
-        return Result(push_id, Status.REFUSED, refusal.reason, refusal.where, refusal.reason.advice)
 
 
 def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:

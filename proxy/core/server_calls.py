@@ -10,7 +10,7 @@ import base64
 import hmac
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 
@@ -186,7 +186,12 @@ def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
         return Decision(tuple(Refused(Reason.LANE_FULL) for _ in call.pushes), Outcome.LANE_FULL)
     changes: list[Change] = []
     for push_id, push in zip(ids, call.pushes, strict=True):
-        changes += _stored(push_id, push)
+        key = lane_key(push.address)
+        changes += (Enqueue(push_id, key, push.address, Trust.VERIFIED, push.body), Verify(key))
+        if isinstance(push.body, Attributes):
+            changes.append(
+                EndAlias(key)
+            )  # only an identify says that this address is somebody's: a track can be a straggler
         if fingerprint is not None:
             changes.append(Remember(push_id, fingerprint))
     return Decision(tuple(changes), Outcome.STORED)
@@ -196,14 +201,6 @@ def reads_of(call: ServerCall, site_key: bytes) -> Reads:
     """Returns what `admit` will ask for."""
     ids = call.ids if call.idempotency_key is None else _derived(call, call.idempotency_key, site_key)[0]
     return Reads(ids, tuple([lane_key(push.address) for push in call.pushes]))
-
-
-def _stored(push_id: str, push: ServerPush) -> Iterable[Change]:
-    key = lane_key(push.address)
-    yield Enqueue(push_id, key, push.address, Trust.VERIFIED, push.body)
-    yield Verify(key)
-    if isinstance(push.body, Attributes):
-        yield EndAlias(key)  # only an identify says that this address is somebody's: a track can be a straggler
 
 
 def _derived(call: ServerCall, idempotency_key: str, site_key: bytes) -> tuple[tuple[str, ...], str]:

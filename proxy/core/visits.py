@@ -129,19 +129,17 @@ def start_anew(visit: Visit, push_id: str, site_key: bytes) -> Visit:
 
 
 def to_retire(visit: Visit, facts: Facts, now: float) -> list[str]:
-    """Returns the visitor ids that count for nothing once this visitor ends."""
-    return [visitor for visitor in _ending(visit) if not _is_somebody_elses(visit.who, visitor, facts, now)]
+    """Returns the visitor ids that count for nothing once this visitor ends.
+
+    Not those that earlier users of the browser know: an `s`, or a cookie from before a log-in, logs nobody out.
+    """
+    proven = visit.who.id if visit.who.email is not None else None
+    known = [(visitor, facts.visitor(visitor).identified) for visitor in _ending(visit)]
+    return [visitor for visitor, at in known if visitor == proven or at is None or now <= at + _STRAGGLER_SECONDS]
 
 
 def _ending(visit: Visit) -> list[str]:
     return list(dict.fromkeys([visit.who.id, visit.derived or visit.who.id]))
-
-
-def _is_somebody_elses(who: Visitor, visitor: str, facts: Facts, now: float) -> bool:
-    """Returns whether earlier users of the browser know this id: an `s`, or a cookie from before a log-in, logs nobody out."""
-    identified = facts.visitor(visitor).identified
-    proven = who.email is not None and who.id == visitor
-    return not proven and identified is not None and now > identified + _STRAGGLER_SECONDS
 
 
 # --- What is held, once somebody identifies
@@ -179,12 +177,8 @@ def next_cookie(old: Visitor | None, new: Visitor, facts: Facts, now: float) -> 
     """Returns the cookie to set, None if the browser's own will do. `old`: what that one says, as it counts today."""
     if old is None and new.email is None and facts.visitor(new.id).identified:
         return None  # another tab has logged in meanwhile; an anonymous cookie would undo that
-    if old is not None and _still_good(old, new, now):
-        return None
-    return _replace(new, issued=int(now))
-
-
-def _still_good(old: Visitor, new: Visitor, now: float) -> bool:
-    same = new is old or _replace(new, issued=old.issued, verified=old.verified) == old
+    if old is None or (new is not old and _replace(new, issued=old.issued, verified=old.verified) != old):
+        return _replace(new, issued=int(now))
     fresh = now - old.issued < RENEW_AFTER.total_seconds()
-    return same and fresh and new.verified - old.verified < _REVERIFY_AFTER.total_seconds()
+    just_verified = new.verified - old.verified < _REVERIFY_AFTER.total_seconds()
+    return None if fresh and just_verified else _replace(new, issued=int(now))
