@@ -39,9 +39,9 @@ def sandbox_app() -> Iterator[tuple[Sandbox, str]]:
 @pytest.fixture
 def sandbox(sandbox_app: tuple[Sandbox, str]) -> Iterator[Sandbox]:
     """The fake SendX, without faults before and after."""
-    sandbox_app[0].heal()
+    sandbox_app[0].faults.clear()
     yield sandbox_app[0]
-    sandbox_app[0].heal()
+    sandbox_app[0].faults.clear()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ from starlette.types import Receive, Scope, Send
 
 from proxy.sandbox.contacts import (
     CallResult,
-    Contact,
     ContactBook,
     CustomEvent,
     Received,
@@ -129,15 +128,10 @@ class Sandbox:
         """Forgets contacts, requests, violations and faults, and counts from 1 again. Switches stay."""
         self.generation += 1
         self.total = 0
-        self._book = ContactBook(self.team_id)
-        self._faults = PendingFaults()
+        self.contacts = ContactBook(self.team_id)
+        self.faults = PendingFaults()
         self._requests: deque[Recorded] = deque(maxlen=KEPT_REQUESTS)
         self._violations: deque[Recorded] = deque(maxlen=KEPT_REQUESTS)
-
-    @property
-    def contacts(self) -> list[Contact]:
-        """Returns every contact, the one that changed last first."""
-        return self._book.newest_first()
 
     @property
     def requests(self) -> list[Recorded]:
@@ -149,33 +143,12 @@ class Sandbox:
         """Returns the last 10,000 requests that SendX's schema does not know."""
         return list(self._violations)
 
-    def contact(self, email: str) -> Contact | None:
-        """Returns the contact with that address, compared case-insensitively."""
-        return self._book.get(email)
-
-    def script(self, contact: str, *faults: Fault) -> None:
-        """Answers the next requests for `contact` (or `"*"`) with these, one each; replaces a former script."""
-        self._faults.script(contact, faults)
-
-    def stand(self, contact: str, fault: Fault | None) -> None:
-        """Answers every request for `contact` (or `"*"`) with this fault until it is removed with None."""
-        self._faults.stand(contact, fault)
-
-    def heal(self) -> None:
-        """Removes every fault."""
-        self._faults.clear()
-
-    @property
-    def faults(self) -> dict[str, Any]:
-        """Returns the faults still to come: `{"script": {contact: [fault]}, "standing": {contact: fault}}`."""
-        return self._faults.listed()
-
     def handle(self, call: Call) -> WireAnswer:
         """Judges, applies and records one request in one step; returns what to answer."""
         self.total += 1
         body, problem = _decode(call.raw)
         addressed = _addressed(call.query, body)
-        fault = self._faults.take(addressed)
+        fault = self.faults.take(addressed)
         result = self._result(call, body, problem, fault)
         response = _json(result.body, result.status) if fault.kind == "ok" else response_of(fault)
         record = Recorded(
@@ -206,7 +179,7 @@ class Sandbox:
             received = Received(self.total, body, query, self.switches)
             asked = endpoint.read(received)
             applies = fault.lets_apply
-            return CallResult(200, endpoint.apply(self._book, asked, received) if applies else OK, applies)
+            return CallResult(200, endpoint.apply(self.contacts, asked, received) if applies else OK, applies)
         except RefusedCall as refused:
             return refused.result
 

@@ -113,10 +113,12 @@ class PendingFaults:
         self._scripts: dict[str, deque[Fault]] = {}
         self._standing: dict[str, Fault] = {}
 
-    def script(self, contact: str, faults: tuple[Fault, ...]) -> None:
+    def script(self, contact: str, *faults: Fault) -> None:
+        """Answers the next requests for `contact` (or `EVERYBODY`) with these, one each; replaces a former script."""
         self._scripts[contact.lower()] = deque(faults)
 
     def stand(self, contact: str, fault: Fault | None) -> None:
+        """Answers every request for `contact` (or `EVERYBODY`) with this fault until it is removed with None."""
         self._standing.pop(contact.lower(), None)
         if fault is not None:
             self._standing[contact.lower()] = fault
@@ -126,7 +128,7 @@ class PendingFaults:
         self._standing.clear()
 
     def listed(self) -> dict[str, Any]:
-        """Returns `{"script": {contact: [fault]}, "standing": {contact: fault}}`."""
+        """Returns the faults still to come: `{"script": {contact: [fault]}, "standing": {contact: fault}}`."""
         scripts = {contact: list(faults) for contact, faults in self._scripts.copy().items() if faults}
         return {"script": scripts, "standing": self._standing.copy()}
 

@@ -39,7 +39,7 @@ def _json(content: Any, status: int = 200) -> Response:
 
 async def _contacts(request: Request) -> Response:
     """GET: `{"total", "contacts": [Contact]}`, the last changed first; `?limit=N` keeps the first N."""
-    contacts = request.app.state.sandbox.contacts
+    contacts = request.app.state.sandbox.contacts.newest_first()
     return _json({"total": len(contacts), "contacts": contacts[: _window(request).limit]})
 
 
@@ -70,12 +70,12 @@ async def _faults(request: Request) -> Response:
     if request.method == "POST":
         order = msgspec.json.decode(await request.body(), type=FaultOrder)
         if order.clear:
-            sandbox.heal()
+            sandbox.faults.clear()
         if order.script is not UNSET:
-            sandbox.script(order.contact, *order.script)
+            sandbox.faults.script(order.contact, *order.script)
         if order.standing is not UNSET:
-            sandbox.stand(order.contact, order.standing)
-    return _json(sandbox.faults)
+            sandbox.faults.stand(order.contact, order.standing)
+    return _json(sandbox.faults.listed())
 
 
 async def _switches(request: Request) -> Response:

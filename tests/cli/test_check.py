@@ -93,7 +93,7 @@ def test_check_sends_for_real(tmp_path: Path, sandbox: Sandbox, upstream: str) -
     said = scq("check", "--send", email, cwd=tmp_path, **given)
     assert said.code == 0
     assert re.search(r"^ok +SendX: it took the identify", said.out, re.MULTILINE)
-    assert sandbox.contact(email) is not None
+    assert sandbox.contacts.get(email) is not None
     refused = scq("check", "--send", email, cwd=tmp_path, **given | {"SCQ_API_KEY": "wrong-key-1234"})
     assert refused.code == 1
     assert "401 Unauthorized" in refused.out

@@ -87,11 +87,11 @@ def status(server: Server) -> dict[str, Any]:
 def bury(server: Server, sandbox: Sandbox, browser: Browser, email: str, *calls: Any) -> list[str]:
     """Push what SendX refuses, and wait until it is dead; returns the push ids."""
     before = status(server)["dead"]
-    sandbox.stand(email, REFUSED)
+    sandbox.faults.stand(email, REFUSED)
     ids = [new_id() for _ in calls]
     assert browser.statuses(*calls, ids=ids) == ["accepted"] * len(calls)
     eventually(lambda: status(server)["dead"] == before + len(calls))
-    sandbox.stand(email, None)
+    sandbox.faults.stand(email, None)
     return ids
 
 
@@ -322,14 +322,14 @@ def test_a_replayed_dead_letter_goes_behind_what_waits_and_arrives_when_sendx_he
     browser.logs_in(email)
     arrives(sandbox, email, "identify")
     (dead,) = bury(server, sandbox, browser, email, track("one"))
-    sandbox.stand(email, DOWN)
+    sandbox.faults.stand(email, DOWN)
     assert browser.statuses(track("two")) == ["accepted"]
     around()
     said = ask(server, "dead", "replay", dead)
     assert (said.code, said.out) == (0, "Replayed 1 dead letter; sent while the server runs.\n")
     assert dead_of(server) == []
     assert status(server)["waiting"] == 2
-    sandbox.heal()
+    sandbox.faults.clear()
     back(server)
     assert arrives(sandbox, email, "+one") == ["identify", "+two", "+one"]
     assert sums_add_up(server)
@@ -355,7 +355,7 @@ def test_all_are_replayed_in_the_order_of_their_pushes(
 def test_a_replayed_dead_letter_that_dies_again_is_kept_and_the_command_ends(server: Server, sandbox: Sandbox) -> None:
     email = new_email()
     ids = bury(server, sandbox, Browser(server), email, login(email), track("one"))
-    sandbox.stand(email, REFUSED)
+    sandbox.faults.stand(email, REFUSED)
     assert ask(server, "dead", "replay", "--contact", email).out.startswith("Replayed 2 dead letters")
     eventually(lambda: [letter["id"] for letter in dead_of(server)] == ids)
     assert arrived(sandbox, email) == []
@@ -533,7 +533,7 @@ def test_erasing_a_person_leaves_nothing_that_could_bring_them_back(
     browser.push(identify(token=early), ids=[known])
     arrives(sandbox, email, "identify")
     bury(server, sandbox, browser, email, track("one"))
-    sandbox.stand(email, DOWN)
+    sandbox.faults.stand(email, DOWN)
     waiting = new_id()
     assert browser.statuses(track("two"), ids=[waiting]) == ["accepted"]
     around()
@@ -557,7 +557,7 @@ def test_erasing_a_person_leaves_nothing_that_could_bring_them_back(
     Browser(server).logs_in(other)
     arrives(sandbox, other, "identify")
     eventually(lambda: status(server)["waiting"] == 0)
-    assert sandbox.contact(email) is None
+    assert sandbox.contacts.get(email) is None
     assert not is_anywhere(sandbox, email)
     assert email.lower() not in server.log.lower()
     assert sums_add_up(server)

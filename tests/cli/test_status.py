@@ -55,7 +55,7 @@ def test_status_without_a_store_says_so_and_makes_none(tmp_path: Path, json_flag
 
 
 def test_status_exits_1_while_sending_is_halted(server: Server, sandbox: Sandbox, upstream: str) -> None:
-    sandbox.stand("*", Fault(status=401, body='{"status":401,"message":"[/] [red]no[/red] \\u202e key"}'))
+    sandbox.faults.stand("*", Fault(status=401, body='{"status":401,"message":"[/] [red]no[/red] \\u202e key"}'))
     Browser(server).logs_in(new_email())
     halted = eventually(lambda: (found := report(server))["problems"] and found)
     assert halted["delivery"]["halted"] == "401"
@@ -69,7 +69,7 @@ def test_status_exits_1_while_sending_is_halted(server: Server, sandbox: Sandbox
 
 def test_status_exits_1_while_there_are_dead_letters(server: Server, sandbox: Sandbox, upstream: str) -> None:
     email = new_email()
-    sandbox.stand(email, Fault(status=422))
+    sandbox.faults.stand(email, Fault(status=422))
     Browser(server).logs_in(email)
     eventually(lambda: report(server)["dead"])
     running_said = ask(server, "status")

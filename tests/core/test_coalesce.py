@@ -131,12 +131,12 @@ def outcome(requests: Iterable[Sent | Group[Sent]]) -> tuple[Contact | None, dic
         assert answer.status == 200
         for tag in before ^ tags_of(sandbox):
             history[tag].append(tag not in before)
-    contact = sandbox.contact("ann@example.com")
+    contact = sandbox.contacts.get("ann@example.com")
     return contact and msgspec.structs.replace(contact, changed=0), history
 
 
 def tags_of(sandbox: Sandbox) -> set[str]:
-    contact = sandbox.contact("ann@example.com")
+    contact = sandbox.contacts.get("ann@example.com")
     return set(contact.tags) if contact else set()
 
 

@@ -46,7 +46,7 @@ async def test_pushes_that_arrive_later_are_delivered_without_polling_the_caller
         for address in (ANN, BOB):
             await push(outbox, address, HELLO)
             await drained(outbox)
-    assert {contact.email for contact in sandbox.contacts} == {ANN, BOB}
+    assert {contact.email for contact in sandbox.contacts.newest_first()} == {ANN, BOB}
 
 
 # --- the gate
@@ -56,7 +56,7 @@ async def test_a_429_closes_the_gate_for_everybody_and_one_probe_opens_it(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script("*", Fault(status=429, retry_after=50))
+    sandbox.faults.script("*", Fault(status=429, retry_after=50))
     clock = Clock(lag=60)
     await push(outbox, ANN, HELLO)
     async with running(forwarder(outbox, url, clock=clock)) as delivery:
@@ -69,7 +69,7 @@ async def test_a_429_closes_the_gate_for_everybody_and_one_probe_opens_it(
         clock.lag = 0
         await drained(outbox)
         assert delivery.state().gate == "open"
-    assert {contact.email for contact in sandbox.contacts} == {ANN, BOB}
+    assert {contact.email for contact in sandbox.contacts.newest_first()} == {ANN, BOB}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ async def test_a_halt_spends_nothing_and_ends_with_a_probe(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str], fault: Fault, addresses: int, reason: Halt
 ) -> None:
     sandbox, url = sendx
-    sandbox.stand("*", fault)
+    sandbox.faults.stand("*", fault)
     clock = Clock(lag=130)
     lanes = [f"{number}@example.com" for number in range(addresses)]
     for address in lanes:
@@ -97,13 +97,13 @@ async def test_a_halt_spends_nothing_and_ends_with_a_probe(
         before = sandbox.total
         clock.lag -= 61
         await until(lambda: sandbox.total == before + 1 and not delivery.state().in_flight)
-        sandbox.heal()
+        sandbox.faults.clear()
         clock.lag -= 61
         await drained(outbox)
         assert delivery.state().halted is None
     stats = await outbox.stats()
     assert (stats.dead, stats.counters["delivered"]) == (0, 3 * addresses)
-    assert {tuple(contact.custom_fields.items()) for contact in sandbox.contacts} == {(("Visits", "1"),)}
+    assert {tuple(contact.custom_fields.items()) for contact in sandbox.contacts.newest_first()} == {(("Visits", "1"),)}
 
 
 async def test_a_key_that_is_mended_while_the_halt_is_being_stored_is_probed_at_once(outbox: SqliteOutbox) -> None:
@@ -125,7 +125,7 @@ async def test_while_halted_an_increment_is_not_risked_for_a_probe(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(status=401), Fault(kind="reset"))
+    sandbox.faults.script(ANN, Fault(status=401), Fault(kind="reset"))
     clock = Clock(lag=130)
     await push(outbox, ANN, COUNT)
     async with running(forwarder(outbox, url, clock=clock)) as delivery:
@@ -147,7 +147,7 @@ async def test_other_4xx_never_halt(outbox: SqliteOutbox, sendx: tuple[Sandbox, 
     sandbox, url = sendx
     for status in (400, 409, 422):
         for number in range(6):
-            sandbox.stand(f"{number}@s{status}.example.com", Fault(status=status))
+            sandbox.faults.stand(f"{number}@s{status}.example.com", Fault(status=status))
             await push(outbox, f"{number}@s{status}.example.com", HELLO)
     async with running(forwarder(outbox, url)) as delivery:
         await drained(outbox)
@@ -159,17 +159,17 @@ async def test_a_sendx_that_is_down_is_probed_and_loses_few_increments(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.stand("*", Fault(status=503))
+    sandbox.faults.stand("*", Fault(status=503))
     for number in range(60):
         await push(outbox, f"{number}@example.com", COUNT, HELLO)
     async with running(forwarder(outbox, url, rng=Jitter(7))) as delivery:
         await until(lambda: delivery.state().gate != "open" and delivery.state().requests[Verdict.UNAVAILABLE] > 7)
-        sandbox.heal()
+        sandbox.faults.clear()
         risked = sum("customFields" in record.body for record in sandbox.requests if record.status == 503)
         assert risked <= 5 + 3, "five lanes show it, and three more may have been under way"
         await drained(outbox)
     assert (await outbox.stats()).counters["dead:ambiguous"] == risked
-    assert len(sandbox.contacts) == 60
+    assert len(sandbox.contacts.newest_first()) == 60
 
 
 async def test_contacts_of_whom_sendx_always_fails_do_not_hold_up_the_others(
@@ -177,14 +177,14 @@ async def test_contacts_of_whom_sendx_always_fails_do_not_hold_up_the_others(
 ) -> None:
     sandbox, url = sendx
     for number in range(8):
-        sandbox.stand(f"bad-{number}@example.com", Fault(status=500))
+        sandbox.faults.stand(f"bad-{number}@example.com", Fault(status=500))
         await push(outbox, f"bad-{number}@example.com", HELLO, HELLO)
     async with running(forwarder(outbox, url, rng=Jitter(7))) as delivery:
         await until(lambda: delivery.state().gate != "open")
         for number in range(30):
             await push(outbox, f"good-{number}@example.com", HELLO)
-        await until(lambda: len(sandbox.contacts) == 30)
-        sandbox.heal()
+        await until(lambda: len(sandbox.contacts.newest_first()) == 30)
+        sandbox.faults.clear()
         await drained(outbox)
 
 
@@ -195,7 +195,7 @@ async def test_a_forwarder_that_starts_finds_the_gate_as_the_last_one_left_it(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script("*", Fault(status=429, retry_after=50))
+    sandbox.faults.script("*", Fault(status=429, retry_after=50))
     clock = Clock(lag=60)
     await push(outbox, ANN, HELLO)
     async with running(forwarder(outbox, url, clock=clock)) as delivery:
@@ -214,7 +214,7 @@ async def test_what_one_forwarder_learns_of_the_account_holds_for_the_others_too
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.stand("*", Fault(status=401))
+    sandbox.faults.stand("*", Fault(status=401))
     clock = Clock(lag=130)
     async with running(forwarder(outbox, url, clock=clock)) as one, running(forwarder(outbox, url, clock=clock)) as two:
         await push(outbox, ANN, HELLO)
@@ -225,7 +225,7 @@ async def test_what_one_forwarder_learns_of_the_account_holds_for_the_others_too
         clock.lag -= 61
         await until(lambda: sandbox.total > before and not one.state().in_flight + two.state().in_flight)
         assert sandbox.total == before + 1, "one probe for the whole account"
-        sandbox.heal()
+        sandbox.faults.clear()
         clock.lag -= 61
         await drained(outbox)
         await until(lambda: one.state().gate == two.state().gate == "open")
@@ -235,7 +235,7 @@ async def test_a_probe_that_is_not_sent_is_free_for_the_next_forwarder(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script("*", Fault(status=401), Fault("hang"))
+    sandbox.faults.script("*", Fault(status=401), Fault("hang"))
     clock = Clock(lag=130)
     await push(outbox, ANN, HELLO)
     delivery = forwarder(outbox, url, clock=clock)
@@ -309,7 +309,7 @@ async def test_a_stop_lets_the_request_on_the_wire_finish_and_settles_it(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(kind="ok", delay=0.3))
+    sandbox.faults.script(ANN, Fault(kind="ok", delay=0.3))
     await push(outbox, ANN, COUNT, Track(("a",)))
     async with running(forwarder(outbox, url)) as delivery:
         await until(lambda: sandbox.total == 1)
@@ -322,8 +322,8 @@ async def test_a_stop_past_its_deadline_gives_the_lane_back_at_once(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(kind="hang"))
-    sandbox.script(BOB, Fault(kind="hang"))
+    sandbox.faults.script(ANN, Fault(kind="hang"))
+    sandbox.faults.script(BOB, Fault(kind="hang"))
     await push(outbox, ANN, HELLO, Track(("a",)))
     await push(outbox, BOB, COUNT)
     delivery = forwarder(outbox, url)
@@ -334,7 +334,7 @@ async def test_a_stop_past_its_deadline_gives_the_lane_back_at_once(
     assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.AMBIGUOUS]
     async with running(forwarder(outbox, url)):
         await drained(outbox)
-    assert [contact.tags for contact in sandbox.contacts] == [("a",)]
+    assert [contact.tags for contact in sandbox.contacts.newest_first()] == [("a",)]
 
 
 async def test_a_forwarder_that_was_stopped_stays_stopped(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
@@ -364,7 +364,7 @@ async def test_the_log_names_no_person_and_no_key(
     sandbox, url = sendx
     clock = Clock(lag=130)
     told = Fault(status=422, body=f'{{"message":"{ANN} with {KEY} is no good"}}')
-    sandbox.script(ANN, told, Fault(status=429), Fault(status=401), Fault(kind="reset"))
+    sandbox.faults.script(ANN, told, Fault(status=429), Fault(status=401), Fault(kind="reset"))
     with caplog.at_level(logging.DEBUG):
         await push(outbox, ANN, Attributes({"firstName": "Zoë"}), Track(("secret tag",)))
         async with running(forwarder(outbox, url, clock=clock)) as delivery:
@@ -383,7 +383,7 @@ async def test_the_log_names_no_person_and_no_key(
 
 async def test_the_state_tells_what_was_done(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(status=500), Fault(status=422))
+    sandbox.faults.script(ANN, Fault(status=500), Fault(status=422))
     await push(outbox, ANN, HELLO, Track(("a",)))
     delivery = forwarder(outbox, url)
     assert not delivery.state().running

@@ -44,7 +44,7 @@ async def test_what_waits_is_delivered_in_order(outbox: SqliteOutbox, sendx: tup
     async with running(forwarder(outbox, url)) as delivery:
         await drained(outbox)
         await until(lambda: delivery.state().delivered == 5)
-    contact = sandbox.contact(ANN)
+    contact = sandbox.contacts.get(ANN)
     assert contact is not None
     assert (contact.first_name, contact.tags, contact.custom_fields) == ("Hello", ("b",), {"Visits": "1"})
     assert [record.path.rpartition("/")[2] for record in sandbox.requests] == [
@@ -61,15 +61,15 @@ async def test_a_retry_does_not_overtake_and_delays_no_other_lane(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.stand(ANN, Fault(status=500))
+    sandbox.faults.stand(ANN, Fault(status=500))
     await push(outbox, ANN, HELLO, Track(("a",)))
     others = [f"{number}@example.com" for number in range(50)]
     for address in others:
         await push(outbox, address, HELLO, Track(("a",)))
     async with running(forwarder(outbox, url, concurrency=2)):
-        await until(lambda: sum(contact.tags == ("a",) for contact in sandbox.contacts) == len(others))
+        await until(lambda: sum(contact.tags == ("a",) for contact in sandbox.contacts.newest_first()) == len(others))
         assert all("firstName" in body for body in sent(sandbox.requests, ANN))
-        sandbox.heal()
+        sandbox.faults.clear()
         await drained(outbox)
     assert "addTags" in sent(sandbox.requests, ANN)[-1]
     assert await sums_add_up(outbox)
@@ -79,7 +79,7 @@ async def test_an_erasure_stops_what_is_sent_for_the_person_and_nothing_overtake
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault("ok", delay=0.3))
+    sandbox.faults.script(ANN, Fault("ok", delay=0.3))
     await push(outbox, ANN, *[body for number in range(8) for body in (HELLO, Track((f"old-{number}",)))])
     async with running(forwarder(outbox, url)) as delivery:
         await until(lambda: sandbox.total == 1)
@@ -89,7 +89,7 @@ async def test_an_erasure_stops_what_is_sent_for_the_person_and_nothing_overtake
         assert erased.waiting == 16
         await until(lambda: delivery.state().in_flight == 0)
     assert [list(body)[-1] for body in sent(sandbox.requests, ANN)] == ["firstName", "firstName", "addTags"]
-    contact = sandbox.contact(ANN)
+    contact = sandbox.contacts.get(ANN)
     assert contact is not None
     assert (contact.first_name, [*contact.tags]) == ("Back", ["new"])
     stats = await outbox.stats()
@@ -112,11 +112,11 @@ async def test_every_kind_of_outage_ends_with_everything_delivered(
         Fault(status=503, delay=0.05),
     ]
     for number, chosen in zip(range(20), itertools.permutations(outages, 4), strict=False):
-        sandbox.script(f"{number}@example.com", *chosen)
+        sandbox.faults.script(f"{number}@example.com", *chosen)
         await push(outbox, f"{number}@example.com", HELLO, Track(("a",)), Track((), ("a",)), Track(("b",)))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
-    assert {(contact.first_name, contact.tags) for contact in sandbox.contacts} == {("Hello", ("b",))}
+    assert {(contact.first_name, contact.tags) for contact in sandbox.contacts.newest_first()} == {("Hello", ("b",))}
     assert await sums_add_up(outbox)
 
 
@@ -128,7 +128,7 @@ async def test_an_upstream_that_is_down_loses_nothing(outbox: SqliteOutbox) -> N
         await until(lambda: delivery.state().last_error == "no connection")
         with serving(app, port=port):
             await drained(outbox)
-            contact = app.state.sandbox.contact(ANN)
+            contact = app.state.sandbox.contacts.get(ANN)
     assert (contact.tags, contact.custom_fields) == (("a",), {"Visits": "1"})
 
 
@@ -136,7 +136,7 @@ async def test_a_push_is_given_up_only_after_all_its_attempts_and_days(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, *[Fault(status=500)] * 3)
+    sandbox.faults.script(ANN, *[Fault(status=500)] * 3)
     await push(outbox, ANN, HELLO, Track(("a",)))
     async with running(forwarder(outbox, url, max_attempts=3, max_age=timedelta(0))):
         await drained(outbox)
@@ -146,14 +146,14 @@ async def test_a_push_is_given_up_only_after_all_its_attempts_and_days(
 
 async def test_what_a_stranger_asserts_holds_up_no_customer(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, *[Fault(status=500)] * 3)
+    sandbox.faults.script(ANN, *[Fault(status=500)] * 3)
     await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
     await push(outbox, ANN, Attributes({"firstName": "Ann"}), Track(("customer",)))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
     (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert (letter.trust, letter.reason, letter.attempts) == (Trust.ASSERTED, DeadReason.EXHAUSTED, 3)
-    contact = sandbox.contact(ANN)
+    contact = sandbox.contacts.get(ANN)
     assert contact is not None
     assert (contact.first_name, [*contact.tags]) == ("Ann", ["customer"])
 
@@ -162,7 +162,7 @@ async def test_what_is_asserted_and_holds_up_nobody_is_tried_like_everything_els
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, *[Fault(status=500)] * 6)
+    sandbox.faults.script(ANN, *[Fault(status=500)] * 6)
     await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
     async with running(forwarder(outbox, url)):
         await drained(outbox)
@@ -173,7 +173,7 @@ async def test_a_403_that_one_contact_gets_becomes_its_own_fault(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.stand(ANN, Fault(status=403))
+    sandbox.faults.stand(ANN, Fault(status=403))
     await push(outbox, ANN, HELLO)
     async with running(forwarder(outbox, url)) as delivery:
         async with asyncio.timeout(120):
@@ -195,7 +195,7 @@ async def test_an_increment_whose_outcome_is_unknown_is_never_sent_again(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str], fault: Fault
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, fault)
+    sandbox.faults.script(ANN, fault)
     await push(outbox, ANN, COUNT, Track(("a",)))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
@@ -206,11 +206,11 @@ async def test_an_increment_whose_outcome_is_unknown_is_never_sent_again(
 
 async def test_an_increment_that_was_throttled_is_sent_again(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(status=429), Fault(status=429))
+    sandbox.faults.script(ANN, Fault(status=429), Fault(status=429))
     await push(outbox, ANN, COUNT, COUNT)
     async with running(forwarder(outbox, url)):
         await drained(outbox)
-    contact = sandbox.contact(ANN)
+    contact = sandbox.contacts.get(ANN)
     assert contact is not None
     assert contact.custom_fields == {"Visits": "2"}
     assert (await outbox.stats()).dead == 0
@@ -223,14 +223,14 @@ async def test_a_push_that_sendx_rejects_is_a_dead_letter_and_the_lane_goes_on(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(status=422))
+    sandbox.faults.script(ANN, Fault(status=422))
     await push(outbox, ANN, HELLO, Track(("a",)))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
     (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert (letter.reason, letter.body) == (DeadReason.REJECTED, HELLO)
     assert letter.detail == "422 Unprocessable Entity: Request body is not in proper format"
-    contact = sandbox.contact(ANN)
+    contact = sandbox.contacts.get(ANN)
     assert contact is not None
     assert contact.tags == ("a",)
 
@@ -239,7 +239,7 @@ async def test_a_merged_request_that_is_rejected_is_sent_one_by_one(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(status=422), Fault(kind="ok"), Fault(status=422))
+    sandbox.faults.script(ANN, Fault(status=422), Fault(kind="ok"), Fault(status=422))
     await push(outbox, ANN, *(Attributes(tags=(tag,)) for tag in "abc"))
     async with running(forwarder(outbox, url)):
         await drained(outbox)
@@ -257,7 +257,7 @@ async def test_a_track_for_an_unknown_verified_contact_identifies_it_first(
         await drained(outbox)
     assert [record.status for record in sandbox.requests] == [404, 200, 200]
     assert sent(sandbox.requests, ANN)[1] == {"email": ANN}
-    assert [contact.tags for contact in sandbox.contacts] == [("a",)]
+    assert [contact.tags for contact in sandbox.contacts.newest_first()] == [("a",)]
 
 
 async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
@@ -268,7 +268,7 @@ async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
     async with running(forwarder(outbox, url)):
         await drained(outbox)
     assert [letter.reason for letter in await outbox.dead_letters(DeadFilter(), 0, 9)] == [DeadReason.MISSING]
-    assert sandbox.contacts == []
+    assert sandbox.contacts.newest_first() == []
 
 
 # --- settling
@@ -276,7 +276,7 @@ async def test_a_track_for_an_unknown_asserted_contact_is_a_dead_letter(
 
 async def test_a_run_returns_what_it_settled(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(status=422), Fault(status=500))
+    sandbox.faults.script(ANN, Fault(status=422), Fault(status=500))
     await push(outbox, ANN, HELLO, Track(("a",)), Track((), ("a",)))
     (lease,) = (await outbox.claim(1, 9, 60)).leases
     shared = shared_by_lanes(outbox, url)
@@ -290,7 +290,7 @@ async def test_a_run_returns_what_it_settled(outbox: SqliteOutbox, sendx: tuple[
 
 async def test_cancelling_it_settles_what_is_under_way(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
     sandbox, url = sendx
-    sandbox.script(ANN, Fault(kind="hang"))
+    sandbox.faults.script(ANN, Fault(kind="hang"))
     await push(outbox, ANN, HELLO)
     task = asyncio.create_task(forwarder(outbox, url).run())
     await until(lambda: sandbox.total == 1)
@@ -311,7 +311,7 @@ async def test_a_store_that_fails_now_and_then_doubles_no_increment(
     async with running(forwarder(unreliable, url)) as delivery:
         await drained(outbox)
         assert delivery.state().store_failures > 0
-    assert {contact.custom_fields["Visits"] for contact in sandbox.contacts} == {"2"}
+    assert {contact.custom_fields["Visits"] for contact in sandbox.contacts.newest_first()} == {"2"}
     assert await sums_add_up(outbox)
 
 

@@ -53,7 +53,7 @@ async def test_a_slow_rate_keeps_the_order_of_a_lane_and_a_stop_does_not_wait_fo
         "track",
         "identify",
     ]
-    contact = sandbox.contact(ANN)
+    contact = sandbox.contacts.get(ANN)
     assert contact is not None
     assert contact.custom_fields == {"Visits": "1"}
 

@@ -161,7 +161,7 @@ async def test_any_address_reaches_sendx_as_it_is(sandbox: tuple[Sandbox, str], 
             for body in (Attributes(), Track(("t",))):
                 answer = await client.send(upstream.request_for(address, body))
                 assert answer.verdict is Verdict.DELIVERED
-    assert [contact.email for contact in state.contacts] == [address]
+    assert [contact.email for contact in state.contacts.newest_first()] == [address]
     assert state.violations == []
 
 
@@ -221,7 +221,7 @@ async def test_what_is_made_of_a_fault(
     sandbox: tuple[Sandbox, str], fault: Fault, verdict: Verdict, detail: str
 ) -> None:
     state, url = sandbox
-    state.script("*", fault)
+    state.faults.script("*", fault)
     answer = await send(rest(url), Attributes())
     assert (answer.verdict, answer.detail) == (verdict, detail)
 
@@ -230,7 +230,7 @@ async def test_a_request_without_an_answer_ends_at_its_deadline_and_the_next_one
     sandbox: tuple[Sandbox, str],
 ) -> None:
     state, url = sandbox
-    state.script("*", Fault(kind="hang"))
+    state.faults.script("*", Fault(kind="hang"))
     upstream = rest(url)
     async with Client(timeout_seconds=1) as client:
         hung = await client.send(upstream.request_for(ADDRESS, Attributes()))
@@ -315,7 +315,7 @@ async def test_proxies_of_the_environment_are_not_used(
 )
 async def test_retry_after_is_handed_on(sandbox: tuple[Sandbox, str], fault: Fault, seconds: float | None) -> None:
     state, url = sandbox
-    state.script("*", fault)
+    state.faults.script("*", fault)
     assert (await send(rest(url), Attributes())).retry_after_seconds == seconds
 
 
@@ -365,7 +365,7 @@ async def test_nothing_personal_is_logged_at_any_level(
 ) -> None:
     state, url = sandbox
     if fault:
-        state.script("*", fault)
+        state.faults.script("*", fault)
     with caplog.at_level(logging.DEBUG):
         for upstream in (rest(url), legacy(url)):
             await send(upstream, Track(("secret tag",)))

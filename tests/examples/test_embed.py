@@ -45,7 +45,7 @@ def test_what_the_plain_page_held_follows_the_sign_up_to_sendx(page: Page, tmp_p
             page.click("#newsletter button")
             page.wait_for_function("document.getElementById('newsletter-result').textContent.startsWith('Thank you')")
             eventually(lambda: len(sandbox.state.sandbox.requests) == 2)
-    contact = sandbox.state.sandbox.contact("bob@example.com")
+    contact = sandbox.state.sandbox.contacts.get("bob@example.com")
     assert set(contact.tags) == {"newsletter", "saw prices"}
     assert sandbox.state.sandbox.violations == []
 

@@ -393,7 +393,7 @@ def _fair_round(size: Size, fault: Fault | None, directory: Path) -> FairRound:
 
 def _get_stuck(node: Node, sandbox: Sandbox, fault: Fault, count: int) -> list[str]:
     """The ids of pushes that wait, since SendX takes none of this contact; the first has been tried."""
-    sandbox.stand(STUCK, fault)
+    sandbox.faults.stand(STUCK, fault)
     ids, browser = [page_id() for _ in range(count)], Browser(node)
     calls = [login(STUCK), *(track(f"cart-{n}") for n in range(1, count))]
     assert {result["status"] for result in browser.push(*calls, ids=ids)} == {"accepted"}
@@ -405,7 +405,7 @@ def _await_contacts(sandbox: Sandbox, emails: Sequence[str]) -> None:
     left = list(emails)
 
     def none_left() -> bool:
-        while left and sandbox.contact(left[-1]) is not None:
+        while left and sandbox.contacts.get(left[-1]) is not None:
             left.pop()
         return not left
 

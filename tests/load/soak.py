@@ -141,7 +141,7 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
         crowd, watcher = Crowd(plan.load, lambda dice: server, sandbox, scripted=True), Watcher(sandbox)
         with crowd.pushing():
             kills, found = _live_and_die(plan, server, crowd, watcher, say)
-        sandbox.heal()
+        sandbox.faults.clear()
         drain(lambda: server.status().waiting, watcher, PATIENCE_SECONDS)
         report = server.status()
         assert server.stop() == 0, server.log[-4000:]

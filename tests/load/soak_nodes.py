@@ -298,8 +298,8 @@ class Attack:
 
     def misbehave(self) -> None:
         """As SendX does in bad times, in which most is well all the same."""
-        self._sandbox.script("*", *script(self._dice, well=12, usual=USUAL))
-        self._sandbox.stand("*", USUAL)
+        self._sandbox.faults.script("*", *script(self._dice, well=12, usual=USUAL))
+        self._sandbox.faults.stand("*", USUAL)
 
     def _victim(self) -> Node:
         """Any; or whoever asks SendX next, in the middle of it; or who sends the next increment."""
@@ -382,14 +382,14 @@ class Attack:
             Fault("hang"),
             Fault("reset"),
         ]
-        self._sandbox.script("*")
-        self._sandbox.stand("*", self._dice.choice(ways))
+        self._sandbox.faults.script("*")
+        self._sandbox.faults.stand("*", self._dice.choice(ways))
         self.wait(self._dice.uniform(0.5, 2.5))
 
     def _throttle(self) -> None:
         """One node is told to wait, and all of them do."""
         self._cluster.await_ready()
-        self._sandbox.script("*", Fault(status=429, retry_after=RETRY_AFTER))
+        self._sandbox.faults.script("*", Fault(status=429, retry_after=RETRY_AFTER))
         told = self._refused(429)
         self.wait(told + RETRY_AFTER - time.time())
         self._hush(told, told + RETRY_AFTER, "one node was told to wait")
@@ -397,11 +397,11 @@ class Attack:
     def _halt(self) -> None:
         """Until the secrets are read again, at one node: its probe goes through, and all go on."""
         self._cluster.await_ready()
-        self._sandbox.script("*")
-        self._sandbox.stand("*", Fault(status=401))
+        self._sandbox.faults.script("*")
+        self._sandbox.faults.stand("*", Fault(status=401))
         told = self._refused(401)
         self.wait(HALT_SECONDS)
-        self._sandbox.stand("*", USUAL)
+        self._sandbox.faults.stand("*", USUAL)
         self._hush(told, time.time(), "the key was refused")
         healed = self._sandbox.total
         self._victim().rereads()
@@ -439,7 +439,7 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
         attack = Attack(plan, cluster, clock, sandbox, watcher)
         with crowd.pushing():
             found = _ill_treat(plan, cluster, crowd, attack, say)
-        sandbox.heal()
+        sandbox.faults.clear()
         cluster.await_ready()
         with suppress(AssertionError):  # then the sums show what waits for ever
             drain(cluster.waiting, watcher, DRAIN_SECONDS)

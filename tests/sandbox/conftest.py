@@ -43,7 +43,7 @@ class Live:
         return self.client.post(f"/api/v1/{path}", json=body, params={"team_id": "team", **query})
 
     def contact(self, email: str = "a@b.co") -> Contact:
-        contact = self.state.contact(email)
+        contact = self.state.contacts.get(email)
         assert contact is not None
         return contact
 

@@ -21,7 +21,9 @@ def test_identify_is_additive(live: Live) -> None:
 def test_addresses_are_compared_without_regard_to_case_and_kept_as_first_given(live: Live) -> None:
     live.identify("Ada@B.co", tags=["x"])
     live.track("ada@b.CO", addTags=["y"])
-    assert [(contact.email, contact.tags) for contact in live.state.contacts] == [("Ada@B.co", ("x", "y"))]
+    assert [(contact.email, contact.tags) for contact in live.state.contacts.newest_first()] == [
+        ("Ada@B.co", ("x", "y"))
+    ]
 
 
 def test_track_adds_and_removes_tags_and_ignores_the_removal_of_absent_ones(live: Live) -> None:
@@ -54,7 +56,7 @@ def test_new_email_moves_the_contact(live: Live) -> None:
     live.identify(firstName="A", tags=["x"])
     contact_id = live.contact().id
     assert live.identify(newEmail="n@b.co", tags=["y"]).content == OK
-    assert [contact.email for contact in live.state.contacts] == ["n@b.co"]
+    assert [contact.email for contact in live.state.contacts.newest_first()] == ["n@b.co"]
     moved = live.contact("n@b.co")
     assert (moved.id, moved.first_name, moved.tags) == (contact_id, "A", ("x", "y"))
 
@@ -62,7 +64,9 @@ def test_new_email_moves_the_contact(live: Live) -> None:
 def test_new_email_may_change_the_spelling_only(live: Live) -> None:
     live.identify("a@b.co", customFields={"n": "1"})
     assert live.identify("a@b.co", newEmail="A@b.co", customFields={"n": "++1"}).content == OK
-    assert [(contact.email, contact.custom_fields) for contact in live.state.contacts] == [("A@b.co", {"n": "2"})]
+    assert [(contact.email, contact.custom_fields) for contact in live.state.contacts.newest_first()] == [
+        ("A@b.co", {"n": "2"})
+    ]
 
 
 # The schema
@@ -117,10 +121,10 @@ def test_new_email_may_change_the_spelling_only(live: Live) -> None:
 )
 def test_what_the_schema_does_not_know_is_422_and_a_violation(live: Live, path: str, body: Any) -> None:
     live.identify()
-    before = live.state.contacts
+    before = live.state.contacts.newest_first()
     answer = live.rest(path, body)
     assert (answer.status_code, answer.content) == (422, MALFORMED)
-    assert live.state.contacts == before
+    assert live.state.contacts.newest_first() == before
     assert [violation.number for violation in live.state.violations] == [2]
     assert live.state.violations[0].violation
 
@@ -193,7 +197,7 @@ def test_new_email_of_an_unknown_contact_follows_its_switch(
 ) -> None:
     live.switch(new_email_unknown_old=value)
     assert live.identify(newEmail="n@b.co").status_code == status
-    assert [contact.email for contact in live.state.contacts] == addresses
+    assert [contact.email for contact in live.state.contacts.newest_first()] == addresses
 
 
 def test_a_taken_new_email_is_a_409_by_default(live: Live) -> None:
@@ -201,7 +205,7 @@ def test_a_taken_new_email_is_a_409_by_default(live: Live) -> None:
     live.identify("n@b.co")
     answer = live.identify("a@b.co", newEmail="N@b.co", tags=["x"])
     assert (answer.status_code, answer.content) == (409, b'{"status":"error","message":"Email already exists"}')
-    assert {contact.email for contact in live.state.contacts} == {"a@b.co", "n@b.co"}
+    assert {contact.email for contact in live.state.contacts.newest_first()} == {"a@b.co", "n@b.co"}
     assert live.contact().tags == ()
 
 
@@ -210,7 +214,7 @@ def test_a_taken_new_email_may_merge_both_contacts(live: Live) -> None:
     live.identify("a@b.co", tags=["x"], firstName="A", customFields={"k": "1", "l": "2"})
     live.identify("n@b.co", tags=["y"], firstName="N", customFields={"l": "3", "m": "4"})
     assert live.identify("a@b.co", newEmail="n@b.co").content == OK
-    (contact,) = live.state.contacts
+    (contact,) = live.state.contacts.newest_first()
     assert (contact.email, contact.first_name, contact.tags) == ("n@b.co", "A", ("y", "x"))
     assert contact.custom_fields == {"k": "1", "l": "2", "m": "4"}
 
@@ -229,6 +233,6 @@ def test_a_bulk_with_one_bad_item_follows_its_switch(
     live.switch(bulk_partial_failure=value)
     answer = live.rest("contact/identify/bulk", [{"email": "a@b.co"}, {"email": "bad"}, {"email": "c@d.co"}])
     assert (answer.status_code, answer.content) == (status, body)
-    assert sorted(contact.email for contact in live.state.contacts) == addresses
+    assert sorted(contact.email for contact in live.state.contacts.newest_first()) == addresses
     assert "item 1" in (live.state.violations[0].violation or "")
     assert live.state.requests[0].applied is bool(addresses)

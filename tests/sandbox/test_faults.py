@@ -34,7 +34,7 @@ def test_an_ordered_status_comes_with_its_documented_body(live: Live, status: in
     answer = live.identify()
     assert (answer.status_code, answer.content) == (status, body)
     assert "retry-after" not in answer.headers
-    assert live.state.contacts == []
+    assert live.state.contacts.newest_first() == []
     assert live.identify().content == OK
 
 
@@ -79,7 +79,7 @@ def test_a_hang_ends_when_the_client_goes_away_and_leaves_the_rest_alone(live: L
 @pytest.mark.parametrize("header", ["", "Connection: close\r\n"])
 def test_a_hang_does_not_block_the_end_of_the_server(header: str) -> None:
     app = create_sandbox()
-    app.state.sandbox.stand("*", Fault("hang"))
+    app.state.sandbox.faults.stand("*", Fault("hang"))
     head = f"POST /api/v1/rest/contact/identify HTTP/1.1\r\nHost: x\r\n{header}Content-Length: 0\r\n\r\n"
     with serving(app) as url:
         client = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), timeout=120)
@@ -91,7 +91,7 @@ def test_a_hang_does_not_block_the_end_of_the_server(header: str) -> None:
 
 def test_a_slow_answer_does_not_block_the_end_of_the_server() -> None:
     app = create_sandbox()
-    app.state.sandbox.stand("*", Fault("ok", delay=3600))
+    app.state.sandbox.faults.stand("*", Fault("ok", delay=3600))
     head = b"POST /api/v1/rest/contact/identify HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     with serving(app) as url:
         client = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 0), timeout=120)
@@ -106,7 +106,7 @@ def test_a_reset_breaks_the_connection_before_or_after_the_request_took_effect(l
     live.order(script=[{"kind": "reset", "applied": applied}])
     with pytest.raises(httpx.ReadError):
         live.identify()
-    assert bool(live.state.contacts) is applied
+    assert bool(live.state.contacts.newest_first()) is applied
     assert (live.state.requests[0].status, live.state.requests[0].applied) == (None, applied)
     assert live.identify().content == OK
 
@@ -120,7 +120,7 @@ def test_a_reset_of_a_reused_connection_is_seen_too(live: Live) -> None:
 
 async def test_a_reset_without_a_server_fails_the_call_itself() -> None:
     app = create_sandbox()
-    app.state.sandbox.script("*", Fault("reset"))
+    app.state.sandbox.faults.script("*", Fault("reset"))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://sandbox") as client:
         with pytest.raises(ConnectionResetError):

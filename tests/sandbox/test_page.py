@@ -65,8 +65,8 @@ def test_clear_forgets_all_but_the_switches(live: Live) -> None:
     assert live.client.post("/sandbox/clear").json() == {}
     log = live.client.get("/sandbox/requests").json()
     assert log == {"total": 0, "generation": before + 1, "requests": []}
-    assert (live.state.contacts, live.state.violations) == ([], [])
-    assert live.state.faults == {"script": {}, "standing": {}}
+    assert (live.state.contacts.newest_first(), live.state.violations) == ([], [])
+    assert live.state.faults.listed() == {"script": {}, "standing": {}}
     assert live.state.switches == Switches(lists="reject")
 
 

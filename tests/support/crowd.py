@@ -243,7 +243,7 @@ class Crowd:
             name = f"p{place}-{number}"
             person = Person(lambda: self._choose(dice), rng, name, self._over, stranger=rng.random() < 0.15)
             if self._scripted:
-                self._sandbox.script(person.email, *script(rng))
+                self._sandbox.faults.script(person.email, *script(rng))
             self.people.append(person)
             for _ in range(self._load.pushes // (15 if person._stranger else 3)):
                 person.push_burst()
@@ -263,7 +263,9 @@ def history_of(
         twice=[what for person in crowd.people for what in person.twice],
         sights=watcher.sights,
         dead=dead,
-        counted={each.email: int(each.custom_fields.get(COUNTER_FIELD, "0")) for each in sandbox.contacts},
+        counted={
+            each.email: int(each.custom_fields.get(COUNTER_FIELD, "0")) for each in sandbox.contacts.newest_first()
+        },
         report=report,
         **more,
     )

@@ -84,11 +84,11 @@ def nothing_overtook(records: list[Recorded], order: list[str]) -> bool:
 
 
 def test_a_push_acknowledged_just_before_kill_9_arrives_after_a_restart(server: Server, sandbox: Sandbox) -> None:
-    sandbox.stand("*", DOWN)
+    sandbox.faults.stand("*", DOWN)
     ann, browser = new_email(), Browser(server)
     assert browser.statuses(login(ann), track("cart-1")) == ["accepted", "accepted"]
     server.kill()
-    sandbox.heal()
+    sandbox.faults.clear()
     server.start()
     assert arrives(sandbox, ann, "+cart-1") == ["identify", "+cart-1"]
 
@@ -155,7 +155,7 @@ def test_kill_9_between_send_and_settle_leaves_an_increment_ambiguous_and_the_re
     for email, browser in people.items():
         browser.logs_in(email)
         arrives(sandbox, email, "identify")
-        sandbox.script(email, Fault("hang", applied=True))
+        sandbox.faults.script(email, Fault("hang", applied=True))
     increment = new_id()
     people[ann].push(identify(customFields={"Visits": "++1"}), track("cart-1"), ids=[increment, new_id()])
     people[bob].push(track("cart-2"))
@@ -165,7 +165,7 @@ def test_kill_9_between_send_and_settle_leaves_an_increment_ambiguous_and_the_re
     assert arrives(sandbox, ann, "+cart-1")[1:] == ["identify", "+cart-1"], "it was sent once, and hung"
     eventually(lambda: requests_about(sandbox, bob)[-1].fault is None)
     assert [events(record) for record in requests_about(sandbox, bob)][1:] == [["+cart-2"], ["+cart-2"]]
-    contact = sandbox.contact(ann)
+    contact = sandbox.contacts.get(ann)
     assert contact is not None
     assert contact.custom_fields == {"Visits": "1"}
     listed = scq("dead", "list", "--json", "--contact", ann, cwd=server.directory, **server.settings)
@@ -210,7 +210,7 @@ def test_everything_arrives_in_order_per_contact_through_failures(server: Server
     fine, page, cut = Fault("ok"), Fault("html", 502), Fault("reset", applied=True)
     faults = [Fault(), fine, page, fine, Fault("reset"), fine, cut, fine, Fault("empty", 500), fine]
     for number, email in enumerate(people):
-        sandbox.script(email, *faults[number:], *faults[:number])
+        sandbox.faults.script(email, *faults[number:], *faults[:number])
     for browser, email in zip(browsers, people, strict=True):
         browser.logs_in(email)
     order = [f"+cart-{number}" for number in range(30)]
@@ -224,7 +224,7 @@ def test_everything_arrives_in_order_per_contact_through_failures(server: Server
 
 def test_a_contact_that_waits_for_a_retry_delays_no_other(server: Server, sandbox: Sandbox) -> None:
     stuck, ann = new_email("stuck"), new_email()
-    sandbox.stand(stuck, DOWN)
+    sandbox.faults.stand(stuck, DOWN)
     Browser(server).push(login(stuck), track("cart-1"))
     eventually(lambda: requests_about(sandbox, stuck))
     Browser(server).push(login(ann), track("cart-1"))
@@ -234,7 +234,7 @@ def test_a_contact_that_waits_for_a_retry_delays_no_other(server: Server, sandbo
 
 def test_a_rate_limit_of_sendx_closes_the_gate_and_loses_nothing(server: Server, sandbox: Sandbox) -> None:
     ann, bob = new_email("ann"), new_email("bob")
-    sandbox.script(ann, Fault(status=429, retry_after=1))
+    sandbox.faults.script(ann, Fault(status=429, retry_after=1))
     Browser(server).push(login(ann), track("cart-1"))
     Browser(server).push(login(bob), track("cart-2"))
     assert arrives(sandbox, ann, "+cart-1")[-2:] == ["identify", "+cart-1"]
@@ -245,10 +245,10 @@ def test_an_increment_whose_outcome_is_unknown_is_never_sent_twice(server: Serve
     ann, browser = new_email(), Browser(server)
     browser.logs_in(ann)
     arrives(sandbox, ann, "identify")
-    sandbox.script(ann, Fault("reset", applied=True))
+    sandbox.faults.script(ann, Fault("reset", applied=True))
     browser.push(identify(customFields={"Visits": "++1"}), track("cart-1"))
     arrives(sandbox, ann, "+cart-1")
-    contact = sandbox.contact(ann)
+    contact = sandbox.contacts.get(ann)
     assert contact is not None
     assert contact.custom_fields == {"Visits": "1"}
 
@@ -257,28 +257,28 @@ def test_an_increment_whose_outcome_is_unknown_is_never_sent_twice(server: Serve
 
 
 def test_sigterm_ends_it_cleanly_and_nothing_is_lost(server: Server, sandbox: Sandbox) -> None:
-    sandbox.stand("*", Fault("ok", delay=0.3))
+    sandbox.faults.stand("*", Fault("ok", delay=0.3))
     people = [new_email() for _ in range(10)]
     for email in people:
         assert Browser(server).statuses(login(email), track("cart-1")) == ["accepted", "accepted"]
     assert server.stop() == 0
     assert "Traceback" not in server.log
     assert "ERROR" not in server.log
-    sandbox.heal()
+    sandbox.faults.clear()
     server.start()
     for email in people:
         assert first_times(arrives(sandbox, email, "+cart-1")) == ["identify", "+cart-1"]
 
 
 def test_sigterm_while_sendx_hangs_ends_it_too(server: Server, sandbox: Sandbox) -> None:
-    sandbox.stand("*", Fault("hang"))
+    sandbox.faults.stand("*", Fault("hang"))
     server.restart(SCQ_UPSTREAM_TIMEOUT="3")
     ann = new_email()
     Browser(server).push(login(ann), track("cart-1"))
     eventually(lambda: requests_about(sandbox, ann))
     assert server.stop() == 0
     assert "Traceback" not in server.log
-    sandbox.heal()
+    sandbox.faults.clear()
     server.start(more={"SCQ_UPSTREAM_TIMEOUT": "50"})
     arrives(sandbox, ann, "+cart-1")
 
@@ -287,7 +287,7 @@ def test_sigterm_while_sendx_hangs_ends_it_too(server: Server, sandbox: Sandbox)
 def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(
     server: Server, sandbox: Sandbox, number: signal.Signals
 ) -> None:
-    sandbox.stand("*", Fault("hang"))
+    sandbox.faults.stand("*", Fault("hang"))
     ann = new_email()
     Browser(server).push(login(ann), track("cart-1"))
     eventually(lambda: requests_about(sandbox, ann))
@@ -295,7 +295,7 @@ def test_a_second_signal_ends_it_at_once_and_nothing_is_lost(
     eventually(lambda: not server.serves())
     server.signal(number)
     assert server.wait() == -number
-    sandbox.heal()
+    sandbox.faults.clear()
     server.start()
     arrives(sandbox, ann, "+cart-1")
 

@@ -116,7 +116,7 @@ def test_a_forwarder_that_is_stopped_waits_for_the_request_on_the_wire(
 ) -> None:
     with node(tmp_path / "front", upstream, dsn, "--no-delivery", SCQ_FIELDS="Visits") as front:
         email = new_email()
-        sandbox.stand(email, Fault("ok", delay=1.0))
+        sandbox.faults.stand(email, Fault("ok", delay=1.0))
         Browser(front).logs_in(email, customFields={"Visits": "++1"})
         with delivering(front) as deliver:
             eventually(lambda: "Delivering" in front.log and requests_about(sandbox, email))
@@ -134,7 +134,7 @@ def test_commands_work_on_the_database_from_any_directory(
     tmp_path: Path, sandbox: Sandbox, upstream: str, dsn: str
 ) -> None:
     email = new_email()
-    sandbox.stand(email, Fault(status=400))
+    sandbox.faults.stand(email, Fault(status=400))
     with node(tmp_path / "node", upstream, dsn) as one:
         assert one.client.get("/readyz").status_code == 200
         browser = Browser(one)
@@ -147,7 +147,7 @@ def test_commands_work_on_the_database_from_any_directory(
         assert "This is what the database says." in said.out
         (line,) = scq("dead", "list", "--json", cwd=elsewhere, **given).out.splitlines()
         assert json.loads(line)["contact"] == email
-        sandbox.heal()
+        sandbox.faults.clear()
         assert "Replayed 1 dead letter" in scq("dead", "replay", "--all", cwd=elsewhere, **given).out
         arrives(sandbox, email, "identify")
         browser.statuses(["track", {"addTags": ["cart-1"]}])
@@ -163,7 +163,7 @@ def test_status_tells_that_sending_is_halted_although_it_asks_no_node(
 ) -> None:
     with node(tmp_path / "node", upstream, dsn) as one:
         email = new_email()
-        sandbox.stand(email, Fault(status=401))
+        sandbox.faults.stand(email, Fault(status=401))
         Browser(one).logs_in(email)
         eventually(lambda: "Sending is halted" in one.log)
         said = eventually(lambda: scq("status", cwd=tmp_path, SCQ_STORE=dsn).out)

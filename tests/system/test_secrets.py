@@ -177,7 +177,7 @@ def upset(server: Server, sandbox: Sandbox, secrets: Secrets) -> None:
     for fault in FAULTS:
         email, browser = secrets.email("upset"), Browser(server)
         quoting = fault if fault.body is None else Fault(status=fault.status, body=fault.body % email)
-        sandbox.script(email, quoting)
+        sandbox.faults.script(email, quoting)
         browser.push(identify(token=secrets.token(email)), track("cart-1"))
         eventually(lambda email=email: requests_about(sandbox, email))  # type: ignore[misc]
 
@@ -217,7 +217,7 @@ def test_a_lively_session_tells_no_secrets(tmp_path: Path, sandbox: Sandbox, ups
         assert run(ears, server, "serve", SCQ_PORT=str(free_port())) == 2
 
         # A wrong key halts all sending, so it comes last.
-        sandbox.stand("*", Fault(status=401))
+        sandbox.faults.stand("*", Fault(status=401))
         halting = secrets.email("halting")
         Browser(server).push(identify(token=secrets.token(halting)), track("cart-1"))
         eventually(lambda: requests_about(sandbox, halting))

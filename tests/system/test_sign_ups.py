@@ -232,7 +232,7 @@ def test_over_the_hourly_number_sign_ups_are_accepted_and_wait(slow: Server, san
     for email in emails[:2]:
         arrives(sandbox, email, "+newsletter")
     settle(slow, sandbox)
-    assert [bool(sandbox.contact(email)) for email in emails] == [True, True, False, False, False, False]
+    assert [bool(sandbox.contacts.get(email)) for email in emails] == [True, True, False, False, False, False]
 
 
 def test_nothing_that_a_stranger_can_push_brings_a_waiting_sign_up_forward(slow: Server, sandbox: Sandbox) -> None:

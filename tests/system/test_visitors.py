@@ -454,7 +454,7 @@ def test_the_same_typed_address_counts_as_verified(browser: Browser, sandbox: Sa
     assert "dropped" not in result
     assert browser.statuses(track("cart-1", remove=["cart-2"])) == ["accepted"]
     arrives(sandbox, ann, "+cart-1")
-    contact = sandbox.contact(ann)
+    contact = sandbox.contacts.get(ann)
     assert contact is not None
     assert contact.company == "X"
 
@@ -584,7 +584,7 @@ def test_a_typed_address_does_not_follow_the_person_who_moved(server: Server, sa
     stranger.push(identify(email=old))
     ann.logs_in(old)
     ann.push(login(old, newEmail=new))
-    eventually(lambda: sandbox.contact(new))
+    eventually(lambda: sandbox.contacts.get(new))
     assert ann.statuses(track(hers)) == ["accepted"]
     arrives(sandbox, new, f"+{hers}")
     stranger.push(track(strangers))
@@ -597,7 +597,7 @@ def test_half_a_surrogate_pair_in_a_token_costs_nothing(browser: Browser, sandbo
     ann = new_email()
     (result,) = browser.push(login(ann, firstName="Ann \ud83d"))
     assert result["status"] == "accepted"
-    eventually(lambda: sandbox.contact(ann))
+    eventually(lambda: sandbox.contacts.get(ann))
     assert requests_about(sandbox, ann)[-1].body["firstName"] == "Ann \ufffd"
 
 

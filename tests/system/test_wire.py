@@ -211,7 +211,7 @@ def test_an_identify_without_address_or_token_sets_fields_of_the_visitors_own_co
     browser.logs_in(email)
     assert browser.statuses(identify(lastName="Own"), track("cart-1")) == ["accepted", "accepted"]
     arrives(sandbox, email, "+cart-1")
-    contact = sandbox.contact(email)
+    contact = sandbox.contacts.get(email)
     assert contact is not None
     assert contact.last_name == "Own"
 
@@ -241,7 +241,7 @@ def test_new_email_counts_from_a_token(browser: Browser, sandbox: Sandbox) -> No
     (result,) = browser.push(login(old, newEmail=new))
     assert result["status"] == "accepted"
     assert "dropped" not in result
-    eventually(lambda: sandbox.contact(new))
+    eventually(lambda: sandbox.contacts.get(new))
     assert requests_about(sandbox, old)[-1].body == {"email": old, "newEmail": new}
 
 

@@ -106,7 +106,7 @@ def error(response: httpx.Response) -> tuple[int, str]:
 
 def contact_of(sandbox: Sandbox, email: str) -> Contact:
     """What SendX has of a contact, once it has something."""
-    contact = eventually(lambda: sandbox.contact(email))
+    contact = eventually(lambda: sandbox.contacts.get(email))
     assert contact is not None
     return contact
 
@@ -160,7 +160,7 @@ def test_a_bulk_call_arrives_as_single_pushes_in_their_order(server: Server, san
     response = rest(server, REST_BULK, [*({"email": email, "firstName": "first"} for email in emails), again])
     assert (response.status_code, response.text) == (200, BULK_OK)
     eventually(lambda: len(requests_about(sandbox, emails[0])) == 2)
-    eventually(lambda: all(sandbox.contact(email) for email in emails))
+    eventually(lambda: all(sandbox.contacts.get(email) for email in emails))
     assert [record.body["firstName"] for record in requests_about(sandbox, emails[0])] == ["first", "last"]
     assert not any(record.path.endswith("/bulk") for record in sandbox.requests)
 
@@ -206,7 +206,7 @@ def test_increments_arrive_exactly_once_though_every_call_is_made_twice(server: 
 
 def test_calls_of_servers_and_pushes_of_browsers_keep_their_order(server: Server, sandbox: Sandbox) -> None:
     email, ann = new_email(), Browser(server)
-    sandbox.script(email, Fault("ok", delay=0.3))
+    sandbox.faults.script(email, Fault("ok", delay=0.3))
     ann.logs_in(email)
     for step in range(6):
         if step % 2:
@@ -309,7 +309,7 @@ def test_an_idempotency_key_for_a_call_that_says_something_else_is_an_error(cut_
 def test_each_push_of_a_bulk_call_has_an_id_of_its_own(server: Server, sandbox: Sandbox) -> None:
     emails = [new_email("refused") for _ in range(3)]
     for email in emails:
-        sandbox.stand(email, Fault(status=422))
+        sandbox.faults.stand(email, Fault(status=422))
     bulk = [{"email": email} for email in emails]
     assert rest(server, REST_BULK, bulk, idempotency_key=new_id()).text == BULK_OK
     eventually(lambda: all(requests_about(sandbox, email) for email in emails))

@@ -47,7 +47,7 @@ def sandbox_app() -> Iterator[tuple[Sandbox, str]]:
 @pytest.fixture
 def sandbox(sandbox_app: tuple[Sandbox, str]) -> Iterator[Sandbox]:
     yield sandbox_app[0]
-    sandbox_app[0].heal()
+    sandbox_app[0].faults.clear()
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_at_the_floor_of_the_disk_ingest_stops_deliveries_go_on_and_it_comes_bac
     small_disk: Path, start: Start, sandbox: Sandbox
 ) -> None:
     with start(small_disk / "scq.db", SCQ_MIN_FREE_MB="4") as server:
-        sandbox.stand("*", Fault("ok", delay=0.02))
+        sandbox.faults.stand("*", Fault("ok", delay=0.02))
         with Producers(server) as producers:
             eventually(lambda: producers.total > 200)
             ballast = fill_disk(small_disk, leave=3 * MIB)

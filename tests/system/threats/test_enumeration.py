@@ -31,7 +31,7 @@ def people(server: Server, sandbox_app: tuple[Sandbox, str]) -> Mapping[str, str
         Browser(server).push(login(found[name], firstName="F", tags=["vip"]), track("cart-1"))
         arrives(sandbox, found[name], "+cart-1")
     Browser(server).push(login(found["moved"], newEmail=person("movto")))
-    eventually(lambda: sandbox.contact(found["moved"]) is None)
+    eventually(lambda: sandbox.contacts.get(found["moved"]) is None)
     assert scq("erase", found["erase"], cwd=server.directory, **server.settings).code == 0
     erased_at = time.time()  # cookies count in whole seconds
     eventually(lambda: int(time.time()) > erased_at)

@@ -93,7 +93,7 @@ def test_an_assertion_only_adds_offered_tags_to_a_verified_contact(server: Serve
     }
     Browser(server).push(login(email, **says))
     arrives(sandbox, email, "+vip")
-    before = sandbox.contact(email)
+    before = sandbox.contacts.get(email)
     taken = {
         "firstName": "E",
         "lastName": "E",
@@ -110,7 +110,7 @@ def test_an_assertion_only_adds_offered_tags_to_a_verified_contact(server: Serve
         "accepted",
     ]
     arrives(sandbox, email, "+typed-end")
-    after = sandbox.contact(email)
+    after = sandbox.contacts.get(email)
     assert before is not None
     assert after is not None
     assert (after.first_name, after.last_name, after.company, after.birthday) == ("Ann", "A", "C", "")
