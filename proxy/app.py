@@ -29,10 +29,10 @@ from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
-from proxy.web.access import AddressLimit, ClientAddresses, Hosts, Origins, RateLimit
+from proxy.web.access import AddressLimit, ClientAddresses, RateLimit
 from proxy.web.application import Application
 from proxy.web.push import PushEndpoint
-from proxy.web.server_api import ServerApi, ServerKeys
+from proxy.web.server_api import ServerApi
 from proxy.web.shim import load_debug_shim, load_shim
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
@@ -55,7 +55,8 @@ class Service:
         self.settings = settings
         self.outbox = outbox
         self.push = _push_endpoint(settings, outbox)
-        self.server_api = _server_api(settings, outbox)
+        rate = RateLimit(settings.rate_per_key)
+        self.server_api = ServerApi(outbox, rate=rate, lane_max=settings.lane_max, team_id=settings.team_id)
         self._reread = reread
         self.restarts = 0
         self.failure: asyncio.Task[str] | None = None
@@ -87,10 +88,11 @@ class Service:
             log.warning("These settings have changed too, and count after a restart: %s", ", ".join(waiting))
 
     def _use_secrets(self, settings: Settings) -> None:
-        self.push.use(_cookies(settings), _tokens(settings))
-        self.server_api.keys = ServerKeys([key.reveal() for key in settings.server_keys])
-        token = settings.admin_token.reveal() if settings.admin_token else None
-        self.pages.use(token, ProbeCodec([key.reveal() for key in settings.secret_keys]))
+        keys = [key.reveal() for key in settings.secret_keys]
+        tokens = TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys])
+        self.push.use(CookieCodec(keys), tokens)
+        self.server_api.use([key.reveal() for key in settings.server_keys])
+        self.pages.use(settings.admin_token.reveal() if settings.admin_token else None, ProbeCodec(keys))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -185,12 +187,11 @@ def create_app(
             if reread is not None:
                 app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
-            if not hosts:
+            if not settings.hosts:
                 app.direct = {f"{settings.prefix}/push": service.push, "/prod/push": service.push}
             yield
 
-    hosts = Hosts(settings.hosts)
-    return Application(lifespan, hosts)
+    return Application(lifespan, settings.hosts)
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
@@ -217,12 +218,10 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
 def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
     return PushEndpoint(
         outbox,
-        origins=Origins(settings.origins),
+        origins=settings.origins,
         client_addresses=ClientAddresses(settings.trusted_proxies),
         rate=RateLimit(settings.rate_per_ip),
         asserted=AddressLimit(settings.sign_ups_per_ip),
-        cookies=_cookies(settings),
-        tokens=_tokens(settings),
         policy=Policy(
             tags=settings.tags,
             fields=settings.fields,
@@ -242,23 +241,5 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
     )
 
 
-def _cookies(settings: Settings) -> CookieCodec:
-    return CookieCodec([key.reveal() for key in settings.secret_keys])
-
-
-def _tokens(settings: Settings) -> TokenCodec:
-    return TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys])
-
-
 def _upstream(settings: Settings) -> Upstream:
     return Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
-
-
-def _server_api(settings: Settings, outbox: Outbox) -> ServerApi:
-    return ServerApi(
-        outbox,
-        keys=ServerKeys([key.reveal() for key in settings.server_keys]),
-        rate=RateLimit(settings.rate_per_key),
-        lane_max=settings.lane_max,
-        team_id=settings.team_id,
-    )

@@ -5,26 +5,23 @@ people, the gate and the key from which the ids of visitors are derived. Leases 
 begun are finished first. The file itself stays as it was.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.config.settings import Settings
 from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.errors import StoreRefused
+from proxy.store.outbox import Outbox
 from proxy.store.rows import TABLES
 from proxy.store.sqlite.export import Export
-from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
+from proxy.store.sqlite.outbox import open_outbox
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from proxy.config.settings import Settings
-    from proxy.store.outbox import Outbox
     from proxy.store.postgres.schema import Assessment
 
 Progress = Callable[[str, int, int], None]  # the table that is being copied, and how many rows of how many are
@@ -61,34 +58,24 @@ async def open_store(settings: Settings) -> Outbox:
 
 @contextlib.asynccontextmanager
 async def open_existing(store: StoreUrl) -> AsyncIterator[Outbox]:
-    """An existing store, for a command: an SQLite file while no server runs, a database at any time. Raises `StoreRefused`."""
+    """An existing store, for a command: an SQLite file while no server runs, a database at any time. Nothing expires. Raises `StoreRefused`."""
     if isinstance(store, SqliteUrl):
-        async with open_store_file(store.path.absolute()) as file:
-            yield file
-        return
-    require_psycopg()
-    from proxy.store.postgres import outbox as outbox_postgres
+        path = store.path.absolute()
+        outbox: Outbox = await open_outbox(path, create=False, hold_age=_FOREVER, dead_age=_FOREVER, min_free_bytes=0)
+    else:
+        require_psycopg()
+        from proxy.store.postgres import outbox as outbox_postgres
 
-    outbox = await outbox_postgres.open_outbox(
-        store.dsn.reveal(), hold_age=_FOREVER, dead_age=_FOREVER, unsafe=True, pool_size=1
-    )
+        outbox = await outbox_postgres.open_outbox(
+            store.dsn.reveal(), hold_age=_FOREVER, dead_age=_FOREVER, unsafe=True, pool_size=1
+        )
     try:
         yield outbox
     finally:
         await outbox.close()
 
 
-@contextlib.asynccontextmanager
-async def open_store_file(path: Path) -> AsyncIterator[SqliteOutbox]:
-    """An existing SQLite file, while no server runs; nothing is expired. Raises `StoreRefused`."""
-    outbox = await open_outbox(path, create=False, hold_age=_FOREVER, dead_age=_FOREVER, min_free_bytes=0)
-    try:
-        yield outbox
-    finally:
-        await outbox.close()
-
-
-async def assess_database(store: PostgresUrl) -> Assessment:
+async def assess_database(store: PostgresUrl) -> "Assessment":
     """What a PostgreSQL server says of itself. Raises `StoreRefused` if it cannot be asked."""
     require_psycopg()
     from proxy.store.postgres import schema as postgres_schema
@@ -133,7 +120,7 @@ def copy_store(source: Path, dsn: str, progress: Progress) -> Mapping[str, int]:
 
 async def _finish(source: Path) -> None:
     """Ends what a server that was killed left under way."""
-    async with open_store_file(source) as outbox:
+    async with open_existing(SqliteUrl(source)) as outbox:
         await outbox.sweep()
 
 

@@ -1,12 +1,10 @@
 """`scq-proxy check`: is this configuration sound, and does the way through it work? One finding a line, each with what to do."""
 
-import contextlib
 import os
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -16,14 +14,15 @@ from proxy.config.settings import Settings
 from proxy.config.types import IdentifyMode, PostgresUrl, SqliteUrl
 from proxy.core.calls import Attributes
 from proxy.core.cookies import ProbeCodec, cookie_name
+from proxy.core.hosts import ip_or_none
 from proxy.core.retry import Verdict
 from proxy.core.tokens import TokenCodec, TokenProblem
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreError
-from proxy.ops.control import ask
+from proxy.ops.control import ask_once
 from proxy.ops.pages import AskDurability
 from proxy.store.records import Durability
-from proxy.stores import assess_database, open_existing, open_store_file
+from proxy.stores import assess_database, open_existing
 
 _SECONDS = 10.0
 
@@ -80,12 +79,12 @@ async def _check_file(path: Path) -> Finding:
     server = "a server is running"
     try:
         try:
-            durability = await _durability_of_server(path)
+            durability = await ask_once(path, AskDurability(), Durability)
         except ConnectionError:
             if (missing := _missing_store(path)) is not None:
                 return missing
             server = "no server is running"
-            async with open_store_file(path) as outbox:
+            async with open_existing(SqliteUrl(path)) as outbox:
                 durability = await outbox.durability()
     except StoreError as error:
         return _mend(f"store: {error.message}")
@@ -93,7 +92,6 @@ async def _check_file(path: Path) -> Finding:
 
 
 async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
-    """What the server says of itself, and each problem by itself."""
     found = []
     if unsafe:
         wrong = "SCQ_STORE_UNSAFE is 1: acknowledged pushes could be lost. Set it to 0 to serve for real."
@@ -112,11 +110,6 @@ async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
 
 def _listed(facts: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-async def _durability_of_server(path: Path) -> Durability:
-    async with contextlib.aclosing(ask(path, AskDurability())) as answers:
-        return msgspec.convert(await anext(answers), Durability)
 
 
 def _missing_store(path: Path) -> Finding | None:
@@ -141,7 +134,6 @@ async def check_send(settings: Settings, email: str) -> list[Finding]:
 
 
 def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
-    """Whether the proxy would believe this identity token, and if not, why."""
     codec = TokenCodec([(key.kid, key.secret.reveal()) for key in settings.identity_keys])
     outcome = codec.verify(token.strip(), now)
     if isinstance(outcome, TokenProblem):
@@ -149,20 +141,10 @@ def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
     return [_fine("token: it identifies its e-mail address as verified")]
 
 
-def public_url(text: str) -> str | None:
-    """The public address as `check_public` takes it, or None for a text that is none."""
-    try:
-        url = httpx.URL(text.rstrip("/"))
-    except (httpx.InvalidURL, ValueError):
-        return None
-    plain = url.scheme in ("http", "https") and url.host and not url.userinfo and not url.query and not url.fragment
-    return str(url).rstrip("/") if plain else None
-
-
 async def check_public(settings: Settings, url: str) -> list[Finding]:
     """The way a browser takes, through whatever stands before the proxy: script, headers, cookie, client address.
 
-    `url`: as `public_url` gives it.
+    `url`: without a slash at its end, user name, query or fragment.
     """
     origin = url.partition("://")[0] + "://" + httpx.URL(url).netloc.decode("ascii")
     async with httpx.AsyncClient(timeout=_SECONDS, follow_redirects=False) as client:
@@ -188,7 +170,8 @@ async def _check_push(client: httpx.AsyncClient, settings: Settings, url: str, o
     page = {"Origin": origin, "Sec-Fetch-Site": "same-origin", "Content-Type": "text/plain"}
     answer = await client.post(f"{url}/push", content=msgspec.json.encode(body), headers=page)
     if answer.status_code != 202:
-        return [_mend(f"{url}/push answers {answer.status_code}: {_message(answer)}")]
+        message = _object(answer).get("message", "it is not the proxy that answers.")
+        return [_mend(f"{url}/push answers {answer.status_code}: {message}")]
     found = [_fine("push: acknowledged with 202")]
     name = cookie_name(origin)
     cookie = answer.headers.get("set-cookie", "")
@@ -215,31 +198,19 @@ def explain_seen(seen: Mapping[str, object], cookie: str) -> list[Finding]:
     if cookie not in str(seen.get("cookies")).split(","):
         found.append(_mend("cookie: it does not reach the proxy; something on the way removes the Cookie header."))
     address = str(seen.get("client"))
-    if _is_local(address) and seen.get("forwarded"):
-        found.append(
-            _mend(
-                f"client address: this request came through a reverse proxy and counts as {address}. Unless you ran this "
-                "behind that proxy yourself, add its address to SCQ_TRUSTED_PROXIES.",
-            )
+    ip = ip_or_none(address.partition("/")[0])
+    if ip is not None and ip.is_private and seen.get("forwarded"):
+        wrong = (
+            f"client address: this request came through a reverse proxy and counts as {address}. Unless you ran this "
+            "behind that proxy yourself, add its address to SCQ_TRUSTED_PROXIES."
         )
+        found.append(_mend(wrong))
     else:
         found.append(_fine(f"client address seen: {address}"))
     return found
 
 
-def _is_local(address: str) -> bool:
-    try:
-        return ip_address(address.partition("/")[0]).is_private
-    except ValueError:
-        return False
-
-
-def _message(answer: httpx.Response) -> str:
-    return str(_object(answer).get("message", "it is not the proxy that answers."))
-
-
 def _object(answer: httpx.Response) -> Mapping[str, object]:
-    """The JSON object in an answer; an empty one if there is none."""
     try:
         found = answer.json()
     except (ValueError, RecursionError):

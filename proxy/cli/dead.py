@@ -17,6 +17,7 @@ from typing import Annotated, TextIO
 
 import msgspec
 import typer
+from typer import Argument, Option
 
 from proxy.cli.terminal import EnvFile, address, answers, print_table, progress_bar, store_of
 from proxy.config.types import StoreUrl
@@ -40,22 +41,14 @@ dead = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of pushes, as the list shows them.")]
-ByReason = Annotated[DeadReason | None, typer.Option("--reason", help="Only those that died for this reason.")]
+Ids = Annotated[list[str] | None, Argument(metavar="ID", help="Ids of pushes, as the list shows them.")]
+ByReason = Annotated[DeadReason | None, Option("--reason", help="Only those that died for this reason.")]
 OlderThan = Annotated[
-    int | None,
-    typer.Option(
-        "--older-than", metavar="DAYS", min=1, max=36_500, help="Only those that died at least so many days ago."
-    ),
+    int | None, Option(metavar="DAYS", min=1, max=36_500, help="Only those that died at least so many days ago.")
 ]
-Contact = Annotated[
-    str | None, typer.Option("--contact", metavar="EMAIL", callback=address, help="Only those for this address.")
-]
-All = Annotated[bool, typer.Option("--all", help="All dead letters.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
-
-
-# Looking
+Contact = Annotated[str | None, Option(metavar="EMAIL", callback=address, help="Only those for this address.")]
+All = Annotated[bool, Option("--all", help="All dead letters.")]
+AsJson = Annotated[bool, Option("--json", help="Print one JSON object a line.")]
 
 
 @dead.command("list")
@@ -64,8 +57,7 @@ def list_command(
     older_than: OlderThan = None,
     contact: Contact = None,
     limit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help=f"Show the last N. Without it {SHOWN} are shown, with --json all."),
+        int | None, Option(metavar="N", min=1, help=f"Show the last N. Without it {SHOWN} are shown, with --json all.")
     ] = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
@@ -92,7 +84,7 @@ def list_command(
 
 @dead.command()
 def show(
-    push_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the push, as the list shows it.")],
+    push_id: Annotated[str, Argument(metavar="ID", help="Id of the push, as the list shows it.")],
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -114,10 +106,10 @@ def export(
     contact: Contact = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write to this new file, for its owner only, and not to standard output."),
+        Option(metavar="FILE", help="Write to this new file, for its owner only, and not to standard output."),
     ] = None,
     env_file: EnvFile = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines, which it prints anyway.")] = False,  # noqa: ARG001
+    as_json: Annotated[bool, Option("--json", help="JSON Lines, which it prints anyway.")] = False,  # noqa: ARG001
 ) -> None:
     """Write dead letters as JSON Lines.
 
@@ -126,16 +118,9 @@ def export(
     """
     selection = _filtered(reason, older_than, contact)
     store = store_of(env_file)
-    if output is None:
-        written = asyncio.run(_write_letters(store, selection, sys.stdout))
-        sys.stderr.write(f"Exported {_letters(written)}.\n")
-        return
-    with _new_file(output) as file:
+    with contextlib.nullcontext(sys.stdout) if output is None else _new_file(output) as file:
         written = asyncio.run(_write_letters(store, selection, file))
-    sys.stderr.write(f"Exported {_letters(written)} to {output.absolute()}\n")
-
-
-# Acting
+    sys.stderr.write(f"Exported {_letters(written)}{f' to {output.absolute()}' if output else '.'}\n")
 
 
 @dead.command()
@@ -154,7 +139,7 @@ def replay(
     already have counted at SendX: sending it again may count it twice. With --json it prints what was replayed.
     """
     selection = _chosen(ids, reason, older_than, contact, everything, "replay")
-    replayed = _act(store_of(env_file), ReplayDead(selection, letters=as_json))
+    replayed = asyncio.run(_run(store_of(env_file), ReplayDead(selection, letters=as_json))).done
     _say(f"Replayed {_letters(replayed)}; sent while the server runs.\n" if replayed else _none_of(selection), as_json)
 
 
@@ -165,7 +150,7 @@ def discard(
     older_than: OlderThan = None,
     contact: Contact = None,
     everything: All = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -180,7 +165,7 @@ def discard(
     store = store_of(env_file)
     if not yes:
         selection = _confirmed(store, selection)
-    discarded = _act(store, DiscardDead(selection, letters=as_json))
+    discarded = asyncio.run(_run(store, DiscardDead(selection, letters=as_json))).done
     _say(f"Discarded {_letters(discarded)}.\n" if discarded else _none_of(selection), as_json)
 
 
@@ -226,11 +211,6 @@ def _confirmed(store: StoreUrl, selection: Selection) -> Selection:
     return selection
 
 
-def _act(store: StoreUrl, command: ReplayDead | DiscardDead) -> int:
-    """Replays or discards, and returns how many it were."""
-    return asyncio.run(_run(store, command)).done
-
-
 async def _run(store: StoreUrl, command: CountDead | ReplayDead | DiscardDead) -> Advance:
     """Carries a command out that says how far it has come, writes the letters that it tells of, and returns the last that it said."""
     last = Advance(0, 0)
@@ -240,7 +220,10 @@ async def _run(store: StoreUrl, command: CountDead | ReplayDead | DiscardDead) -
             async for answer in told:
                 last = msgspec.convert(answer, Advance)
                 if last.letter is not None:
-                    _write_although_nobody_reads(last.letter)
+                    with contextlib.suppress(
+                        BrokenPipeError
+                    ):  # a reader that has gone does not stop what was asked for
+                        sys.stdout.write(_json_line(last.letter))
                 show_progress(_WHAT, last.done, last.total)
     return last
 
@@ -295,15 +278,6 @@ def _new_file(path: Path) -> Iterator[TextIO]:
     except BaseException:
         path.unlink()
         raise
-
-
-# Words
-
-
-def _write_although_nobody_reads(letter: Letter) -> None:
-    """A reader that has gone does not stop what was asked for."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(_json_line(letter))
 
 
 def _json_line(letter: Letter) -> str:

@@ -97,7 +97,6 @@ def _spa_comment(queue: str) -> str:
 
 
 def _policy(scripts: list[str], host: str) -> str:
-    """What a Content-Security-Policy needs, said as its lines."""
     return (
         "A Content-Security-Policy, if your pages have one, must allow\n"
         f"  script-src {' '.join(scripts)}\n  connect-src {_source(host)}"

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
+from typer import Argument, Option
 
 from proxy import __version__
 from proxy.app import create_app
@@ -53,11 +54,40 @@ cli = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"scq-proxy {__version__}\n")
+        raise typer.Exit
+
+
 cli.add_typer(dead)
+
+# The options, each declared once
+# fmt: off
+Version = Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+Workers = Annotated[int, Option(metavar="N", min=1, max=64, help="Processes that serve; more than one with PostgreSQL only.")]
+NoDelivery = Annotated[bool, Option("--no-delivery", help="Take pushes and send none: scq-proxy deliver does, elsewhere.")]
+DemoHost = Annotated[str, Option(metavar="HOST", help="Address to listen on; 0.0.0.0 in a container.")]
+DemoPort = Annotated[int, Option(metavar="PORT", min=1, max=65535, help="Port of the shop and the proxy.")]
+SandboxPort = Annotated[int, Option(metavar="PORT", min=1, max=65535, help="Port of the fake SendX.")]
+Origin = Annotated[str | None, Option(
+    metavar="URL", help="Where the browser finds the shop, if not at that host and port: https://shop.example.com, or http:// with a loopback name.")]
+Port = Annotated[int, Option(metavar="PORT", min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
+Host = Annotated[str, Option(metavar="HOST", help="Address to listen on.")]
+Key = Annotated[str, Option(metavar="KEY", help="The API key that it accepts.")]
+TeamId = Annotated[str, Option(metavar="ID", help="The team id that it accepts.")]
+Email = Annotated[str, Argument(metavar="EMAIL", callback=address, help="Whom the token identifies.")]
+Minutes = Annotated[int, Option(metavar="MINUTES", min=1, max=60, help="How long the token is good for.")]
+ContactJson = Annotated[str, Option("--contact", metavar="JSON", help='Attributes and tags to vouch for: \'{"tags": ["paid user"]}\'.')]
+Send = Annotated[str | None, Option(metavar="EMAIL", callback=address, help="Identify this address for real at SCQ_UPSTREAM and show the answer.")]
+Url = Annotated[str, Option(metavar="URL", callback=public_address,
+    help="Try the way that browsers take, through everything before the proxy: https://www.example.com/scq.")]
+Token = Annotated[str, Option("--token", metavar="TOKEN", callback=from_input,
+    help="Say whether this identity token would be believed; - reads it from standard input, where no other user of the machine sees it.")]
+# fmt: on
 
 
 def main() -> None:
-    """The `scq-proxy` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a tag may have a letter that the terminal has not
     try:
@@ -83,31 +113,13 @@ def _complain(message: str) -> None:
     sys.exit(2)
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        sys.stdout.write(f"scq-proxy {__version__}\n")
-        raise typer.Exit
-
-
 @cli.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _root(version: Version = False) -> None:
     pass
 
 
 @cli.command("serve")
-def serve_command(
-    env_file: EnvFile = None,
-    workers: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="Processes that serve; more than one with PostgreSQL only.")
-    ] = 1,
-    no_delivery: Annotated[
-        bool, typer.Option("--no-delivery", help="Take pushes and send none: scq-proxy deliver does, elsewhere.")
-    ] = False,
-) -> None:
+def serve_command(env_file: EnvFile = None, workers: Workers = 1, no_delivery: NoDelivery = False) -> None:
     """Serve the proxy for real.
 
     It runs until Ctrl-C or SIGTERM, and finishes the requests under way before it stops. If settings are missing or wrong, it
@@ -158,24 +170,12 @@ def _require_database(settings: Settings, option: str, why: str) -> None:
 
 
 def _say_serving(settings: Settings, port: int, how: str) -> None:
-    store = settings.store.absolute().place
-    log.info("Serving %s on %s, store %s%s", settings.prefix, _base(settings.host, port), store, how)
+    log.info("Serving %s on %s, store %s%s", settings.prefix, _base(settings.host, port), settings.store.place, how)
 
 
 @cli.command()
 def demo(
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="Address to listen on; 0.0.0.0 in a container.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port of the shop and the proxy.")] = 8000,
-    sandbox_port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port of the fake SendX.")] = 8001,
-    origin: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Where the browser finds the shop, if not at that host and port: https://shop.example.com, or http:// with a loopback name.",
-        ),
-    ] = None,
+    host: DemoHost = "127.0.0.1", port: DemoPort = 8000, sandbox_port: SandboxPort = 8001, origin: Origin = None
 ) -> None:
     """Try it all: fake SendX, proxy and shop.
 
@@ -200,14 +200,7 @@ def demo(
 
 
 @cli.command()
-def sandbox(
-    port: Annotated[
-        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
-    ] = 8001,
-    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
-    key: Annotated[str, typer.Option(metavar="KEY", help="The API key that it accepts.")] = "sandbox",
-    team_id: Annotated[str, typer.Option(metavar="ID", help="The team id that it accepts.")] = "sandbox",
-) -> None:
+def sandbox(port: Port = 8001, host: Host = "127.0.0.1", key: Key = "sandbox", team_id: TeamId = "sandbox") -> None:
     """Run the fake SendX alone.
 
     It speaks both dialects of SendX's API, and shows contacts, tags and requests on a page as they arrive. Ctrl-C stops it.
@@ -243,17 +236,7 @@ def keygen() -> None:
 
 
 @cli.command()
-def token(
-    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=address, help="Whom the token identifies.")],
-    env_file: EnvFile = None,
-    minutes: Annotated[
-        int, typer.Option(metavar="MINUTES", min=1, max=60, help="How long the token is good for.")
-    ] = 10,
-    contact: Annotated[
-        str,
-        typer.Option(metavar="JSON", help='Attributes and tags to vouch for: \'{"tags": ["paid user"]}\'.'),
-    ] = "",
-) -> None:
+def token(email: Email, env_file: EnvFile = None, minutes: Minutes = 10, contact: ContactJson = "") -> None:
     r"""Mint an identity token, to try a login.
 
     It is what the site's back end would hand to the page, signed with a key of SCQ_IDENTITY_KEYS. Push it in the browser's console:
@@ -268,34 +251,7 @@ def token(
 
 
 @cli.command()
-def check(
-    env_file: EnvFile = None,
-    send: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EMAIL",
-            callback=address,
-            help="Identify this address for real at SCQ_UPSTREAM and show the answer.",
-        ),
-    ] = None,
-    url: Annotated[
-        str,
-        typer.Option(
-            metavar="URL",
-            callback=public_address,
-            help="Try the way that browsers take, through everything before the proxy: https://www.example.com/scq.",
-        ),
-    ] = "",
-    token_text: Annotated[
-        str,
-        typer.Option(
-            "--token",
-            metavar="TOKEN",
-            callback=from_input,
-            help="Say whether this identity token would be believed; - reads it from standard input, where no other user of the machine sees it.",
-        ),
-    ] = "",
-) -> None:
+def check(env_file: EnvFile = None, send: Send = None, url: Url = "", token_text: Token = "") -> None:
     """Check the settings, and say how to mend them.
 
     Settings and store are always checked; options add the way to SendX, the way from the browser, and a token. Exits with 1 if

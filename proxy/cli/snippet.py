@@ -9,6 +9,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from proxy.cli.embed import Form, make_snippet
 from proxy.cli.terminal import EnvFile, env_file_of, host_name
@@ -23,34 +24,30 @@ def _queue_name(text: str) -> str:
     return text
 
 
+# The options
+# fmt: off
+Host = Annotated[str, Option(metavar="HOST", callback=host_name, help="Host name of the proxy, if not the page's own: t.example.com.")]
+Hashed = Annotated[bool, Option("--hashed", help="One version under its own address, cached for ever, with integrity (SRI).")]
+Inline = Annotated[bool, Option("--inline", help="The whole script in the page: no request for it.")]
+Sendx = Annotated[bool, Option("--sendx", help="Keep SendX's install snippet: the one host name to change in it.")]
+Spa = Annotated[bool, Option("--spa", help="Say with the tag how single-page sites use it.")]
+Debug = Annotated[bool, Option("--debug", help="The development build: the console tells what becomes of each push.")]
+Queue = Annotated[str, Option(
+    metavar="NAME", callback=_queue_name, help="Another name for the queue, beside SendX's own script that stays for its pop-ups.")]
+Types = Annotated[bool, Option("--types", help="Print the TypeScript types of the queue instead.")]
+# fmt: on
+
+
 def snippet(
     env_file: EnvFile = None,
-    host: Annotated[
-        str,
-        typer.Option(
-            metavar="HOST", callback=host_name, help="Host name of the proxy, if not the page's own: t.example.com."
-        ),
-    ] = "",
-    hashed: Annotated[
-        bool, typer.Option("--hashed", help="One version under its own address, cached for ever, with integrity (SRI).")
-    ] = False,
-    inline: Annotated[bool, typer.Option("--inline", help="The whole script in the page: no request for it.")] = False,
-    sendx: Annotated[
-        bool, typer.Option("--sendx", help="Keep SendX's install snippet: the one host name to change in it.")
-    ] = False,
-    spa: Annotated[bool, typer.Option("--spa", help="Say with the tag how single-page sites use it.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="The development build: the console tells what becomes of each push.")
-    ] = False,
-    queue: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            callback=_queue_name,
-            help="Another name for the queue, beside SendX's own script that stays for its pop-ups.",
-        ),
-    ] = "_scq",
-    types: Annotated[bool, typer.Option("--types", help="Print the TypeScript types of the queue instead.")] = False,
+    host: Host = "",
+    hashed: Hashed = False,
+    inline: Inline = False,
+    sendx: Sendx = False,
+    spa: Spa = False,
+    debug: Debug = False,
+    queue: Queue = "_scq",
+    types: Types = False,
 ) -> None:
     """Print the embed tag.
 
@@ -58,7 +55,10 @@ def snippet(
     Content-Security-Policy must allow for it.
     """
     chosen = {"--hashed": hashed, "--inline": inline, "--sendx": sendx, "--types": types}
-    form = _only([name for name, given in chosen.items() if given])
+    forms = [name for name, given in chosen.items() if given]
+    if len(forms) > 1:
+        _cannot_both(forms[0], forms[1], "each is a form of its own")
+    form = forms[0] if forms else ""
     if form in ("--hashed", "--sendx", "--types") and debug:
         _cannot_both(form, "--debug", "the development build comes by the plain tag or --inline")
     if form in ("--sendx", "--types") and queue != "_scq":
@@ -78,13 +78,6 @@ def snippet(
     sys.stdout.write(made.html)
     sys.stdout.flush()  # before the notes, also where both go to one file
     sys.stderr.write("".join(f"{note}\n" for note in made.notes))
-
-
-def _only(forms: list[str]) -> str:
-    """The one form that was asked for, or an empty text for the plain tag."""
-    if len(forms) > 1:
-        _cannot_both(forms[0], forms[1], "each is a form of its own")
-    return forms[0] if forms else ""
 
 
 def _cannot_both(one: str, other: str, why: str) -> None:

@@ -15,6 +15,7 @@ from typing import Annotated, TypeVar
 import msgspec
 import typer
 from rich.text import Text
+from typer import Argument, Option
 
 from proxy.cli.terminal import AsJson, EnvFile, address, answers, console, escaped, print_table, progress_bar, store_of
 from proxy.config.parsers import Wrong
@@ -22,11 +23,11 @@ from proxy.config.parsers import store as parse_store
 from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.core.reasons import reason_of
 from proxy.errors import StoreRefused
-from proxy.ops.control import ask
+from proxy.ops.control import ask_once
 from proxy.ops.dead_letters import Erase
 from proxy.ops.pages import AskReport
 from proxy.ops.report import Report, read_report
-from proxy.store.records import Erased, RefusedName
+from proxy.store.records import Erased
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
 
 _Url = TypeVar("_Url", SqliteUrl, PostgresUrl)
@@ -55,8 +56,7 @@ async def _report(store: StoreUrl) -> Report:
     """From the running server, or from the store itself: a database, or a file while no server runs."""
     if isinstance(store, SqliteUrl):
         with contextlib.suppress(ConnectionError):
-            async with contextlib.aclosing(ask(store.path, AskReport())) as answers:
-                return msgspec.convert(await anext(answers), Report)
+            return await ask_once(store.path, AskReport(), Report)
     async with open_existing(store) as outbox:
         return await read_report(outbox)
 
@@ -72,7 +72,11 @@ def _print_report(report: Report, store: StoreUrl) -> None:
     print_table(_facts(report), indent="  ")
     if report.refused_names:
         out.print("\nPages asked for these, and they are not offered:")
-        print_table([_refused(name) for name in report.refused_names], indent="  ")
+        names = [
+            (f"{each.count:6} x", each.setting, json.dumps(each.name, ensure_ascii=False))
+            for each in report.refused_names
+        ]
+        print_table(names, indent="  ")
 
 
 def _facts(report: Report) -> list[tuple[str, object]]:
@@ -89,12 +93,8 @@ def _facts(report: Report) -> list[tuple[str, object]]:
     return facts + [(f"refused, {reason}", count) for reason, count in refused if reason is not None]
 
 
-def _refused(name: RefusedName) -> tuple[str, str, str]:
-    return f"{name.count:6} x", name.setting, json.dumps(name.name, ensure_ascii=False)
-
-
 def erase(
-    email: Annotated[str, typer.Argument(metavar="EMAIL", callback=address, help="Who is to be forgotten.")],
+    email: Annotated[str, Argument(metavar="EMAIL", callback=address, help="Who is to be forgotten.")],
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -145,11 +145,11 @@ def migrate(env_file: EnvFile = None) -> None:
 
 def copy(
     source: Annotated[
-        str, typer.Option("--from", metavar="URL", help="The SQLite store, of which no server runs: sqlite:///scq.db.")
+        str, Option("--from", metavar="URL", help="The SQLite store, of which no server runs: sqlite:///scq.db.")
     ],
     target: Annotated[
         str,
-        typer.Option(
+        Option(
             "--to",
             metavar="URL",
             help="The PostgreSQL store, empty: postgresql://... Without it SCQ_STORE counts, where no other user of the machine sees the password.",

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from proxy.cli.check import public_url
 from proxy.config.settings import load_one
 from proxy.config.types import SqliteUrl, StoreUrl
 from proxy.core.emails import clean_address
@@ -37,10 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on o
 
 def env_file_of(given: Path | None) -> Path | None:
     """The file that was named, else `.env` if there is one."""
-    if given is not None:
-        return given
-    default = Path(".env")
-    return default if default.is_file() else None
+    return Path(".env") if given is None and Path(".env").is_file() else given
 
 
 def address(text: str | None) -> str | None:
@@ -99,7 +96,6 @@ def progress_bar(what: str, *, longer_than: int = 0, hidden: bool = False) -> It
 def store_of(env_file: Path | None) -> StoreUrl:
     """The store, which is also said on standard error, as its absolute path or its host. Raises `ConfigError`."""
     store: StoreUrl = load_one("store", os.environ, env_file_of(env_file))
-    store = store.absolute()
     sys.stderr.write(f"Store: {store.place}\n")
     return store
 
@@ -132,10 +128,13 @@ def host_name(text: str) -> str:
 
 
 def public_address(text: str) -> str:
-    url = public_url(text)
-    if text and url is None:
-        raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
-    return url or ""
+    """The callback of a public address, which comes without a slash at its end; empty if it is not given."""
+    with contextlib.suppress(httpx.InvalidURL, ValueError):
+        url = httpx.URL(text.rstrip("/"))
+        plain = url.host and not url.userinfo and not url.query and not url.fragment
+        if not text or (plain and url.scheme in ("http", "https")):
+            return str(url).rstrip("/")
+    raise typer.BadParameter("give the public address with the prefix, such as https://www.example.com/scq.")
 
 
 def from_input(text: str) -> str:

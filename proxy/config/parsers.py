@@ -19,9 +19,6 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 
-# The parsers: each takes the text as given, trimmed, and returns the value or raises Wrong
-
-
 class Wrong(Exception):
     """One sentence for each thing that is wrong with one variable; never leaves this module."""
 

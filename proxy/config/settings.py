@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from difflib import get_close_matches
-from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,16 +28,12 @@ from proxy.config.types import DEFAULT_UPSTREAMS, Dialect, Gpc, IdentifyMode, Id
 from proxy.errors import ConfigError, Problem
 
 T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
 
 _FILE_MAX_CHARACTERS = 65_536
 _MB = 1_048_576
 _ENV_LINE = "SCQ_PORT=8000"
 _ENV_OPTION = "--env-file /etc/scq-proxy.env"
 _KEYGEN = "<output of scq-proxy keygen>"  # shorter than a key, so that pasting it literally is refused
-
-
-# The table
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,117 +78,79 @@ class Settings:
     """Everything `scq-proxy serve` needs to know. A MB is 1,048,576 bytes."""
 
     # fmt: off
-    api_key: Secret = _setting(
-        "SCQ_API_KEY", parsers.api_key, None, "SendX Team API key, which never leaves the server",
+    api_key: Secret = _setting("SCQ_API_KEY", parsers.api_key, None, "SendX Team API key, which never leaves the server",
         example="<Team API key from SendX>", secret=True)
-    dialect: Dialect = _setting(
-        "SCQ_DIALECT", parsers.choice(Dialect), "rest",
+    dialect: Dialect = _setting("SCQ_DIALECT", parsers.choice(Dialect), "rest",
         "`rest` (header `X-Team-ApiKey`) or `legacy` (header `api_key`, query `team_id`)")
-    team_id: str | None = _setting(
-        "SCQ_TEAM_ID", parsers.optional(parsers.printable), "", "SendX team id; required with `SCQ_DIALECT=legacy`",
+    team_id: str | None = _setting("SCQ_TEAM_ID", parsers.optional(parsers.printable), "", "SendX team id; required with `SCQ_DIALECT=legacy`",
         example="<team id from SendX>")
-    upstream: str = _setting(
-        "SCQ_UPSTREAM", parsers.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
-        "base URL of SendX's API, plain http to loopback only; "
-        f"with `legacy` the default is {DEFAULT_UPSTREAMS[Dialect.LEGACY]}")
-    secret_keys: tuple[Secret, ...] = _setting(
-        "SCQ_SECRET_KEYS", parsers.keys, None,
-        "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify",
-        example=_KEYGEN, secret=True)
-    identify: IdentifyMode = _setting(
-        "SCQ_IDENTIFY", parsers.choice(IdentifyMode), "verified",
+    upstream: str = _setting("SCQ_UPSTREAM", parsers.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
+        f"base URL of SendX's API, plain http to loopback only; with `legacy` the default is {DEFAULT_UPSTREAMS[Dialect.LEGACY]}")
+    secret_keys: tuple[Secret, ...] = _setting("SCQ_SECRET_KEYS", parsers.keys, None,
+        "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify", example=_KEYGEN, secret=True)
+    identify: IdentifyMode = _setting("SCQ_IDENTIFY", parsers.choice(IdentifyMode), "verified",
         "`verified`: only signed tokens identify; `asserted`: an address typed in the page does too")
-    identity_keys: tuple[IdentityKey, ...] = _setting(
-        "SCQ_IDENTITY_KEYS", parsers.identity_keys, "",
+    identity_keys: tuple[IdentityKey, ...] = _setting("SCQ_IDENTITY_KEYS", parsers.identity_keys, "",
         "HS256 keys shared with the site's back end, `secret` or `kid=secret` (a kid only if at least 32 "
-        "characters follow the first `=`), comma separated; required unless `SCQ_IDENTIFY=asserted`",
-        example=_KEYGEN, secret=True)
-    origins: frozenset[str] = _setting(
-        "SCQ_ORIGINS", parsers.origins, None, "exact origins whose pages may push, comma separated",
+        "characters follow the first `=`), comma separated; required unless `SCQ_IDENTIFY=asserted`", example=_KEYGEN, secret=True)
+    origins: frozenset[str] = _setting("SCQ_ORIGINS", parsers.origins, None, "exact origins whose pages may push, comma separated",
         example="https://www.example.com")
-    tags: tuple[str, ...] = _setting(
-        "SCQ_TAGS", parsers.globs, None,
+    tags: tuple[str, ...] = _setting("SCQ_TAGS", parsers.globs, None,
         "tags a verified visitor's browser may add or remove: case-sensitive globs, comma separated "
-        "(`?` matches a literal comma); `*` offers every tag, empty none",
-        example="newsletter,cart-*", may_be_empty=True)
-    fields: tuple[str, ...] = _setting(
-        "SCQ_FIELDS", parsers.globs, "firstName,lastName,company,birthday",
+        "(`?` matches a literal comma); `*` offers every tag, empty none", example="newsletter,cart-*", may_be_empty=True)
+    fields: tuple[str, ...] = _setting("SCQ_FIELDS", parsers.globs, "firstName,lastName,company,birthday",
         "fields and custom fields a verified visitor's browser may set: globs as above", may_be_empty=True)
-    asserted_tags: tuple[str, ...] = _setting(
-        "SCQ_ASSERTED_TAGS", parsers.globs, "", "tags a self-asserted visitor's browser may add: globs as above",
-        example="newsletter")
-    asserted_fields: tuple[str, ...] = _setting(
-        "SCQ_ASSERTED_FIELDS", parsers.globs, "firstName,lastName",
+    asserted_tags: tuple[str, ...] = _setting("SCQ_ASSERTED_TAGS", parsers.globs, "",
+        "tags a self-asserted visitor's browser may add: globs as above", example="newsletter")
+    asserted_fields: tuple[str, ...] = _setting("SCQ_ASSERTED_FIELDS", parsers.globs, "firstName,lastName",
         "fields and custom fields a self-asserted visitor's browser may set: globs as above", may_be_empty=True)
-    verified_for: timedelta = _setting(
-        "SCQ_VERIFIED_DAYS", parsers.days, "30", "days after the last token until a verified visitor counts as asserted")
-    server_keys: tuple[Secret, ...] = _setting(
-        "SCQ_SERVER_KEYS", parsers.keys, "",
-        "keys with which the site's own servers may use the SendX-compatible API, comma separated; "
-        "without one that API does not exist", example=_KEYGEN, secret=True)
-    rate_per_key: float = _setting(
-        "SCQ_RATE_PER_KEY", parsers.number(0, 1_000_000), "200",
+    verified_for: timedelta = _setting("SCQ_VERIFIED_DAYS", parsers.days, "30",
+        "days after the last token until a verified visitor counts as asserted")
+    server_keys: tuple[Secret, ...] = _setting("SCQ_SERVER_KEYS", parsers.keys, "",
+        "keys with which the site's own servers may use the SendX-compatible API, comma separated; without one that API does not exist",
+        example=_KEYGEN, secret=True)
+    rate_per_key: float = _setting("SCQ_RATE_PER_KEY", parsers.number(0, 1_000_000), "200",
         "pushes per second and server key before 429, in each process; 0: no limit")
-    store: StoreUrl = _setting(
-        "SCQ_STORE", parsers.store, "sqlite:///scq.db",
-        "where pushes are kept: `sqlite:///relative.db`, `sqlite:////absolute/path.db` or `postgresql://...`",
-        secret=True)
-    store_unsafe: bool = _setting(
-        "SCQ_STORE_UNSAFE", parsers.switch, "0",
+    store: StoreUrl = _setting("SCQ_STORE", parsers.store, "sqlite:///scq.db",
+        "where pushes are kept: `sqlite:///relative.db`, `sqlite:////absolute/path.db` or `postgresql://...`", secret=True)
+    store_unsafe: bool = _setting("SCQ_STORE_UNSAFE", parsers.switch, "0",
         "`1` serves on a PostgreSQL server that would lose acknowledged pushes, such as one with fsync off: for trials", example="1")
     prefix: str = _setting("SCQ_PREFIX", parsers.prefix, "/scq", "path under which everything public lives")
     host: str = _setting("SCQ_HOST", parsers.listen_host, "127.0.0.1", "address to listen on")
     port: int = _setting("SCQ_PORT", parsers.whole(0, 65535), "8000", "port to listen on; 0 takes any free one")
-    hosts: frozenset[str] = _setting(
-        "SCQ_HOSTS", parsers.hosts, "",
-        "host names under which the proxy answers, comma separated, without port; empty: under any",
-        example="www.example.com")
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
-        "SCQ_TRUSTED_PROXIES", parsers.networks, "127.0.0.0/8,::1",
-        "addresses and networks whose `X-Forwarded-*` is believed, comma separated; empty: nobody's",
-        may_be_empty=True)
-    rate_per_ip: float = _setting(
-        "SCQ_RATE_PER_IP", parsers.number(0, 1_000_000), "50",
+    hosts: frozenset[str] = _setting("SCQ_HOSTS", parsers.hosts, "",
+        "host names under which the proxy answers, comma separated, without port; empty: under any", example="www.example.com")
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting("SCQ_TRUSTED_PROXIES", parsers.networks, "127.0.0.0/8,::1",
+        "addresses and networks whose `X-Forwarded-*` is believed, comma separated; empty: nobody's", may_be_empty=True)
+    rate_per_ip: float = _setting("SCQ_RATE_PER_IP", parsers.number(0, 1_000_000), "50",
         "pushes per second and client address before 429, in each process; 0: no limit")
-    sign_ups_per_ip: int = _setting(
-        "SCQ_SIGNUPS_PER_IP", parsers.whole(0, 1_000_000), "20",
+    sign_ups_per_ip: int = _setting("SCQ_SIGNUPS_PER_IP", parsers.whole(0, 1_000_000), "20",
         "addresses that one client address may assert in an hour, in each process; 0: no limit")
-    sign_ups_per_hour: int = _setting(
-        "SCQ_SIGNUPS_PER_HOUR", parsers.whole(0, 1_000_000), "1000",
+    sign_ups_per_hour: int = _setting("SCQ_SIGNUPS_PER_HOUR", parsers.whole(0, 1_000_000), "1000",
         "asserted addresses not known here that are forwarded in an hour; more wait their turn; 0: no limit")
-    admin_token: Secret | None = _setting(
-        "SCQ_ADMIN_TOKEN", parsers.optional(parsers.key), "",
-        "opens `/metrics` and the status page to its bearer; without it they do not exist",
-        example=_KEYGEN, secret=True)
+    admin_token: Secret | None = _setting("SCQ_ADMIN_TOKEN", parsers.optional(parsers.key), "",
+        "opens `/metrics` and the status page to its bearer; without it they do not exist", example=_KEYGEN, secret=True)
     hold_max: int = _setting("SCQ_HOLD_MAX", parsers.whole(1, 1_000_000), "100", "pushes held per anonymous visitor")
     hold_age: timedelta = _setting("SCQ_HOLD_DAYS", parsers.days, "30", "days an anonymous visitor's push is held")
-    hold_max_bytes: int = _setting(
-        "SCQ_HOLD_MB", parsers.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
+    hold_max_bytes: int = _setting("SCQ_HOLD_MB", parsers.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
     lane_max: int = _setting("SCQ_LANE_MAX", parsers.whole(1, 10_000_000), "10000",
         "pushes that may wait per contact; a self-asserted visitor's only up to a quarter of it")
-    max_attempts: int = _setting(
-        "SCQ_MAX_ATTEMPTS", parsers.whole(1, 100_000), "20",
+    max_attempts: int = _setting("SCQ_MAX_ATTEMPTS", parsers.whole(1, 100_000), "20",
         "attempts before a push becomes a dead letter; `SCQ_MAX_AGE` must have passed too")
-    max_age: timedelta = _setting(
-        "SCQ_MAX_AGE", parsers.days, "3",
+    max_age: timedelta = _setting("SCQ_MAX_AGE", parsers.days, "3",
         "days before a push becomes a dead letter; `SCQ_MAX_ATTEMPTS` must have been made too")
-    identify_refresh: timedelta = _setting(
-        "SCQ_IDENTIFY_REFRESH", parsers.seconds, "3600",
+    identify_refresh: timedelta = _setting("SCQ_IDENTIFY_REFRESH", parsers.seconds, "3600",
         "seconds in which an identify equal to the last one delivered for its contact is not sent again; 0: always sent")
     dead_age: timedelta = _setting("SCQ_DEAD_DAYS", parsers.days, "90", "days a dead letter is kept")
-    upstream_concurrency: int = _setting(
-        "SCQ_UPSTREAM_CONCURRENCY", parsers.whole(1, 64), "8", "requests to SendX at the same time, 1 to 64")
-    upstream_timeout_seconds: float = _setting(
-        "SCQ_UPSTREAM_TIMEOUT", parsers.number(1, 50), "20", "seconds for one request to SendX in total, 1 to 50")
-    upstream_rate: float = _setting(
-        "SCQ_UPSTREAM_RATE", parsers.rate, "0", "requests to SendX in a second, of all nodes together, at most, 0.1 to 10000; 0: no limit")
-    gpc: Gpc = _setting(
-        "SCQ_GPC", parsers.choice(Gpc), "honour", "the browser's Global Privacy Control signal: `honour` or `ignore` it")
-    min_free_bytes: int = _setting(
-        "SCQ_MIN_FREE_MB", parsers.whole(1, 1_000_000, _MB), "256",
+    upstream_concurrency: int = _setting("SCQ_UPSTREAM_CONCURRENCY", parsers.whole(1, 64), "8", "requests to SendX at the same time, 1 to 64")
+    upstream_timeout_seconds: float = _setting("SCQ_UPSTREAM_TIMEOUT", parsers.number(1, 50), "20",
+        "seconds for one request to SendX in total, 1 to 50")
+    upstream_rate: float = _setting("SCQ_UPSTREAM_RATE", parsers.rate, "0",
+        "requests to SendX in a second, of all nodes together, at most, 0.1 to 10000; 0: no limit")
+    gpc: Gpc = _setting("SCQ_GPC", parsers.choice(Gpc), "honour", "the browser's Global Privacy Control signal: `honour` or `ignore` it")
+    min_free_bytes: int = _setting("SCQ_MIN_FREE_MB", parsers.whole(1, 1_000_000, _MB), "256",
         "free disk space, in MB, below which nothing more is accepted (503); SQLite only")
-    log_level: LogLevel = _setting(
-        "SCQ_LOG_LEVEL", parsers.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
+    log_level: LogLevel = _setting("SCQ_LOG_LEVEL", parsers.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
     # fmt: on
 
 
@@ -208,9 +165,6 @@ def rotated(settings: Settings, read: Settings) -> tuple[Settings, tuple[str, ..
     names = {name: spec for name, spec in _SPEC_BY_FIELD.items() if getattr(settings, name) != getattr(read, name)}
     fresh = {name: getattr(read, name) for name, spec in names.items() if spec.secret and name != "store"}
     return replace(settings, **fresh), tuple(spec.name for name, spec in names.items() if name not in fresh)
-
-
-# Loading
 
 
 def load_settings(environ: Mapping[str, str], env_file: Path | None) -> Settings:
@@ -242,11 +196,10 @@ def _in_context(name: str, spec: Spec, earlier: Mapping[str, Any]) -> Spec:
     """A setting as amended by those read before it (the table's order sees to that)."""
     if name == "upstream" and earlier["dialect"] is Dialect.LEGACY:
         return replace(spec, default=DEFAULT_UPSTREAMS[Dialect.LEGACY])
-    if name == "team_id" and earlier["dialect"] is Dialect.LEGACY:
-        return spec.required()
-    if name == "identity_keys" and earlier["identify"] is IdentifyMode.VERIFIED:
-        return spec.required()
-    return spec
+    needed = (name == "team_id" and earlier["dialect"] is Dialect.LEGACY) or (
+        name == "identity_keys" and earlier["identify"] is IdentifyMode.VERIFIED
+    )
+    return spec.required() if needed else spec
 
 
 class _Reader:
@@ -260,7 +213,6 @@ class _Reader:
         self._problems += [_unknown(name) for name in self._given if name not in _KNOWN_NAMES]
 
     def read(self, spec: Spec) -> Any:
-        """The parsed value, or None after a problem with it."""
         try:
             return spec.parse(self._text(spec))
         except Wrong as wrong:

@@ -1,10 +1,10 @@
 """The kinds of value that a setting can have."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
 KEY_MIN_CHARACTERS = 32
 
@@ -51,16 +51,11 @@ class SqliteUrl:
     @property
     def place(self) -> str:
         """Returns where it is, for a person."""
-        return str(self.path)
-
-    def absolute(self) -> Self:
-        return replace(self, path=self.path.absolute())
+        return str(self.path.absolute())
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresUrl:
-    """A store in a PostgreSQL database."""
-
     dsn: Secret
     scheme: ClassVar[str] = "postgresql"
 
@@ -69,10 +64,6 @@ class PostgresUrl:
         """Returns where it is, for a person: host and database. Never a user's name, a password or an option."""
         match = _PLACE.fullmatch(self.dsn.reveal())
         return "PostgreSQL" + (f" at {match[1]}" if match and match[1] else "")
-
-    def absolute(self) -> Self:
-        """Returns itself, as a database is not relative to anything."""
-        return self
 
 
 StoreUrl = SqliteUrl | PostgresUrl

@@ -25,6 +25,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from proxy.core import visits
 from proxy.core.calls import Attributes, BadPush, Consent, Identify, Push, Reset, Track
 from proxy.core.decision import (
     Born,
@@ -47,18 +48,7 @@ from proxy.core.reasons import Reason, Status
 from proxy.core.request import Candidate, Context, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor
-from proxy.core.visits import (
-    Visit,
-    bind,
-    bound_until,
-    enter,
-    next_cookie,
-    present,
-    resume,
-    start_anew,
-    still_says,
-    to_retire,
-)
+from proxy.core.visits import Visit
 
 _Step: TypeAlias = tuple[Visit, Result]
 _replace = msgspec.structs.replace
@@ -67,8 +57,8 @@ _replace = msgspec.structs.replace
 def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Decision[PushAnswer]:
     """Returns what to store for the request and what to answer (`Decision.answer`)."""
     shown = request.cookie
-    cookie = present(shown, facts) if shown and not facts.visitor(shown.id).retired else None
-    visit = enter(cookie, request.session, request.stranger, facts)
+    cookie = visits.present(shown, facts) if shown and not facts.visitor(shown.id).retired else None
+    visit = visits.enter(cookie, request.session, request.stranger, facts)
     shown_id = shown.id if shown else visit.who.id
     context = Context(request=request, facts=facts, policy=policy, limits=limits, cookie=cookie, shown=shown_id)
     visit = _bind_stragglers(context, visit)
@@ -79,7 +69,7 @@ def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Dec
     known_to_store = bool(context.intake.ids or visit.resumed)
     new_cookie = None
     if known_to_store and not visit.stale_session:
-        new_cookie = next_cookie(cookie, visit.who, facts, request.now)
+        new_cookie = visits.next_cookie(cookie, visit.who, facts, request.now)
     return Decision(tuple(context.intake.changes), PushAnswer(tuple(results), new_cookie, visit.next_session))
 
 
@@ -93,9 +83,6 @@ def _bind_stragglers(context: Context, visit: Visit) -> Visit:
         return visit  # as with most requests
     forgotten = context.recently_erased(lane_key(email))
     return _bind(context, visit, email, context.trust(visit.who), forgotten=forgotten)
-
-
-# --- One push
 
 
 def _judge_push(context: Context, visit: Visit, candidate: Candidate) -> _Step:
@@ -125,15 +112,14 @@ def _duplicate(context: Context, visit: Visit, push: Push | BadPush) -> _Step | 
         if seen is None:
             return None
         after = seen.after
-        if after is not None and not visit.moved and still_says(after, seen.at, push, context.request.now):
+        if after is not None and not visit.moved and visits.still_says(after, seen.at, push, context.request.now):
             shown = context.request.cookie.id if context.request.cookie else None
             if shown in (None, seen.shown, after.id) and not context.facts.visitor(after.id).retired:
-                visit = resume(visit, push.id, after, context.cookie, context.facts)
+                visit = visits.resume(visit, push.id, after, context.cookie, context.facts)
     return visit, Result(push.id, Status.DUPLICATE)
 
 
 def _barred(context: Context, visit: Visit, push: Push) -> Reason | None:
-    """Returns why the visitor may not push this at all, None if they may."""
     logs_out = isinstance(push.call, Reset) and context.cookie is not None  # forgetting too much is the safe side
     if visit.stale_session and not logs_out:
         return Reason.IDENTITY_CHANGED
@@ -147,9 +133,6 @@ def _refuse(context: Context, visit: Visit, push_id: str | None, refusal: Refusa
     if refusal.tag is not None:
         context.intake.note_not_offered(refusal.tag, context.policy.tag_setting(context.trust(visit.who)))
     return visit, Result(push_id, Status.REFUSED, refusal.reason, refusal.where, refusal.reason.advice)
-
-
-# --- Track
 
 
 def _track(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
@@ -180,9 +163,6 @@ def _hold(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
     context.intake.changes.append(hold)
     context.remember(push_id)
     return _replace(visit, held=(*visit.held, hold)), Result(push_id, Status.HELD)
-
-
-# --- Identify
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -291,12 +271,9 @@ def _bind(context: Context, visit: Visit, email: str, trust: Trust, *, forgotten
     if visit.left is not None or not identified:
         changes.append(Identified(visitor))
     if held:
-        until = -inf if forgotten else bound_until(visit.left, lane_key(email), identified)
-        changes.append(bind(held, visitor, email, trust, until=until, policy=context.policy))
+        until = -inf if forgotten else visits.bound_until(visit.left, lane_key(email), identified)
+        changes.append(visits.bind(held, visitor, email, trust, until=until, policy=context.policy))
     return _replace(visit, left=None, held=(), emptied=visit.emptied | {visitor})
-
-
-# --- Reset and consent
 
 
 def _reset(context: Context, visit: Visit, push_id: str) -> _Step:
@@ -321,8 +298,10 @@ def _consent(context: Context, visit: Visit, push_id: str, *, granted: bool) -> 
 def _start_anew(context: Context, visit: Visit, push_id: str, *, trace: bool = True) -> Visit:
     """Retires this visitor and its `s`, and goes on as a new anonymous one."""
     if trace:
-        context.intake.changes += [Retire(visitor) for visitor in to_retire(visit, context.facts, context.request.now)]
-    return start_anew(visit, push_id, context.facts.site_key)
+        context.intake.changes += [
+            Retire(visitor) for visitor in visits.to_retire(visit, context.facts, context.request.now)
+        ]
+    return visits.start_anew(visit, push_id, context.facts.site_key)
 
 
 def _leaves_trace(context: Context, visit: Visit) -> bool:

@@ -64,21 +64,18 @@ def groups_of(pushes: Sequence[P]) -> list[Group[P]]:
 
 
 def singly(group: Group[P]) -> list[Group[P]]:
-    """Returns the same pushes, one request each."""
     return [Group((push,), push.body) for push in group.members]
 
 
 def _extended(group: Group[P], push: P) -> Group[P] | None:
     if (group.address, group.trust) != (push.address, push.trust):
         return None
-    body = _merged(group.body, push.body)
+    body: Attributes | Track | None = None
+    if isinstance(group.body, Track) and isinstance(push.body, Track):
+        body = _merged_tracks(group.body, push.body)
+    elif isinstance(group.body, Attributes) and isinstance(push.body, Attributes):
+        body = _merged_identifies(group.body, push.body)
     return None if body is None else Group((*group.members, push), body)
-
-
-def _merged(first: Attributes | Track, second: Attributes | Track) -> Attributes | Track | None:
-    if isinstance(first, Track):
-        return _merged_tracks(first, second) if isinstance(second, Track) else None
-    return _merged_identifies(first, second) if isinstance(second, Attributes) else None
 
 
 def _merged_tracks(first: Track, second: Track) -> Track | None:

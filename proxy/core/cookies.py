@@ -96,6 +96,5 @@ def read_cookie(header: str, name: str) -> str | None:
 
 
 def set_cookie(name: str, value: str) -> str:
-    """The Set-Cookie header for a signed value."""
     secure = "; Secure" if name == SECURE_COOKIE else ""
     return f"{name}={value}; Path=/; Max-Age={int(COOKIE_AGE.total_seconds())}{secure}; HttpOnly; SameSite=Lax"

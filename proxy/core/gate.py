@@ -32,16 +32,12 @@ _GROW_AFTER = 20  # successes
 
 
 class Halt(StrEnum):
-    """The reason why sending is halted, for the operator."""
-
     KEY = "401"
     FORBIDDEN = "403"
     WRONG_URL = "wrong base URL"
 
 
 class Permit(Enum):
-    """What may be sent now."""
-
     ALL = auto()
     PROBE = auto()  # one lane at a time
     NONE = auto()
@@ -106,7 +102,6 @@ class Gate(msgspec.Struct, frozen=True):
         return self.closure.halted if self.closure else None
 
     def admits(self, now: float) -> Permit:
-        """Returns what may be sent now."""
         if self.closure is None:
             return Permit.ALL
         return Permit.PROBE if now >= self.closure.until else Permit.NONE
@@ -155,16 +150,10 @@ class Gate(msgspec.Struct, frozen=True):
         return _replace(self, closure=_replace(closure, until=now))
 
 
-# --- What one answer changes
-
-
 def _with_evidence(gate: Gate, verdict: Verdict, lane: int) -> Gate:
     if verdict in _UNANSWERED:
         return _replace(gate, unanswered=gate.unanswered | {lane}) if gate.closure is None else gate
-    return _with_answer(_replace(gate, unanswered=frozenset()), verdict, lane)
-
-
-def _with_answer(gate: Gate, verdict: Verdict, lane: int) -> Gate:
+    gate = _replace(gate, unanswered=frozenset())
     if verdict is Verdict.DELIVERED:
         return _replace(
             gate,
@@ -235,9 +224,6 @@ def _wait_for_sendx(gate: Gate, *, probe: bool, now: float, uniform: float, retr
     tries = closure.tries if closure else 0
     wait = max(uniform * min(MAX_DOWN_SECONDS, 2.0 ** min(tries, 16)), retry_after or 0.0)
     return _replace(gate, closure=Closure(now + wait, tries + 1, down=True))
-
-
-# --- How much at once
 
 
 class Concurrency(msgspec.Struct, frozen=True):

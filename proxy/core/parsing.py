@@ -24,7 +24,6 @@ MAX_PUSHES = 50
 MAX_TOKEN = 8_192
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
-_SESSION = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CALLBACKS = frozenset(("success", "failure"))
 
@@ -53,7 +52,7 @@ def parse_batch(body: bytes) -> Batch:
     if not isinstance(pushes, list):
         raise _malformed('"pushes" is not a list: send {"v":1,"pushes":[…]}.')
     session = message.get("s")
-    usable = isinstance(session, str) and _SESSION.match(session)
+    usable = isinstance(session, str) and _ID.match(session)
     return Batch(session if usable else None, tuple([_parse_push(push) for push in pushes]))
 
 

@@ -116,7 +116,6 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return who.trust_at(self.request.now, self.limits.verified_for)
 
     def is_full(self, key: str, trust: Trust) -> bool:
-        """Returns whether the lane takes no more pushes of this trust."""
         lane = self.facts.lane(key)
         return lane.waiting + self.intake.queued.get(key, 0) >= lane_room(lane, trust, self.limits.lane_max)
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
@@ -45,8 +45,6 @@ class Verdict(StrEnum):
     MISDIRECTED = "misdirected"  # 404 on identify, 405
     REJECTED = "rejected"  # any other 4xx
 
-
-# --- One push ----------------------------------------------------------------------------------------------------------
 
 DeadFor = Literal["rejected", "missing", "exhausted", "ambiguous"]
 
@@ -90,22 +88,17 @@ class _Then(Enum):
     MISS = auto()
 
 
-class _Rule(NamedTuple):
-    applied: Applied
-    then: _Then
-
-
-RULES: Mapping[Verdict, _Rule] = {
-    Verdict.DELIVERED: _Rule(Applied.YES, _Then.DONE),
-    Verdict.THROTTLED: _Rule(Applied.NO, _Then.WAIT),
-    Verdict.UNAVAILABLE: _Rule(Applied.UNKNOWN, _Then.TRY_AGAIN),
-    Verdict.UNREACHED: _Rule(Applied.NO, _Then.TRY_AGAIN),
-    Verdict.UNAUTHORIZED: _Rule(Applied.NO, _Then.WAIT),
-    Verdict.FORBIDDEN: _Rule(Applied.NO, _Then.BACK_OFF),
-    Verdict.MISSING: _Rule(Applied.NO, _Then.MISS),
-    Verdict.REDIRECTED: _Rule(Applied.UNKNOWN, _Then.TRY_AGAIN),
-    Verdict.MISDIRECTED: _Rule(Applied.NO, _Then.TRY_AGAIN),
-    Verdict.REJECTED: _Rule(Applied.NO, _Then.REJECT),
+RULES: Mapping[Verdict, tuple[Applied, _Then]] = {
+    Verdict.DELIVERED: (Applied.YES, _Then.DONE),
+    Verdict.THROTTLED: (Applied.NO, _Then.WAIT),
+    Verdict.UNAVAILABLE: (Applied.UNKNOWN, _Then.TRY_AGAIN),
+    Verdict.UNREACHED: (Applied.NO, _Then.TRY_AGAIN),
+    Verdict.UNAUTHORIZED: (Applied.NO, _Then.WAIT),
+    Verdict.FORBIDDEN: (Applied.NO, _Then.BACK_OFF),
+    Verdict.MISSING: (Applied.NO, _Then.MISS),
+    Verdict.REDIRECTED: (Applied.UNKNOWN, _Then.TRY_AGAIN),
+    Verdict.MISDIRECTED: (Applied.NO, _Then.TRY_AGAIN),
+    Verdict.REJECTED: (Applied.NO, _Then.REJECT),
 }
 
 

@@ -71,9 +71,6 @@ class Outcome(Enum):
     LANE_FULL = auto()  # nothing is stored
 
 
-# --- Reading a call -----------------------------------------------------------------------------------------------------
-
-
 def parse_server_call(operation: Operation, body: bytes, query: Mapping[str, Sequence[str]]) -> tuple[ServerPush, ...]:
     """Returns the pushes of a call.
 
@@ -162,9 +159,6 @@ def _wrong(bad: BadPush, place: str) -> RequestError:
 
 def unprocessable(what: str) -> RequestError:
     return RequestError(422, "unprocessable", f"Request body is not in proper format: {what}.")
-
-
-# --- The decision -------------------------------------------------------------------------------------------------------
 
 
 def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:

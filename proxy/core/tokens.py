@@ -18,6 +18,7 @@ from proxy.core.reasons import Reason
 TOKEN_AUDIENCE = "scq"
 TOKEN_AGE = timedelta(hours=1)
 TOKEN_LEEWAY = timedelta(seconds=30)
+_ALL_TIME = 1e11  # seconds; some three thousand years
 
 
 class Vouched(msgspec.Struct, frozen=True):
@@ -102,11 +103,7 @@ class TokenCodec:
 # PyJWT compares with its own clock; here the time is an argument, so these three are checked below.
 _UNTIMED: Any = {
     "require": ["email", "iat", "exp", "aud"],
-    "verify_exp": False,
-    "verify_iat": False,
-    "verify_nbf": False,
-    "verify_sub": False,
-    "verify_jti": False,
+    **dict.fromkeys(("verify_exp", "verify_iat", "verify_nbf", "verify_sub", "verify_jti"), False),
 }
 
 
@@ -116,7 +113,8 @@ def _bad(detail: str) -> TokenProblem:
 
 def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     times = [claims["iat"], claims["exp"], claims.get("nbf", 0)]
-    if not all(_is_time(time) for time in times):
+    numbers = [time for time in times if isinstance(time, int | float) and not isinstance(time, bool)]
+    if len(numbers) < len(times) or not all(-_ALL_TIME < time < _ALL_TIME for time in numbers):
         return _bad("iat and exp are Unix seconds, and one of them is no such number")
     issued, expires, not_before = times
     leeway = TOKEN_LEEWAY.total_seconds()
@@ -127,13 +125,6 @@ def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     if not expires <= now + TOKEN_AGE.total_seconds() + leeway:
         return _bad("its exp is more than an hour ahead")
     return None
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -_ALL_TIME < value < _ALL_TIME
-
-
-_ALL_TIME = 1e11  # seconds; some three thousand years
 
 
 def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:

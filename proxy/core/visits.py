@@ -80,9 +80,6 @@ def present(cookie: Visitor, facts: Facts) -> Visitor | None:
     return cookie
 
 
-# --- A push that is known already
-
-
 def still_says(after: Visitor, at: float, push: Push | BadPush, now: float) -> bool:
     """Returns whether a repeat of a push first seen `at` still says that the browser is `after`.
 
@@ -110,11 +107,7 @@ def resume(visit: Visit, push_id: str, after: Visitor, cookie: Visitor | None, f
     )
 
 
-# --- A visitor that ends
-
-
 def start_anew(visit: Visit, push_id: str, site_key: bytes) -> Visit:
-    """Returns the visit of the new anonymous visitor that follows this one."""
     session = next_session(push_id, site_key)
     derived = derived_visitor(session, site_key)
     return _replace(
@@ -142,9 +135,6 @@ def _ending(visit: Visit) -> list[str]:
     return list(dict.fromkeys([visit.who.id, visit.derived or visit.who.id]))
 
 
-# --- What is held, once somebody identifies
-
-
 def bound_until(left: str | None, key: str, identified: float | None) -> float:
     """Returns until when (Unix seconds) what was held is that of the person with lane key `key`.
 
@@ -168,9 +158,6 @@ def bind(held: Sequence[HeldPush], visitor: str, email: str, trust: Trust, *, un
         else:
             keep.append(push.id)
     return Bind(visitor, lane_key(email), email, trust, tuple(keep), tuple(refuse))
-
-
-# --- The answer
 
 
 def next_cookie(old: Visitor | None, new: Visitor, facts: Facts, now: float) -> Visitor | None:

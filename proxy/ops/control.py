@@ -8,6 +8,7 @@ the store's own path; since anybody can make files there, a command talks only t
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -34,12 +35,12 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=True)
 
 
 C = TypeVar("C", bound=Command)
+T = TypeVar("T")
 Handler = Callable[[C], AsyncIterator[Any]]  # answers are anything that msgspec encodes
 Handlers = Mapping[type[Command], Handler[Any]]
 
 
 def socket_path(store: Path) -> Path:
-    """Where the server of this store listens."""
     store = store.absolute()
     beside = store.with_name(store.name + ".sock")
     if len(os.fsencode(beside)) <= MAX_PATH:
@@ -49,8 +50,6 @@ def socket_path(store: Path) -> Path:
 
 
 class Control:
-    """The server's end."""
-
     def __init__(self, store: Path, handlers: Handlers, *, watch_seconds: float = _WATCH_SECONDS) -> None:
         self._path = socket_path(store)
         self._handlers = handlers
@@ -155,6 +154,12 @@ async def ask(store: Path, command: Command) -> AsyncGenerator[Any, None]:
         raise StoreRefused("The running server broke off: ask again.")
     finally:
         writer.close()
+
+
+async def ask_once(store: Path, command: Command, kind: type[T]) -> T:
+    """Returns the first answer, as a `kind`. Raises as `ask` does."""
+    async with contextlib.aclosing(ask(store, command)) as answers:
+        return msgspec.convert(await anext(answers), kind)
 
 
 async def _connect(store: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -1,15 +1,16 @@
 """A report as Prometheus metrics."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from proxy.core.reasons import reason_of
 from proxy.delivery.account import DeliveryState
 from proxy.ops.report import Report
-from proxy.store.records import Health
 
 
 class Exposition(Collector):
@@ -19,63 +20,55 @@ class Exposition(Collector):
         self._report, self._delivery, self._restarts = report, delivery, restarts
 
     def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily("scq_store_up", "1 if the store answers", float(self._report is not None))
+        yield Gauge("scq_store_up", "1 if the store answers", float(self._report is not None))
         if self._report is not None:
             yield from _transitions(self._report.counters)
-            yield from _backlog(self._report)
-            yield from _store(self._report.store)
+            yield from _store(self._report)
         if self._delivery is not None:
-            restarts = "Times the forwarder had to be restarted"
-            yield CounterMetricFamily("scq_forwarder_restarts", restarts, self._restarts)
+            yield Counter("scq_forwarder_restarts", "Times the forwarder had to be restarted", self._restarts)
             yield from _upstream(self._delivery)
 
 
-def _backlog(report: Report) -> Iterable[Metric]:
-    yield GaugeMetricFamily("scq_waiting", "Pushes acknowledged and not yet sent", report.waiting)
-    yield GaugeMetricFamily("scq_holding", "Pushes of visitors who are not identified", report.holding)
-    yield GaugeMetricFamily("scq_dead_letters", "Dead letters that wait for a decision", report.dead)
-    yield GaugeMetricFamily("scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds)
-
-
 def _transitions(counters: Mapping[str, int]) -> Iterable[Metric]:
-    pushes = CounterMetricFamily("scq_pushes", "Pushes by transition, since the store was made", labels=["to"])
-    refused = CounterMetricFamily("scq_refused", "Pushes refused, by reason", labels=["reason"])
-    for name, count in counters.items():
-        reason = reason_of(name)
-        if reason is None:
-            pushes.add_metric([name.replace(":", "_")], count)
-        else:
-            refused.add_metric([reason], count)
-    yield pushes
-    yield refused
+    reasons = {name: reason for name in counters if (reason := reason_of(name)) is not None}
+    pushes = {name.replace(":", "_"): count for name, count in counters.items() if name not in reasons}
+    refused = {reason: counters[name] for name, reason in reasons.items()}
+    yield _labelled(Counter("scq_pushes", "Pushes by transition, since the store was made", labels=["to"]), pushes)
+    yield _labelled(Counter("scq_refused", "Pushes refused, by reason", labels=["reason"]), refused)
 
 
-def _store(health: Health) -> Iterable[Metric]:
+def _store(report: Report) -> Iterable[Metric]:
     """Seconds by commits is the mean latency of a commit, jobs by commits the mean size of a batch."""
-    yield CounterMetricFamily(
-        "scq_store_commits", "Transactions that wrote something and were committed", health.commits
-    )
-    yield CounterMetricFamily("scq_store_commit_seconds", "Time that they took", health.commit_seconds)
-    yield CounterMetricFamily("scq_store_jobs", "Jobs that ran in them", health.jobs)
-    yield CounterMetricFamily("scq_store_failed_commits", "Transactions that failed", health.failed_commits)
-    yield CounterMetricFamily("scq_store_reopened", "Times it was opened again after a failure", health.reopened)
-    yield GaugeMetricFamily("scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside)
-    if health.log_frames is not None:
-        yield GaugeMetricFamily("scq_store_log_frames", "Pages of the log that are not checkpointed", health.log_frames)
-    if health.headroom_bytes is not None:
-        room = "Disk space above the floor at which ingest stops; below zero, it has stopped"
-        yield GaugeMetricFamily("scq_store_headroom_bytes", room, health.headroom_bytes)
+    room = "Disk space above the floor at which ingest stops; below zero, it has stopped"
+    health = report.store
+    rows: list[tuple[type[Gauge | Counter], str, str, float | None]] = [
+        (Gauge, "scq_waiting", "Pushes acknowledged and not yet sent", report.waiting),
+        (Gauge, "scq_holding", "Pushes of visitors who are not identified", report.holding),
+        (Gauge, "scq_dead_letters", "Dead letters that wait for a decision", report.dead),
+        (Gauge, "scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds),
+        (Counter, "scq_store_commits", "Transactions that wrote something and were committed", health.commits),
+        (Counter, "scq_store_commit_seconds", "Time that they took", health.commit_seconds),
+        (Counter, "scq_store_jobs", "Jobs that ran in them", health.jobs),
+        (Counter, "scq_store_failed_commits", "Transactions that failed", health.failed_commits),
+        (Counter, "scq_store_reopened", "Times it was opened again after a failure", health.reopened),
+        (Gauge, "scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside),
+        (Gauge, "scq_store_log_frames", "Pages of the log that are not checkpointed", health.log_frames),
+        (Gauge, "scq_store_headroom_bytes", room, health.headroom_bytes),
+    ]
+    return [kind(name, text, value) for kind, name, text, value in rows if value is not None]
 
 
 def _upstream(delivery: DeliveryState) -> Iterable[Metric]:
-    gate = GaugeMetricFamily("scq_gate", "1 for the state that the gate to SendX is in", labels=["state"])
-    for state in ("open", "closed", "half-open", "halted"):
-        gate.add_metric([state], float(delivery.gate == state))
-    yield gate
-    requests = CounterMetricFamily("scq_upstream_requests", "Requests to SendX by verdict", labels=["verdict"])
-    for verdict, count in delivery.requests.items():
-        requests.add_metric([str(verdict)], count)
-    yield requests
-    yield CounterMetricFamily("scq_upstream_seconds", "Time that requests to SendX took", delivery.latency_seconds)
-    yield GaugeMetricFamily("scq_upstream_in_flight", "Requests to SendX under way", delivery.in_flight)
-    yield GaugeMetricFamily("scq_upstream_concurrency", "Requests to SendX allowed at once now", delivery.limit)
+    gate = {state: float(delivery.gate == state) for state in ("open", "closed", "half-open", "halted")}
+    yield _labelled(Gauge("scq_gate", "1 for the state that the gate to SendX is in", labels=["state"]), gate)
+    requests = Counter("scq_upstream_requests", "Requests to SendX by verdict", labels=["verdict"])
+    yield _labelled(requests, delivery.requests)
+    yield Counter("scq_upstream_seconds", "Time that requests to SendX took", delivery.latency_seconds)
+    yield Gauge("scq_upstream_in_flight", "Requests to SendX under way", delivery.in_flight)
+    yield Gauge("scq_upstream_concurrency", "Requests to SendX allowed at once now", delivery.limit)
+
+
+def _labelled(family: Gauge | Counter, values: Mapping[Any, float]) -> Metric:
+    for label, value in values.items():
+        family.add_metric([str(label)], value)
+    return family

@@ -63,7 +63,6 @@ class OperatorPages:
 
     @property
     def handlers(self) -> Handlers:
-        """Returns what answers the commands that only the server itself can."""
         return {AskReport: self._answer_report, AskDurability: self._answer_durability}
 
     async def _answer_report(self, _: AskReport) -> AsyncIterator[Report]:

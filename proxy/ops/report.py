@@ -9,7 +9,6 @@ from datetime import timedelta
 
 import msgspec
 
-from proxy.core.gate import Closure
 from proxy.delivery.account import ADVICE, DeliveryState
 from proxy.store.outbox import Outbox
 from proxy.store.records import Health, RefusedName, Stats
@@ -40,7 +39,7 @@ def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now
     """`now`: Unix seconds."""
     lag = max(0.0, now - stats.oldest) if stats.oldest is not None else 0.0
     return Report(
-        (*_of_gate(delivery, stats.closure), *_problems(stats, delivery, lag, now)),
+        tuple(_problems(stats, delivery, lag, now)),
         stats.waiting,
         stats.holding,
         stats.dead,
@@ -53,15 +52,11 @@ def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now
     )
 
 
-def _of_gate(delivery: DeliveryState | None, closure: Closure | None) -> Iterable[str]:
-    """`closure`: what the store says of the gate, which counts where nobody who sends can be asked."""
-    halted = delivery.halted if delivery is not None else closure.halted if closure is not None else None
-    if halted is not None:
-        why = (delivery.last_error if delivery is not None else None) or ADVICE[halted]
-        yield f"Sending is halted: {why}. Nothing is lost; one probe a minute is sent."
-
-
 def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: float) -> Iterable[str]:
+    said = delivery or stats.closure  # what the store says of the gate counts where nobody who sends can be asked
+    if said is not None and said.halted is not None:
+        why = (delivery.last_error if delivery is not None else None) or ADVICE[said.halted]
+        yield f"Sending is halted: {why}. Nothing is lost; one probe a minute is sent."
     if delivery is not None and not delivery.running:
         yield "The forwarder is down and is being restarted: the log of the server says why."
     put_off = stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - now
@@ -79,5 +74,4 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: flo
 
 
 async def read_report(outbox: Outbox) -> Report:
-    """Returns what the store alone tells."""
     return make_report(await outbox.stats(), None, 0, time.time())

@@ -83,17 +83,6 @@ class Recorded(Struct, frozen=True):
     violation: str | None
 
 
-class WireAnswer(NamedTuple):
-    """What to answer, and the fault behind it: its delay, hang or reset is for the caller to carry out."""
-
-    response: Response
-    fault: Fault
-
-    @property
-    def status(self) -> int:
-        return self.response.status_code
-
-
 class Endpoint(NamedTuple):
     """The query parameters of a path (only the legacy dialect has any), what reads its body, and what applies it."""
 
@@ -143,14 +132,18 @@ class Sandbox:
         """Returns the last 10,000 requests that SendX's schema does not know."""
         return list(self._violations)
 
-    def handle(self, call: Call) -> WireAnswer:
-        """Judges, applies and records one request in one step; returns what to answer."""
+    def handle(self, call: Call) -> tuple[Response, Fault]:
+        """Judges, applies and records one request in one step.
+
+        Returns what to answer, and the fault behind it: its delay, hang or reset is for the caller to carry out.
+        """
         self.total += 1
         body, problem = _decode(call.raw)
         addressed = _addressed(call.query, body)
         fault = self.faults.take(addressed)
         result = self._result(call, body, problem, fault)
-        response = _json(result.body, result.status) if fault.kind == "ok" else response_of(fault)
+        usual = Response(result.body, result.status, media_type="application/json")
+        response = usual if fault.kind == "ok" else response_of(fault)
         record = Recorded(
             number=self.total,
             time=datetime.now(UTC),
@@ -169,7 +162,7 @@ class Sandbox:
         self._requests.append(record)
         if record.violation:
             self._violations.append(record)
-        return WireAnswer(response, fault)
+        return response, fault
 
     def _result(self, call: Call, body: Any, problem: str | None, fault: Fault) -> CallResult:
         try:
@@ -178,7 +171,7 @@ class Sandbox:
                 raise violates(problem)
             received = Received(self.total, body, query, self.switches)
             asked = endpoint.read(received)
-            applies = fault.lets_apply
+            applies = fault.kind == "ok" or fault.applied
             return CallResult(200, endpoint.apply(self.contacts, asked, received) if applies else OK, applies)
         except RefusedCall as refused:
             return refused.result
@@ -226,10 +219,6 @@ def _addressed(query: str, body: Any) -> list[str]:
     items = body if isinstance(body, list) else [body]
     named = (item.get("email", item.get("identifier")) for item in items if isinstance(item, dict))
     return in_query or [name for name in named if isinstance(name, str)]
-
-
-def _json(body: bytes, status: int) -> Response:
-    return Response(body, status, media_type="application/json")
 
 
 # --- The API on the wire: plain ASGI, because hangs and resets need the connection itself -----------------------------

@@ -34,8 +34,6 @@ class CallResult(NamedTuple):
 
 
 class RefusedCall(Exception):
-    """Ends a request that is not applied as asked."""
-
     def __init__(self, status: int, violation: str | None = None) -> None:
         super().__init__(violation or str(status))
         self.result = CallResult(status, documented_body(status), applied=False, violation=violation)
@@ -44,8 +42,6 @@ class RefusedCall(Exception):
 def violates(reason: str) -> RefusedCall:
     return RefusedCall(422, reason)
 
-
-# --- The request schema -----------------------------------------------------------------------------------------------
 
 ADDRESS = r"\A[^@\s\x00-\x1f<>,;]+@[^@\s\x00-\x1f<>,;]+\.[^@\s\x00-\x1f<>,;.]+\Z"
 Email = Annotated[str, Meta(max_length=254, pattern=ADDRESS)]
@@ -77,8 +73,6 @@ class TrackBody(Struct, frozen=True, forbid_unknown_fields=True, rename="camel")
 
 
 class CustomEvent(Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of events/custom."""
-
     identifier: str
     name: Annotated[str, Meta(min_length=1)]
     data: dict[str, Any] | UnsetType = UNSET
@@ -86,8 +80,6 @@ class CustomEvent(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RevenueEvent(Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of events/revenue."""
-
     identifier: str
     amount: float
     source: str | UnsetType = UNSET
@@ -101,9 +93,6 @@ class Received(NamedTuple):
     body: Any
     query: dict[str, str]
     switches: Switches
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_identify(received: Received) -> IdentifyBody:
@@ -150,9 +139,6 @@ def _convert(body: Any, kind: Any) -> Any:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as problem:
         raise violates(str(problem).replace(f"`str` matching regex {ADDRESS!r}", "an e-mail address")) from None
-
-
-# --- Merging. Pure. ---------------------------------------------------------------------------------------------------
 
 
 class Contact(Struct, frozen=True, rename="camel"):
@@ -224,9 +210,6 @@ def _united(old: tuple[str, ...], new: tuple[str, ...] | UnsetType) -> tuple[str
 def _id22(seed: str) -> str:
     """Returns an id as SendX shows them, 22 characters; the same seed gives the same id."""
     return base64.urlsafe_b64encode(hashlib.sha256(seed.encode()).digest()[:16]).decode().rstrip("=")
-
-
-# --- All contacts of a team -------------------------------------------------------------------------------------------
 
 
 class ContactBook:

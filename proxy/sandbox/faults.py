@@ -16,8 +16,7 @@ from starlette.responses import Response
 
 EVERYBODY = "*"
 
-# --- SendX's bodies by status, byte for byte (source: SendX docs) -----------------------------------------------------
-
+# SendX's bodies by status, byte for byte (source: SendX docs)
 OK = b'{"status":"200","message":"OK"}'
 UNAUTHORIZED = b'{"status":401,"message":"The Team ID or API Key specified is not valid"}'
 MESSAGES = {
@@ -40,9 +39,6 @@ def documented_body(status: int) -> bytes:
     return msgspec.json.encode({"status": "error", "message": MESSAGES.get(status) or phrases.get(status, "Error")})
 
 
-# --- Switches ---------------------------------------------------------------------------------------------------------
-
-
 class Switches(Struct, frozen=True, forbid_unknown_fields=True):
     """Decides what SendX's docs leave open, one switch each. The defaults are a guess, not a fact.
 
@@ -63,9 +59,6 @@ class Switches(Struct, frozen=True, forbid_unknown_fields=True):
     bulk_partial_failure: Literal["reject_all", "apply_valid_200", "apply_valid_422"] = "reject_all"
 
 
-# --- Faults -----------------------------------------------------------------------------------------------------------
-
-
 class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     """Orders one misbehaviour.
 
@@ -83,10 +76,6 @@ class Fault(Struct, frozen=True, forbid_unknown_fields=True):
     retry_after_date: bool = False
     delay: Annotated[float, Meta(ge=0, le=3600)] = 0.0
     applied: bool = False
-
-    @property
-    def lets_apply(self) -> bool:
-        return self.kind == "ok" or self.applied
 
     @property
     def breaks_off(self) -> bool:
@@ -146,7 +135,6 @@ class PendingFaults:
 
 
 def response_of(fault: Fault) -> Response:
-    """Returns the answer that a fault puts in the place of the usual one."""
     bodies = {
         "html": f"<html><body><h1>{fault.status} {phrases.get(fault.status, 'Error')}</h1></body></html>",
         "error": documented_body(fault.status),

@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.core.hosts import is_loopback_host
+from proxy.core.hosts import ip_or_none, is_loopback_host
 from proxy.errors import RequestError
 
 Network = IPv4Network | IPv6Network
@@ -61,30 +61,20 @@ def scan(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     return found
 
 
-class Origins:
-    """Which pages may push: the listed origins, and the page's own origin when the browser says that it is the same."""
-
-    def __init__(self, listed: Collection[str]) -> None:
-        self._listed = frozenset(listed)
-
-    def lists(self, headers: Headers) -> bool:
-        """Whether the origin is a listed one, which gets CORS headers: its page may read the answer, refusals included."""
-        return headers.origin in self._listed
-
-    def require(self, headers: Headers) -> str:
-        """The origin, if its page may push. Raises 403."""
-        origin = headers.origin
-        if origin is None:
-            raise _refused("The request has no Origin header: push from a page, with the shim or with fetch.")
-        if headers.fetch_site == "cross-site":
-            raise _refused("The page is on another site than this proxy: serve the proxy on the site's own domain.")
-        if origin in self._listed:
+def require_origin(headers: Headers, listed: Collection[str]) -> str:
+    """Returns the page's origin if it may push: a listed one, or one that the browser says is the same. Raises 403."""
+    origin = headers.origin
+    if origin is None:
+        raise _refused("The request has no Origin header: push from a page, with the shim or with fetch.")
+    if headers.fetch_site == "cross-site":
+        raise _refused("The page is on another site than this proxy: serve the proxy on the site's own domain.")
+    if origin in listed:
+        return origin
+    if headers.fetch_site == "same-origin":
+        if _is_safe(origin):
             return origin
-        if headers.fetch_site == "same-origin":
-            if _is_safe(origin):
-                return origin
-            raise _refused("Plain http is accepted on loopback names only: serve the page over https.")
-        raise _refused("This origin is not listed: add it to SCQ_ORIGINS exactly as the browser sends it.")
+        raise _refused("Plain http is accepted on loopback names only: serve the page over https.")
+    raise _refused("This origin is not listed: add it to SCQ_ORIGINS exactly as the browser sends it.")
 
 
 def _refused(message: str) -> RequestError:
@@ -101,21 +91,12 @@ def _is_safe(origin: str) -> bool:
     return host is not None and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback_host(host)))
 
 
-class Hosts:
-    """Under which names the proxy answers; empty: under any. Somebody else's name that points here gets nothing to work with."""
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = frozenset(names)
-
-    def __bool__(self) -> bool:
-        return bool(self._names)
-
-    def require(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        """Raises 421 unless the request has one Host, and it is known."""
-        given = [value.decode("latin-1").lower() for name, value in raw if name == b"host"]
-        name = re.sub(r":[0-9]*\Z", "", given[0]) if len(given) == 1 else ""
-        if name.removesuffix(".") not in self._names:
-            raise RequestError(421, "unknown-host", "This host name is not served: add it to SCQ_HOSTS, without port.")
+def require_host(raw: Iterable[tuple[bytes, bytes]], names: Collection[str]) -> None:
+    """Raises 421 unless the request has one Host, and it is known: somebody else's name that points here gets nothing to work with."""
+    given = [value.decode("latin-1").lower() for name, value in raw if name == b"host"]
+    name = re.sub(r":[0-9]*\Z", "", given[0]) if len(given) == 1 else ""
+    if name.removesuffix(".") not in names:
+        raise RequestError(421, "unknown-host", "This host name is not served: add it to SCQ_HOSTS, without port.")
 
 
 class ClientAddresses:
@@ -158,12 +139,8 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
+    address = ip_or_none(text.partition("%")[0])
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
 def _key(address: IPv4Address | IPv6Address | None) -> str:

@@ -3,7 +3,7 @@
 It knows no setting and builds no endpoint: `proxy.app` does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import RequestError
-from proxy.web.access import Hosts
+from proxy.web.access import require_host
 from proxy.web.asgi import NOT_FOUND, error_response, send_error, send_not_found
 
 _HTTP_ERRORS = {
@@ -34,7 +34,7 @@ class Application(Starlette):
 
     direct: Mapping[str, ASGIApp] = MappingProxyType({})
 
-    def __init__(self, lifespan: Callable[[Any], AbstractAsyncContextManager[None]], hosts: Hosts) -> None:
+    def __init__(self, lifespan: Callable[[Any], AbstractAsyncContextManager[None]], hosts: Collection[str]) -> None:
         super().__init__(
             lifespan=lifespan,
             exception_handlers={HTTPException: _http_error, Exception: _defect},
@@ -51,13 +51,13 @@ class Application(Starlette):
 class _HostGuard:
     """Refuses requests for names that are not served, except the probes of a supervisor, which go by IP address."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self._app, self._hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in ("/healthz", "/readyz"):
             try:
-                self._hosts.require(scope["headers"])
+                require_host(scope["headers"], self._hosts)
             except RequestError as error:
                 await send_error(send, error)
                 return

@@ -18,9 +18,7 @@ SECURITY: tuple[Header, ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-SECURITY_TEXTS: Mapping[str, str] = {
-    name.decode(): value.decode() for name, value in SECURITY
-}  # as Starlette takes them
+SECURITY_TEXTS = {name.decode(): value.decode() for name, value in SECURITY}  # as Starlette takes them
 NOT_FOUND = RequestError(404, "not-found", "There is nothing at this path.")
 _JSON: tuple[Header, ...] = ((b"content-type", b"application/json"), *SECURITY)
 
@@ -54,7 +52,6 @@ def error_body(error: RequestError) -> bytes:
 
 
 def retry_after(error: RequestError) -> tuple[Header, ...]:
-    """Returns the header of that name, or none."""
     return () if error.retry_after is None else ((b"retry-after", str(error.retry_after).encode("ascii")),)
 
 

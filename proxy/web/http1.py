@@ -73,8 +73,6 @@ class Http1(HttpToolsProtocol):
             if self._silent_bytes >= MAX_HEAD:
                 self._refuse(_TOO_LARGE)
 
-    # What the parser finds
-
     def on_message_begin(self) -> None:
         if self._request is not None:
             # Not "complete": a client can have all of an answer whose last, empty part the application has yet to send.
@@ -97,8 +95,6 @@ class Http1(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
         super().on_body(body)
-
-    # The application
 
     def _describe(self) -> Any:
         """The request as ASGI has it. Raises what makes the parser refuse it, when the address is none."""
@@ -128,9 +124,8 @@ class Http1(HttpToolsProtocol):
             keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
-        scope["extensions"] = {
-            AT_HAND: self._body_at_hand
-        }  # of the connection: a request that knew itself would be left to the collector
+        # Of the connection: a request that knew itself would be left to the collector.
+        scope["extensions"] = {AT_HAND: self._body_at_hand}
         if last is None or last.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:  # all but the empty end of the last answer is sent
@@ -144,8 +139,6 @@ class Http1(HttpToolsProtocol):
             return None
         body, request.body = bytes(request.body), bytearray()
         return body
-
-    # How it ends
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -7,6 +7,7 @@ nothing is parsed before the limits are checked, and no input leads to a 500. It
 import logging
 import secrets
 import time
+from collections.abc import Collection
 from functools import lru_cache
 
 import msgspec
@@ -24,7 +25,7 @@ from proxy.core.tokens import TokenCodec, Vouched
 from proxy.core.visitors import Visitor, derived_visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.store.outbox import Outbox
-from proxy.web.access import AddressLimit, ClientAddresses, Headers, Origins, RateLimit, scan
+from proxy.web.access import AddressLimit, ClientAddresses, Headers, RateLimit, require_origin, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
 
 log = logging.getLogger("proxy.push")
@@ -44,25 +45,21 @@ class _Wire(msgspec.Struct, omit_defaults=True):
 
 
 class PushEndpoint:
-    """The ASGI application of the push endpoint."""
-
     def __init__(
         self,
         outbox: Outbox,
         *,
-        origins: Origins,
+        origins: Collection[str],
         client_addresses: ClientAddresses,
         rate: RateLimit,
         asserted: AddressLimit,
-        cookies: CookieCodec,
-        tokens: TokenCodec,
         policy: Policy,
         limits: Limits,
     ) -> None:
         self._outbox = outbox
         self._origins, self._client_addresses, self._rate = origins, client_addresses, rate
-        self._asserted = asserted
-        self._cookies, self._tokens, self._policy, self._limits = cookies, tokens, policy, limits
+        self._asserted, self._policy, self._limits = asserted, policy, limits
+        self.use(CookieCodec([]), TokenCodec([]))
 
     def use(self, cookies: CookieCodec, tokens: TokenCodec) -> None:
         """From the next request on."""
@@ -73,13 +70,13 @@ class PushEndpoint:
         cors: tuple[Header, ...] = (_VARY,)
         try:
             headers = scan(scope["headers"])
-            listed = self._origins.lists(headers)
+            listed = headers.origin in self._origins  # its page may read the answer, refusals included
             if listed and method != "OPTIONS" and headers.fetch_site != "same-origin":
-                cors = _cors(headers.origin or "")  # on refusals too: the page of a listed origin is to learn why
+                cors = _cors(headers.origin or "")
             if method not in ("POST", "OPTIONS"):
                 cors = (*cors, _ALLOW)
                 raise RequestError(405, "method-not-allowed", "Send pushes by POST.")
-            origin = self._origins.require(headers)
+            origin = require_origin(headers, self._origins)
             if method == "OPTIONS":
                 allowed = (*_cors(origin), *_PREFLIGHT) if listed else (_VARY,)
                 await send({"type": "http.response.start", "status": 204, "headers": allowed})

@@ -13,7 +13,6 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -38,7 +37,6 @@ class Site:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine on uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
 
@@ -60,7 +58,11 @@ async def serve(
         _relax_collector()
         servers = [_Server(_config(site)) for site in sites]
         apps = [site.app for site in sites]
-        stop = partial(_stop_all, servers)
+
+        def stop() -> None:
+            for server in servers:
+                server.should_exit = True
+
         _stop_on_signals(stop, once=not watched)
         _reload_on_signal(apps)
         failures = _stop_on_failures(apps, stop)
@@ -144,11 +146,6 @@ def listen_together(host: str, port: int, count: int) -> Sequence[socket.socket]
     with listen(host, port) as alone:  # nobody else is there, which sockets that may be shared would not tell
         port = alone.getsockname()[1]
     return [listen(host, port, shared=True) for _ in range(count)]
-
-
-def _stop_all(servers: Sequence[uvicorn.Server]) -> None:
-    for server in servers:
-        server.should_exit = True
 
 
 def _stop_on_failures(apps: Sequence[Starlette], stop: Callable[[], None]) -> Sequence[asyncio.Future[Any]]:

@@ -12,9 +12,9 @@ import hmac
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -43,42 +43,23 @@ LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth a
 log = logging.getLogger("proxy.server_api")
 
 
-class ServerKeys:
-    """The keys of SCQ_SERVER_KEYS; only digests are kept. False without any."""
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._digests = tuple(_digest(key.encode()) for key in keys)
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def find(self, given: bytes) -> int | None:
-        """Which key it is, None for no key. Takes the same time for each: all are compared, by their digests."""
-        digest = _digest(given)
-        matches = [hmac.compare_digest(known, digest) for known in self._digests]
-        return matches.index(True) if any(matches) else None
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
-
-
 class ServerApi:
     """The ASGI application of the paths in `OPERATIONS`. `team_id`: what a legacy call may not contradict.
 
-    Without keys it does not exist: 404. `keys` may be replaced while it serves.
+    Without keys it does not exist: 404.
     """
 
-    def __init__(
-        self, outbox: Outbox, *, keys: ServerKeys, rate: RateLimit, lane_max: int, team_id: str | None = None
-    ) -> None:
-        self._outbox = outbox
-        self.keys = keys
-        self._rate, self._lane_max, self._team_id = rate, lane_max, team_id
+    def __init__(self, outbox: Outbox, *, rate: RateLimit, lane_max: int, team_id: str | None = None) -> None:
+        self._outbox, self._rate, self._lane_max, self._team_id = outbox, rate, lane_max, team_id
+        self._digests: tuple[bytes, ...] = ()
+
+    def use(self, keys: Iterable[str]) -> None:
+        """Takes these keys from the next request on; only digests are kept."""
+        self._digests = tuple(hashlib.sha256(key.encode()).digest() for key in keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operation = OPERATIONS.get(scope["path"])
-        if operation is None or not self.keys:
+        if operation is None or not self._digests:
             await send_not_found(scope, receive, send)
             return
         try:
@@ -96,7 +77,6 @@ class ServerApi:
             await send_json(send, 200, body)
 
     async def _call(self, operation: Operation, scope: Scope, receive: Receive) -> bytes:
-        """The body of a 200."""
         headers = scan(scope["headers"])
         if headers.origin is not None or headers.fetch_site is not None:
             raise RequestError(
@@ -107,7 +87,9 @@ class ServerApi:
             )
         if scope["method"] != "POST":
             raise RequestError(405, "method-not-allowed", "Send the call by POST.")
-        query = _query(scope) if operation.legacy else {}
+        query = {}
+        if operation.legacy:
+            query = parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)
         name = str(self._authenticated(operation, scope, query))
         idempotency_key = _idempotency_key(scope)
         self._require_rate(name)
@@ -122,13 +104,14 @@ class ServerApi:
         return _answer(operation, pushes)
 
     def _authenticated(self, operation: Operation, scope: Scope, query: Mapping[str, Sequence[str]]) -> int:
-        """Which key the caller has. Raises 401."""
+        """Returns the number of the caller's key. Takes the same time for each: all are compared, by their digests. Raises 401."""
         given = _values(scope, b"api_key" if operation.legacy else b"x-team-apikey")
-        found = self.keys.find(given[0] if len(given) == 1 else b"")
+        digest = hashlib.sha256(given[0] if len(given) == 1 else b"").digest()
+        matches = [hmac.compare_digest(known, digest) for known in self._digests]
         teams = query.get("team_id", ())
-        if found is None or (self._team_id is not None and any(team != self._team_id for team in teams)):
+        if not any(matches) or (self._team_id is not None and any(team != self._team_id for team in teams)):
             raise RequestError(401, "unauthorized", "The Team ID or API Key specified is not valid")
-        return found
+        return matches.index(True)
 
     def _require_rate(self, name: str) -> None:
         try:
@@ -152,13 +135,6 @@ class ServerApi:
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for each, value in scope["headers"] if each == name]
-
-
-def _query(scope: Scope) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, value in parse_qsl(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True):
-        found.setdefault(name, []).append(value)
-    return found
 
 
 def _idempotency_key(scope: Scope) -> str | None:

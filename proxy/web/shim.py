@@ -39,7 +39,6 @@ class Shim:
         return "sha384-" + base64.b64encode(hashlib.sha384(self.source).digest()).decode("ascii")
 
     def respond(self, request: Request) -> Response:
-        """The Starlette endpoint of all its paths."""
         name = request.path_params.get("digest")
         encoding = _accepted(request.headers.get("accept-encoding", ""))
         body = self.encoded[encoding] if encoding else self.source
@@ -61,7 +60,6 @@ class Shim:
 
 
 def load_shim() -> Shim:
-    """Returns what browsers load."""
     return make_shim(shipped("static/scq.min.js").read_bytes())
 
 
@@ -77,7 +75,6 @@ def make_shim(source: bytes) -> Shim:
 
 
 def _accepted(header: str) -> str | None:
-    """The best encoding that the browser takes."""
     offers = {}
     for part in header.lower().split(","):
         name, _, parameters = part.strip().partition(";")

@@ -49,9 +49,7 @@ class _Parent:
         self._on_ready = on_ready
         self._mask = mask
         self._running: dict[int, int] = {}  # number by process id
-        self._due: dict[int, float] = {
-            0: 0.0
-        }  # when a worker is to be started, by number, on the clock that never goes back
+        self._due = {0: 0.0}  # when a worker is to be started, by number (monotonic seconds)
         self._deaths: list[float] = []
         self._ready = False
         self._stops = 0  # how often the workers were told to stop

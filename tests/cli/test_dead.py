@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from proxy.config.types import SqliteUrl
 from proxy.core.calls import Attributes, Track
 from proxy.core.decision import Decision, Enqueue
 from proxy.core.visitors import Trust
@@ -30,7 +31,7 @@ from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
 from proxy.store.records import DeadReason, Fate, Settled, Settlement
 from proxy.store.sqlite.outbox import open_outbox
-from proxy.stores import open_store_file
+from proxy.stores import open_existing
 from tests.support.commands import Said, at_a_terminal, clean, scq, spawn
 from tests.support.live import PATIENCE_SECONDS, eventually
 from tests.support.server import (
@@ -460,7 +461,7 @@ def test_long_work_shows_a_bar_on_a_terminal_and_short_work_does_not(tmp_path: P
 async def test_what_dies_again_during_a_replay_is_left_for_the_next(tmp_path: Path) -> None:
     """The worst of forwarders: everything is dead again before the next step."""
     path = await _buried(tmp_path, STEP + 100)
-    async with open_store_file(path) as outbox:
+    async with open_existing(SqliteUrl(path)) as outbox:
         said = []
         async for advance in StoreCommands(outbox).act(ReplayDead(Selection())):
             said.append((advance.done, advance.total))

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 
 from proxy.errors import RequestError
 from proxy.sandbox.api import Sandbox
-from proxy.web.access import AddressLimit, Hosts
+from proxy.web.access import AddressLimit, require_host
+from proxy.web.application import Application
 from tests.support.server import (
     Browser,
     Server,
@@ -88,7 +89,7 @@ def test_what_is_kept_of_an_address_is_no_address() -> None:
 
 # --- The names under which the proxy answers
 
-NAMED = Hosts({"www.example.com", "localhost", "[::1]", "127.0.0.1"})
+NAMED = frozenset({"www.example.com", "localhost", "[::1]", "127.0.0.1"})
 
 
 def host_headers(*values: str) -> list[tuple[bytes, bytes]]:
@@ -103,7 +104,7 @@ def host_headers(*values: str) -> list[tuple[bytes, bytes]]:
     ],
 )
 def test_a_listed_name_is_served_whatever_its_port_and_case(host: str) -> None:
-    NAMED.require(host_headers(host))
+    require_host(host_headers(host), NAMED)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +120,13 @@ def test_a_listed_name_is_served_whatever_its_port_and_case(host: str) -> None:
 )
 def test_any_other_name_or_none_or_two_are_not_served(hosts: list[str]) -> None:
     with pytest.raises(RequestError) as refused:
-        NAMED.require(host_headers(*hosts))
+        require_host(host_headers(*hosts), NAMED)
     assert (refused.value.status, refused.value.code) == (421, "unknown-host")
 
 
 def test_without_names_there_is_no_guard() -> None:
-    assert not Hosts([])
-    assert NAMED
+    assert not Application(nullcontext, []).user_middleware
+    assert Application(nullcontext, NAMED).user_middleware
 
 
 # --- A real server
