@@ -143,20 +143,14 @@ def migrate(env_file: EnvFile = None) -> None:
         sys.stdout.write(f"The schema was {done}.\n")
 
 
-def copy(
-    source: Annotated[
-        str, Option("--from", metavar="URL", help="The SQLite store, of which no server runs: sqlite:///scq.db.")
-    ],
-    target: Annotated[
-        str,
-        Option(
-            "--to",
-            metavar="URL",
-            help="The PostgreSQL store, empty: postgresql://... Without it SCQ_STORE counts, where no other user of the machine sees the password.",
-        ),
-    ] = "",
-    env_file: EnvFile = None,
-) -> None:
+# fmt: off
+Source = Annotated[str, Option("--from", metavar="URL", help="The SQLite store, of which no server runs: sqlite:///scq.db.")]
+Target = Annotated[str, Option("--to", metavar="URL",
+    help="The PostgreSQL store, empty: postgresql://... Without it SCQ_STORE counts, where no other user of the machine sees the password.")]
+# fmt: on
+
+
+def copy(source: Source, target: Target = "", env_file: EnvFile = None) -> None:
     """Move a store from SQLite to PostgreSQL.
 
     Stop the server, run scq-proxy migrate on the new store, then this. Everything is kept: order, ids, what is held, dead letters, counters,

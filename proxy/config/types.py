@@ -103,7 +103,4 @@ class LogLevel(StrEnum):
     CRITICAL = "critical"
 
 
-DEFAULT_UPSTREAMS = {
-    Dialect.REST: "https://api.sendx.io/api/v1/rest",
-    Dialect.LEGACY: "https://app.sendx.io/api/v1",
-}
+DEFAULT_UPSTREAMS = {Dialect.REST: "https://api.sendx.io/api/v1/rest", Dialect.LEGACY: "https://app.sendx.io/api/v1"}

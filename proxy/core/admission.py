@@ -45,7 +45,7 @@ from proxy.core.decision import (
 from proxy.core.emails import lane_key
 from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason, Status
-from proxy.core.request import Candidate, Context, Limits, PushAnswer, Request, Result
+from proxy.core.request import HOUR, Candidate, Context, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor
 from proxy.core.visits import Visit
@@ -313,5 +313,5 @@ def _leaves_trace(context: Context, visit: Visit) -> bool:
         return True
     if context.facts.visitor(visit.who.id).identified is not None:
         return True  # a tab without the cookie of the person who is logged in
-    free = context.has_turn(Schedule.TRACES)
+    free = context.busy_until(Schedule.TRACES) <= context.request.now + HOUR  # an hour's worth may be taken in one go
     return free and context.take_turn(Schedule.TRACES, context.limits.traces_per_hour) <= context.request.now

@@ -16,8 +16,6 @@ from proxy.core.visitors import Trust, Visitor
 
 T = TypeVar("T")
 
-# --- What the store knows ----------------------------------------------------------------------------------------------
-
 
 class Seen(msgspec.Struct, frozen=True):
     """An id that was accepted or held before, `at` (Unix seconds).
@@ -84,9 +82,6 @@ class Facts(Protocol):
     def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
     def held_bytes(self) -> int: ...
     def schedule(self, name: Schedule) -> float: ...
-
-
-# --- What a decision asks of the store ---------------------------------------------------------------------------------
 
 
 class Change(msgspec.Struct, frozen=True):

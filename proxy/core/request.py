@@ -19,7 +19,7 @@ _TYPED_AGE = timedelta(days=1)
 _NAMES_COUNTED = 20  # per request, of what is not offered
 _STRANGERS_SHARE = 250  # pushes that may wait for an address that nobody has vouched for
 _ASSERTED_SHARE = 4  # pushes of asserted trust may fill one part in this many of a lane
-_HOUR = 3_600.0  # seconds
+HOUR = 3_600.0  # seconds
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,20 +124,16 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         erased_at = self.facts.erased_at(key)
         return erased_at is not None and self.request.now <= erased_at + _TYPED_AGE.total_seconds()
 
-    def has_turn(self, name: Schedule) -> bool:
-        """Returns whether the next turn comes at once: an hour's worth may be taken in one go."""
-        return self._busy_until(name) <= self.request.now + _HOUR
-
     def take_turn(self, name: Schedule, per_hour: float) -> float:
         """Returns when the next turn comes (Unix seconds), and takes it."""
         if not per_hour:
             return self.request.now
-        at, until = next_turn(self._busy_until(name), per_hour, self.request.now)
+        at, until = next_turn(self.busy_until(name), per_hour, self.request.now)
         self.intake.busy[name] = until
         self.intake.changes.append(Scheduled(name, until))
         return at
 
-    def _busy_until(self, name: Schedule) -> float:
+    def busy_until(self, name: Schedule) -> float:
         return self.intake.busy.get(name) or self.facts.schedule(name)
 
     def accept(
@@ -168,5 +164,5 @@ def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:
 
 def next_turn(busy_until: float, per_hour: float, now: float) -> tuple[float, float]:
     """Returns when the next turn comes and until when the schedule is busy after it (Unix seconds)."""
-    until = max(busy_until, now) + _HOUR / per_hour
-    return max(until - _HOUR, now), until
+    until = max(busy_until, now) + HOUR / per_hour
+    return max(until - HOUR, now), until
