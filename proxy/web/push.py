@@ -13,16 +13,15 @@ from functools import lru_cache
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from proxy.core.admission import judge
+from proxy.core.admission import judge, reads_of
 from proxy.core.calls import BadPush, Identify, Push
 from proxy.core.cookies import CookieCodec, cookie_name, read_cookie, set_cookie
-from proxy.core.decision import Reads
 from proxy.core.emails import lane_key
 from proxy.core.parsing import parse_batch
 from proxy.core.policy import Policy
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
-from proxy.core.tokens import TokenCodec, Vouched
-from proxy.core.visitors import Visitor, derived_visitor
+from proxy.core.tokens import TokenCodec
+from proxy.core.visitors import Visitor
 from proxy.errors import RequestError, StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, RateLimit, require_origin, scan
@@ -142,33 +141,13 @@ class PushEndpoint:
         try:
             plan = await self._outbox.append(
                 lambda facts: judge(request, facts, self._policy, self._limits),
-                _reads(request, self._outbox.site_key),
+                reads_of(request, self._outbox.site_key),
             )
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
         answer = plan.answer
         assert isinstance(answer, PushAnswer)  # noqa: S101 - judge's own, which append hands back
         return answer
-
-
-def _reads(request: Request, site_key: bytes) -> Reads:
-    """Returns what `judge` will mostly ask for: the ids, whom the pushes and the cookie name, and who the browser may be."""
-    ids: list[str] = []
-    emails: list[str] = []
-    for candidate in request.candidates:
-        push, token = candidate.push, candidate.token
-        if push.id is not None:
-            ids.append(push.id)
-        if isinstance(token, Vouched):
-            emails.append(token.email)
-        elif isinstance(push, Push) and isinstance(push.call, Identify) and push.call.email is not None:
-            emails.append(push.call.email)
-    visitors = [derived_visitor(request.session, site_key) if request.session else request.stranger]
-    if (cookie := request.cookie) is not None:
-        visitors.append(cookie.id)
-        if cookie.email is not None:
-            emails.append(cookie.email)
-    return Reads(ids, [lane_key(email) for email in emails], visitors)
 
 
 @lru_cache(maxsize=256)

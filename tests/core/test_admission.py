@@ -9,7 +9,7 @@ from math import inf
 import msgspec
 import pytest
 
-from proxy.core.admission import judge
+from proxy.core.admission import judge, lane_room, next_turn, reads_of
 from proxy.core.calls import Attributes, BadPush, Call, Consent, Identify, Push, Reset, Track
 from proxy.core.decision import (
     Alias,
@@ -35,7 +35,7 @@ from proxy.core.decision import (
 )
 from proxy.core.policy import Policy
 from proxy.core.reasons import Reason, Status
-from proxy.core.request import Candidate, Limits, PushAnswer, Request, lane_room, next_turn
+from proxy.core.request import Candidate, Limits, PushAnswer, Request
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
 from proxy.core.visits import bind, bound_until, enter, next_cookie, present, resume, start_anew, still_says, to_retire
@@ -439,3 +439,17 @@ def test_a_refusal_says_where_and_stores_nothing_but_its_count(
     assert (result.status, result.reason, result.where) == (Status.REFUSED, reason, where)
     assert decision.changes == (Refused(reason),)
     assert decision.answer.visitor is None
+
+
+def test_a_request_names_what_its_judgement_will_ask_for() -> None:
+    typed = Candidate(Push("b" * 32, Identify(Attributes(), email="Bob@Example.com")))
+    cookie = Visitor("v", "ann@example.com", Trust.VERIFIED, issued=1)
+    request = Request(now=NOW, cookie=cookie, session="s" * 16, gpc=False, candidates=[typed], stranger="")
+    reads = reads_of(request, b"k" * 32)
+    assert (list(reads.ids), set(reads.keys)) == (["b" * 32], {"bob@example.com", "ann@example.com"})
+    assert set(reads.visitors) == {"v", derived_visitor("s" * 16, b"k" * 32)}
+
+
+def test_a_browser_that_shows_nothing_is_the_stranger_of_its_request() -> None:
+    request = Request(now=NOW, cookie=None, session=None, gpc=False, candidates=[], stranger="stranger")
+    assert list(reads_of(request, b"k" * 32).visitors) == ["stranger"]

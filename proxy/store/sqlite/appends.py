@@ -22,7 +22,7 @@ from proxy.store.sqlite.reads import value
 if TYPE_CHECKING:
     import sqlite3
     from collections import Counter
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 _REMEMBERED = 20_000  # visitors, and people: some 5 MB
 
@@ -33,9 +33,9 @@ _encode = msgspec.json.Encoder().encode
 class Appends:
     """Decides and carries out, over a ledger. `tallies` are written with the transaction by their owner."""
 
-    def __init__(self, tallies: Counter[str]) -> None:
+    def __init__(self, tallies: Counter[str], wake: Callable[[], object]) -> None:
         self.ready_lanes = False  # some lane has gained a push since this was last cleared
-        self._tallies = tallies
+        self._tallies, self._wake = tallies, wake
         self._connection: sqlite3.Connection
         self._lane_ids: dict[str, int] = {}
         self._known = Known(b"")
@@ -48,7 +48,7 @@ class Appends:
         self._ledger = Ledger(self._known, self._read_one, self._tallies)
         self.ready_lanes = False
 
-    def begin(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
+    def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
         """A transaction has begun, whose appends will ask for `reads`."""
         known = self._known
         known.seen.clear()
@@ -69,8 +69,18 @@ class Appends:
         self._write(self._ledger.take_writes())
         self._lane_ids.clear()
 
+    def before_commit(self, connection: sqlite3.Connection) -> None:
+        self.flush()
+        if self._tallies:
+            connection.executemany(SQL["tally"], self._tallies.items())
+            self._tallies.clear()
+        if self.ready_lanes:
+            self.ready_lanes = False
+            self._wake()  # before the commit is done: the claim that follows waits in the queue behind this transaction
+
     def rolled_back(self) -> None:
         self.ready_lanes = False
+        self._tallies.clear()
         self.forget()
 
     def forget(self) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -54,11 +55,11 @@ class SqliteOutbox:
         self._upkeep = Upkeep(file.path, min_free_bytes=min_free_bytes)
         self._tallies: Counter[str] = Counter()
         self._leases = Leases(self._tallies)
-        self._appends = Appends(self._tallies)
         self._ready = asyncio.Event()
         self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
-        self._loop = asyncio.get_running_loop()
-        self._thread = Writer(file, self._upkeep, self)
+        loop = asyncio.get_running_loop()
+        self._appends = Appends(self._tallies, wake=partial(loop.call_soon_threadsafe, self._ready.set))
+        self._thread = Writer(file, self._upkeep, self._appends, opened=self._opened)
 
     async def open(self) -> None:
         await self._thread.open()
@@ -167,14 +168,14 @@ class SqliteOutbox:
 
     # --- on the thread
 
-    def opened(self, connection: sqlite3.Connection, *, first: bool) -> None:
+    def _opened(self, connection: sqlite3.Connection, *, first: bool) -> None:
         self.site_key = self._file.site_key
         self._appends.use(connection, self.site_key)
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
         self._leases.end_leases_of_the_dead(connection)
-        self.before_commit(connection)
+        self._appends.before_commit(connection)
         connection.execute("COMMIT")
 
     def _prove(self, connection: sqlite3.Connection) -> None:
@@ -183,23 +184,6 @@ class SqliteOutbox:
             value(connection, "counter", "accepted")
         else:
             connection.execute(SQL["tally"], ("gauge:proofs", 1))
-
-    def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
-        self._appends.begin(connection, reads)
-
-    def before_commit(self, connection: sqlite3.Connection) -> None:
-        self._appends.flush()
-        if self._tallies:
-            connection.executemany(SQL["tally"], self._tallies.items())
-            self._tallies.clear()
-        if self._appends.ready_lanes:
-            self._appends.ready_lanes = False
-            # The loop hears of it before the commit is done; its claim waits in the queue behind this transaction.
-            self._loop.call_soon_threadsafe(self._ready.set)
-
-    def rolled_back(self) -> None:
-        self._tallies.clear()
-        self._appends.rolled_back()
 
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
         self._appends.ready_lanes = True

@@ -40,13 +40,13 @@ _REOPENING = State.REOPENING  # `submit` runs for every push, and Python 3.11 fi
 log = logging.getLogger("proxy.store")
 
 
-class Owner(Protocol):
-    """Is told on the thread: when the file was opened, first and last in each transaction, and after one that failed.
+class Opened(Protocol):
+    def __call__(self, connection: sqlite3.Connection, *, first: bool) -> None: ...
 
-    `reads`: what the jobs of the transaction said they would read.
-    """
 
-    def opened(self, connection: sqlite3.Connection, *, first: bool) -> None: ...
+class Gathering(Protocol):
+    """Is told on the thread: first and last in each transaction, and after one that failed. `reads`: what its jobs said they would read."""
+
     def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None: ...
     def before_commit(self, connection: sqlite3.Connection) -> None: ...
     def rolled_back(self) -> None: ...
@@ -55,8 +55,9 @@ class Owner(Protocol):
 class Writer:
     """Runs jobs on `file`. `failed` has a result once the store has failed for good: the reason, for a person."""
 
-    def __init__(self, file: StoreFile, upkeep: Upkeep, owner: Owner) -> None:
-        self._file, self._upkeep, self._owner = file, upkeep, owner
+    def __init__(self, file: StoreFile, upkeep: Upkeep, gathering: Gathering, *, opened: Opened) -> None:
+        """`opened`: called on the thread when the file was opened, for the first time or again."""
+        self._file, self._upkeep, self._gathering, self._opened = file, upkeep, gathering, opened
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
@@ -155,13 +156,13 @@ class Writer:
         started, changes = time.monotonic(), connection.total_changes
         try:
             connection.execute("BEGIN IMMEDIATE")
-            self._owner.begun(connection, [reads for _, _, reads in jobs if reads is not None])
+            self._gathering.begun(connection, [reads for _, _, reads in jobs if reads is not None])
             outcomes = [self._run(connection, job) for job in jobs]
-            self._owner.before_commit(connection)
+            self._gathering.before_commit(connection)
             connection.execute("COMMIT")
             self._file.require_in_place()
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for an answer
-            self._owner.rolled_back()
+            self._gathering.rolled_back()
             _roll_back(connection)
             return self._after_failure(jobs, error)
         self._answer(outcomes)
@@ -238,7 +239,7 @@ class Writer:
     def _connect(self) -> None:
         connection = self._file.open(after=self._recovery.failure)
         try:
-            self._owner.opened(connection, first=self._recovery.state is State.OPENING)
+            self._opened(connection, first=self._recovery.state is State.OPENING)
             self._upkeep.attach()
         except sqlite3.Error as error:
             connection.close()
