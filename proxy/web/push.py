@@ -139,15 +139,13 @@ class PushEndpoint:
         if not request.candidates:
             return PushAnswer(())
         try:
-            plan = await self._outbox.append(
+            decision = await self._outbox.append(
                 lambda facts: judge(request, facts, self._policy, self._limits),
                 reads_of(request, self._outbox.site_key),
             )
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
-        answer = plan.answer
-        assert isinstance(answer, PushAnswer)  # noqa: S101 - judge's own, which append hands back
-        return answer
+        return decision.answer
 
 
 @lru_cache(maxsize=256)
