@@ -162,7 +162,9 @@ class Forwarder:
             account.adopt(claim.closure)
         for lease in claim.leases:
             self._busy += 1
-            if probe is not None:
+            if (
+                claim.closure is not None
+            ):  # None: another sender has opened the gate meanwhile, and this is a lane like any other
                 account.probe = account.probe.claimed(lease)
             self._leases.put_nowait((lease, self._shared.turns.take()))
         return len(claim.leases)

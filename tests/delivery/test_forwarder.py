@@ -16,7 +16,7 @@ from proxy.delivery.account import DeliveryState
 from proxy.delivery.sendx import Upstream
 from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
-from proxy.store.records import DeadFilter, DeadReason, Settlement
+from proxy.store.records import Claim, DeadFilter, DeadReason, Settlement
 from proxy.store.sqlite.outbox import SqliteOutbox
 from tests.support.sending import (
     ANN,
@@ -229,6 +229,33 @@ async def test_what_one_forwarder_learns_of_the_account_holds_for_the_others_too
         clock.lag -= 61
         await drained(outbox)
         await until(lambda: one.state().gate == two.state().gate == "open")
+
+
+class OpenedByAnother(Unreliable):
+    """Another sender opens the gate just before this one claims its probe."""
+
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+        if probe is not None:
+            await self._outbox.move_gate(probe, None)
+        return await super().claim(lanes, per_lane, lease_seconds, probe=probe)
+
+
+async def test_a_lane_claimed_through_a_gate_that_another_has_opened_is_no_probe(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script("*", Fault(status=429, retry_after=50))
+    clock = Clock(lag=60)
+    await push(outbox, ANN, HELLO)
+    async with running(forwarder(outbox, url, clock=clock)) as delivery:
+        await until(lambda: delivery.state().gate == "closed")
+    clock.lag = 0
+    sandbox.faults.stand(ANN, Fault(status=500))
+    async with running(forwarder(OpenedByAnother(outbox, lambda _: False), url, clock=clock)) as delivery:
+        await until(lambda: delivery.state().requests.get(Verdict.UNAVAILABLE, 0) >= 2)
+        assert delivery.state().gate == "open", "one contact that fails shuts nothing"
+        sandbox.faults.clear()
+        await drained(outbox)
 
 
 async def test_a_probe_that_is_not_sent_is_free_for_the_next_forwarder(
