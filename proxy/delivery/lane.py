@@ -160,6 +160,7 @@ class LaneRun:
         answer = await self._send(group.address, group.body)
         if answer is None or answer.verdict is not Verdict.MISSING or group.trust is not Trust.VERIFIED:
             return answer
+        self._outcome = _replace(self._outcome, last=None)  # what was identified before is gone
         introduced = await self._send(group.address, Attributes())
         if introduced is None or introduced.verdict is not Verdict.DELIVERED:
             return introduced

@@ -359,6 +359,18 @@ async def test_an_identify_is_not_sent_again_while_nothing_could_have_changed_wh
     assert (counted["delivered"], counted.get("unchanged", 0)) == (len(bodies), len(bodies) - requests)
 
 
+async def test_a_contact_that_sendx_did_not_know_gets_its_fields_again(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    async with running(forwarder(outbox, url, identify_refresh=timedelta(hours=1))):
+        await delivered_one_by_one(outbox, HELLO)
+        sandbox.faults.script(ANN, Fault(status=404))
+        await delivered_one_by_one(outbox, Track(("a",)), HELLO)
+    assert [record.status for record in sandbox.requests] == [200, 404, 200, 200, 200]
+    assert "firstName" in sent(sandbox.requests, ANN)[-1]
+
+
 async def test_an_identify_is_sent_again_when_the_refresh_has_passed(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
