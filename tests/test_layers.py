@@ -25,9 +25,21 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts.split()
 
 # What `core` needs to know is passed to it.
 IO_MODULES = {
-    *("anyio", "asyncio", "concurrent", "http", "httpx", "multiprocessing", "os", "random", "secrets", "select"),
+    *(
+        "anyio",
+        "asyncio",
+        "concurrent",
+        "http",
+        "httpx",
+        "multiprocessing",
+        "os",
+        "pathlib",
+        "random",
+        "secrets",
+        "select",
+    ),
     *("selectors", "shutil", "signal", "socket", "sqlite3", "ssl", "starlette", "subprocess", "tempfile", "threading"),
-    *("time", "urllib.request", "uvicorn", "uvloop"),
+    *("time", "urllib.request", "uuid", "uvicorn", "uvloop"),
 }
 IO_CALLS = {"exists", "is_dir", "is_file", "iterdir", "open", "read_bytes", "read_text", "stat", "write_bytes"}
 IO_CALLS |= {"write_text", "glob", "rglob", "mkdir", "unlink", "touch", "now", "today", "utcnow", "uuid1", "uuid4"}

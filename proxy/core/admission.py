@@ -8,12 +8,12 @@ the visit as it is. The `Context` (request, facts, policy, limits) is the same f
 goes into the context's `Intake`: a copy at each push would cost time inside the transaction. The rules about who the browser is are
 functions of a visit and of facts, in `visits`.
 
-The rules (DESIGN "One browser, several people, several tabs"):
+The rules of one browser, several people and several tabs:
 
 1. A retired cookie is not a cookie. Without a cookie the visitor id is derived from the browser-session value `s`.
 2. What was pushed under an `s` that was retired is refused `identity-changed`, until a known id says who the browser is now.
-3. An id is looked up before anything else about a push. A known identify, reset or consent is not carried out again but still says
-   who what follows belongs to, if the request shows the visitor of the first try, or none.
+3. An id is looked up before anything else. A repeated identify, reset or consent changes nothing, but the person whom it made the browser
+   still owns what follows, if the request shows the visitor of the first try, or none.
 4. A login by token as another person, and a reset, retire visitor and `s`; the answer carries the next `s`.
 5. What was held goes right behind the identify that binds it, judged again under the trust it ends up with. What a visitor born of a
    log-out did is bound to the person who left, or to nobody.

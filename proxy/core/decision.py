@@ -20,7 +20,8 @@ T = TypeVar("T")
 class Seen(msgspec.Struct, frozen=True):
     """An id that was accepted or held before, `at` (Unix seconds).
 
-    `shown`: the visitor its request showed; `after`: who the browser was after it, None for a push that says nothing about that.
+    `shown`: the visitor its request showed, or the fingerprint of a server's call. `after`: who the browser was after it, None for a push
+    that says nothing about that.
     """
 
     shown: str

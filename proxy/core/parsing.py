@@ -2,7 +2,7 @@
 
     bytes → parse_batch → Batch(session, items)      item: Push(id, call) or BadPush(id, reason, where)
 
-A request is one JSON object (DESIGN "Wire contract"). What makes the whole request unreadable raises `RequestError`; what is
+A request is one JSON object, as README describes it. What makes the whole request unreadable raises `RequestError`; what is
 wrong with one push makes that push a `BadPush` and leaves its neighbours alone. Nothing here decides who may do what: that
 is `policy`.
 """

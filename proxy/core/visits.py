@@ -19,7 +19,8 @@ from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
 
 _replace = msgspec.structs.replace
 
-# After a log-in, for what was on its way: who knew this browser before must not push for who is in it now.
+# For so long after a log-in, pushes under the browser's earlier ids still count: they were on their way. Later, somebody who knew the browser
+# before could push as the person who is in it now.
 _STRAGGLER_SECONDS = 60.0
 _REPEAT_SECONDS = 3_600.0  # in which a repeated log-in logs in: as long as its token may be good for
 _REVERIFY_AFTER = timedelta(hours=1)  # a log-in on every page need not renew the cookie on every page
@@ -124,7 +125,7 @@ def start_anew(visit: Visit, push_id: str, site_key: bytes) -> Visit:
 def to_retire(visit: Visit, facts: Facts, now: float) -> list[str]:
     """Returns the visitor ids that count for nothing once this visitor ends.
 
-    Not those that earlier users of the browser know: an `s`, or a cookie from before a log-in, logs nobody out.
+    Ids that an earlier user of the browser may know are left out: knowing an old `s` or cookie must not log anybody out.
     """
     proven = visit.who.id if visit.who.email is not None else None
     known = [(visitor, facts.visitor(visitor).identified) for visitor in _ending(visit)]

@@ -2,7 +2,7 @@
 
     claimer ── leases ──▶ N senders, each with its own connection ── one `LaneRun` per lease ──▶ outbox
 
-Lanes do not wait for one another; the account as a whole does, when SendX throttles or refuses it (`gate.Gate`). What happens under one
+Each lane waits for itself only; all of them wait when SendX throttles or refuses the account (`gate.Gate`). What happens under one
 lease is `lane`'s business.
 """
 
@@ -135,8 +135,8 @@ class Forwarder:
     async def _room(self) -> int:
         """Returns how many lanes to claim now.
 
-        With a rate, those with a turn in hand, because what is claimed and waits may count as started. A sender that finds nothing to send
-        reserves no turns, or it would take them away from others: it claims a lane first, then its turn.
+        With a rate, no more than the turns in hand: a lane that is claimed and waits may count as started. If the last claim found nothing,
+        one lane is claimed before turns are reserved, so that an idle sender takes none from others.
         """
         room, turns = self._account.room(self._busy), self._shared.turns
         if room == 0 or self._account.gate.closure is not None:
@@ -170,9 +170,9 @@ class Forwarder:
         return len(claim.leases)
 
     async def _until_worth_a_claim(self) -> None:
-        """Waits, less having been found than there is room for.
+        """Waits until another claim is worth making: the last one found less than there was room for.
 
-        Through a shut gate nothing is found while a probe is out, ready or not.
+        While a probe is out, nothing can be claimed, ready or not.
         """
         if self._account.gate.closure is None:
             await self._until_ready()

@@ -62,7 +62,7 @@ class Shared:
     async def share_gate(self) -> None:
         """Tells the outbox what this sender has learned of the account, if that is news. Raises `StoreUnavailable`."""
         account = self.account
-        async with self._sharing:  # two at once would be to each other as two senders, of whom the later probe holds
+        async with self._sharing:  # two calls at once would merge as if two senders had made them
             if not account.has_news():
                 return
             before, after = account.shared, account.gate.closure
@@ -81,7 +81,7 @@ class Shared:
 
 
 class LaneRun:
-    """One lease in the hands of one sender. `at`: when its first request may start (monotonic seconds), if its turn is taken already."""
+    """One lease in the hands of one sender. `at`: the turn taken for its first request (monotonic seconds), None if it has to take one."""
 
     __slots__ = ("_at", "_client", "_lease", "_on_wire", "_outcome", "_results", "_shared")
 
@@ -147,7 +147,10 @@ class LaneRun:
         return fresh and not probes and identify_digest(group.address, group.body) == last.digest
 
     async def _may_risk(self, group: Group[Waiting]) -> bool:
-        """An increment cannot be retried, so while the gate is shut only its contact is identified first."""
+        """Returns whether the group may be sent. An increment cannot be retried.
+
+        While the gate is shut, its contact is identified without attributes first; the increment follows only if that opens the gate.
+        """
         gate_is_open = self._shared.account.gate.closure is None
         if gate_is_open or not increments(group.body):
             return True
@@ -293,7 +296,7 @@ def after_step(before: Settlement, group: Group[Waiting], step: Step, *, retry_a
     last = last_identify(before.last, group, step, now)
     if _clears_lane(step):
         return _replace(before, failures=0, last=last)
-    if isinstance(step, Keep):  # the gate decides, which may open before its time
+    if isinstance(step, Keep):  # no `retry_at`: the gate decides when, and it may open sooner
         return _replace(before, last=last)
     return _replace(before, failures=before.failures + 1, retry_at=retry_at, last=last)
 

@@ -78,8 +78,8 @@ class Known:
 class LaneChange:
     """What a group adds to a lane.
 
-    `delay` (seconds) and `put_off`: when it is ready, and whether it was put off, if nothing waits in it. `vouched`: something was added that
-    goes no matter how long the lane was put off.
+    If nothing waits in the lane yet, it is ready after `delay` seconds, and `put_off` says whether that delay is a sign-up's. `vouched`:
+    something was added that ends such a delay.
     """
 
     gained: int = 0

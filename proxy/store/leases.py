@@ -42,7 +42,7 @@ class Head(msgspec.Struct, frozen=True):
 
     @property
     def asserted(self) -> bool:
-        """Whether the lease is `pressed` if anything that was vouched for waits in the lane."""
+        """Whether its first push was only asserted: the lease is then `pressed` if a vouched push waits in the lane."""
         return self.pushes[0].trust is Trust.ASSERTED
 
 
@@ -99,11 +99,11 @@ class Release(msgspec.Struct, frozen=True):
     learned: bool = True
     last: LastIdentify | None = None
 
-    def row(self, now: float, *, since: float = 0.0) -> tuple[object, ...]:
-        """Returns the columns of the query `release`. The lane is ready at once or when it may be retried, in seconds `since` then."""
+    def row(self, now: float, *, origin: float = 0.0) -> tuple[object, ...]:
+        """Returns the columns of the query `release`. The lane is ready now or at `retry_at`, counted from `origin`."""
         ready_at = now if self.retry_at is None else self.retry_at
         digest, digest_at = (self.last.digest, self.last.at) if self.last is not None else (None, None)
-        return self.lane, self.gone, self.failures, ready_at - since, self.learned, digest, digest_at
+        return self.lane, self.gone, self.failures, ready_at - origin, self.learned, digest, digest_at
 
 
 class Changes(msgspec.Struct):

@@ -5,8 +5,9 @@
     ask(kind, name) ◀────┘  a name that has not been read
 
 Nothing here touches a store. A decision sees what was read plus what the decisions before it have changed, whether that is written yet or
-not. An adapter that can answer at once (SQLite) reads what is asked for and carries on; one that cannot (PostgreSQL) notes it, the decision
-is shown the likeliest fact instead, and is made again once the fact has been read: decisions are pure, so that costs nothing but time.
+not. An adapter that can answer at once (SQLite) reads what is asked for and carries on. One that cannot (PostgreSQL)
+notes the name and shows the decision nothing under it; once it has been read, the decision is made again, which costs only time, because
+decisions are pure.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""The outbox: the port between what was acknowledged and what is still to be sent, and its records.
+"""The outbox: the port between what was acknowledged and what is still to be sent. Its records are in `records`.
 
 A *lane* is one person, keyed by address without regard to case; a push is in exactly one of these states:
 
     state      entered by                         left by
     held       append, visitor not identified     bound → waiting · refused · expired · erased
-    waiting    append; bound; replayed            claimed
-    claimed    claim (under a lease)              delivered (gone) · waiting again · dead · lease expired → waiting
-    started    claim of an increment              delivered · waiting (known as not applied) · lease expired → dead "ambiguous"
-    dead       settle                             replayed → waiting · discarded · aged out
+    waiting    append; bound; replayed            claimed · erased
+    claimed    claim (under a lease)              delivered (gone) · waiting again · dead · lease expired → waiting · erased
+    started    claim of an increment              delivered · waiting (known as not applied) · dead · lease expired → dead · erased
+    dead       settle; a started lease expired    replayed → waiting · discarded · aged out · erased
 
 Rules every adapter keeps, and the contract suite proves:
 
-1. `append` returns once its plan is durable; a plan is applied whole or not at all.
+1. `append` returns once its decision is durable; a decision is carried out whole or not at all.
 2. Within a lane pushes leave in the order in which they entered; a lane is claimed by one lease at a time.
 3. `settle` is one transaction, fenced by the lane's epoch: a lease that was lost changes nothing.
 4. A counter moves in the transaction of the transition that it counts.
@@ -49,8 +49,8 @@ class Outbox(Protocol):
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         """The heads of up to `lanes` lanes that may be sent now, longest ready first.
 
-        While the gate is shut there are none, but for one lane if `probe` is what shuts it and nobody else's probe is out: it is out until
-        the gate is moved, or its lease ends. When a probe is due is the caller's to know.
+        Through a shut gate nothing is claimed, except one lane as a probe: if `probe` is the closure in force and no sender has a probe
+        out. That probe is out until the gate is moved or its lease ends. The caller knows when one is due.
         """
 
     async def move_gate(self, before: Closure | None, after: Closure | None) -> Closure | None:

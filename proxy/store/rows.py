@@ -86,7 +86,7 @@ def decode_visitor(after: bytes | None) -> Visitor | None:
     return msgspec.json.decode(after, type=Visitor) if after is not None else None
 
 
-def increments(body: object) -> bool:
+def increments(body: Attributes | Track) -> bool:
     """Returns whether sending the body twice could count something twice."""
     return isinstance(body, Attributes) and body.increments
 

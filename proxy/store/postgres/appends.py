@@ -82,7 +82,10 @@ class _Group(NamedTuple):
 def _decide(
     jobs: Sequence[Job[Append]], known: Known, failures: Sequence[tuple[Job[Append], Exception]] = ()
 ) -> _Group:
-    """Shows guesses from the first name on that is not known, so that what those behind it would miss is read as well."""
+    """Makes the decisions in order. A name that was not read looks absent and is noted in `missed`.
+
+    Decisions behind it are made all the same, so that what they miss is read in the same round trip.
+    """
     missed = Wants()
     group = _Group(Ledger(known, missed.note), missed, [], failures)
     for job in jobs:

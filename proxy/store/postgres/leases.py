@@ -231,7 +231,7 @@ def _by_seq(buried: Sequence[Rows]) -> dict[int, str]:
 def _writes(changes: Changes, addresses: Mapping[int, str], revoked: Sequence[int] = ()) -> list[Query]:
     """Returns what carries the changes out, but for the tallies. `addresses`: of what is buried; `revoked`: lanes of people who were erased."""
     now = time.time()
-    releases = [release.row(now, since=now) for release in changes.releases]  # the database's clock may be another
+    releases = [release.row(now, origin=now) for release in changes.releases]  # the database's clock may be another
     buried = [
         (seq, int(tried), str(reason), *said, lane_key(addresses[seq])) for seq, tried, reason, *said in changes.buried
     ]

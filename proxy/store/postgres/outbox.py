@@ -101,7 +101,9 @@ class PostgresOutbox:
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Wakes at once for changes of this node; looks for those of others, and for lanes whose time has come."""
         deadline = time.monotonic() + timeout_seconds
-        patient = not self._found  # what was ready was somebody else's: not to be asked for again at once
+        patient = (
+            not self._found
+        )  # the last claim found nothing, so another node took what was ready: wait once before looking again
         while not self._ready.is_set() and (remaining := deadline - time.monotonic()) > 0:
             seconds = min(remaining, self._poll_seconds)
             if not patient:

@@ -76,7 +76,7 @@ class Appends:
             self._tallies.clear()
         if self.ready_lanes:
             self.ready_lanes = False
-            self._wake()  # before the commit is done: the claim that follows waits in the queue behind this transaction
+            self._wake()  # before COMMIT is safe: a claim that this wakes queues behind this transaction
 
     def rolled_back(self) -> None:
         self.ready_lanes = False

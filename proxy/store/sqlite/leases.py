@@ -70,7 +70,7 @@ class Leases:
         connection.execute(SQL["move_gate"], (encode_closure(closure),))
         return closure
 
-    def end_leases_of_the_dead(self, connection: sqlite3.Connection) -> None:
+    def end_abandoned_leases(self, connection: sqlite3.Connection) -> None:
         """Ends every lease and every probe, at start: one process uses the file, so they belong to a process that is gone.
 
         Also brings near what is far ahead, because that was set under a wrong clock.
@@ -89,7 +89,7 @@ class Leases:
         lease = settlement.lease
         if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
             return False
-        # The table tells, and not `revoked`: the erasure may have been rolled back, or this settlement the first time.
+        # Ask the table, not `revoked`: the erasure may have been rolled back, or this settlement may be repeated after a roll-back.
         erased = value(connection, "push", lease.pushes[0].seq) is None
         self._write(connection, changes_of([settlement], [lease.lane] if erased else []))
         self.revoked.discard((lease.lane, lease.epoch))

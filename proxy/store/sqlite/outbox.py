@@ -174,7 +174,7 @@ class SqliteOutbox:
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
-        self._leases.end_leases_of_the_dead(connection)
+        self._leases.end_abandoned_leases(connection)
         self._appends.before_commit(connection)
         connection.execute("COMMIT")
 

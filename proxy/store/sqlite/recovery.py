@@ -86,7 +86,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
 class Recovery(msgspec.Struct, frozen=True):
     """The state, and what the next one depends on. Each method says what happened, and raises KeyError if the table has no such step.
 
-    `failures`: transactions that failed since one has written. `tries`: when the file was opened again since then; the last ones.
+    `failures`: failed transactions since the last that wrote. `tries`: when the file was opened again since then, the latest of them.
     `failure`: why it had to be opened again. `obstacle`: why that did not work.
     """
 

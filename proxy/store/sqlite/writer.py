@@ -41,11 +41,16 @@ log = logging.getLogger("proxy.store")
 
 
 class Opened(Protocol):
+    """Called on the thread when the file was opened, for the first time or again."""
+
     def __call__(self, connection: sqlite3.Connection, *, first: bool) -> None: ...
 
 
 class Gathering(Protocol):
-    """Is told on the thread: first and last in each transaction, and after one that failed. `reads`: what its jobs said they would read."""
+    """Called on the thread: `begun` first and `before_commit` last in a transaction, `rolled_back` after one that failed.
+
+    `reads`: what its jobs announced.
+    """
 
     def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None: ...
     def before_commit(self, connection: sqlite3.Connection) -> None: ...
@@ -56,7 +61,6 @@ class Writer:
     """Runs jobs on `file`. `failed` has a result once the store has failed for good: the reason, for a person."""
 
     def __init__(self, file: StoreFile, upkeep: Upkeep, gathering: Gathering, *, opened: Opened) -> None:
-        """`opened`: called on the thread when the file was opened, for the first time or again."""
         self._file, self._upkeep, self._gathering, self._opened = file, upkeep, gathering, opened
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
