@@ -662,6 +662,16 @@ async def test_what_is_known_of_a_contact_does_not_outlive_a_merge(outbox: Outbo
     assert lease.last is None
 
 
+async def test_a_lane_that_is_empty_again_has_no_back_off(outbox: Outbox) -> None:
+    await carry_out(outbox, queued("ada@example.com"))
+    (lease,) = await claim(outbox)
+    gone = settled(lease, Fate.DEAD, reason=DeadReason.EXHAUSTED)
+    await outbox.settle(msgspec.structs.replace(gone, failures=3, retry_at=time.time() + 3_600))
+    await carry_out(outbox, queued("ada@example.com"))
+    (lease,) = await claim(outbox)
+    assert lease.failures == 0
+
+
 async def test_after_a_lease_that_ended_it_is_not_known_what_sendx_has(outbox: Outbox) -> None:
     await carry_out(outbox, queued("ada@example.com"))
     (lease,) = await claim(outbox)

@@ -200,7 +200,9 @@ SELECT seq, address FROM pushes WHERE seq = ANY (%(seqs)s::bigint[]);
 -- name: release
 -- Released by the count of what waits, under the lane's lock: to look for pushes would miss those that are about to commit.
 -- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
-UPDATE lanes l SET waiting = l.waiting - s.gone, leased = false, revoked = false, failures = s.failures,
+-- A lane that is empty has nothing to back off from, and can be forgotten.
+UPDATE lanes l SET waiting = l.waiting - s.gone, leased = false, revoked = false,
+failures = CASE WHEN l.waiting > s.gone THEN s.failures ELSE 0 END,
 ready_at = CASE WHEN l.waiting > s.gone THEN {now} + s.delay END,
 identify_digest = CASE WHEN NOT s.learned THEN l.identify_digest WHEN l.identify_at = -1 THEN NULL ELSE s.digest END,
 identify_at = CASE WHEN l.identify_at = -1 THEN NULL WHEN NOT s.learned THEN l.identify_at ELSE s.digest_at END

@@ -133,7 +133,9 @@ UPDATE pushes SET started = 0 WHERE seq = ?;
 
 -- name: release
 -- ?5: ?6 and ?7 are what SendX has of the contact now. Merging marks a lane under a lease with -1: what is known under that lease is void.
-UPDATE lanes SET waiting = waiting - ?2, leased = 0, failures = ?3, ready_at = CASE WHEN waiting > ?2 THEN ?4 END,
+-- A lane that is empty has nothing to back off from, and can be forgotten.
+UPDATE lanes SET waiting = waiting - ?2, leased = 0, failures = CASE WHEN waiting > ?2 THEN ?3 ELSE 0 END,
+ready_at = CASE WHEN waiting > ?2 THEN ?4 END,
 identify_digest = CASE WHEN NOT ?5 THEN identify_digest WHEN identify_at = -1 THEN NULL ELSE ?6 END,
 identify_at = CASE WHEN identify_at = -1 THEN NULL WHEN NOT ?5 THEN identify_at ELSE ?7 END
 WHERE id = ?1;
