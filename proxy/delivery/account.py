@@ -4,13 +4,11 @@ Holds the one gate with its probe, the limit on concurrency and the counts. Puts
 `core.retry`, and logs when sending stops or resumes. Never sends, claims, settles or stores anything.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
@@ -19,11 +17,9 @@ from proxy.core.gate import Closure, Concurrency, Gate, Halt, Permit
 from proxy.core.retry import GiveUp, Step, Tried, Verdict, backoff_seconds, next_step
 from proxy.core.visitors import Trust
 from proxy.delivery.probe import Probe, Stage
+from proxy.delivery.sendx import Reply, Upstream
 from proxy.store.records import Fate, Lease, Settled, Waiting
 from proxy.store.rows import increments
-
-if TYPE_CHECKING:
-    from proxy.delivery.sendx import Reply, Upstream
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",

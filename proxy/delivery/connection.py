@@ -5,16 +5,12 @@ much of the cost of a request, and of no use to a client that sends one request 
 beneath httpx.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, cast
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import cast
 
 import httpcore
 import httpx
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterable, AsyncIterator
 
 IDLE_SECONDS = 5.0  # as httpx: servers keep an idle connection for longer
 

@@ -6,13 +6,12 @@ Each lane waits for itself only; all of them wait when SendX throttles or refuse
 lease is `lane`'s business.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
+import random
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from proxy.aio import unbroken, wait
 from proxy.core.retry import GiveUp
@@ -22,13 +21,8 @@ from proxy.delivery.pacing import Pacer
 from proxy.delivery.probe import Stage
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreUnavailable
-
-if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable
-
-    from proxy.store.outbox import Outbox
-    from proxy.store.records import Lease
+from proxy.store.outbox import Outbox
+from proxy.store.records import Lease
 
 PER_LANE = 25  # pushes in one lease: bounds what is sent again after a crash
 MIN_LEASE_SECONDS = 60.0
@@ -69,7 +63,7 @@ class Forwarder:
         )
         self._senders = concurrency
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
-        self._leases: asyncio.Queue[tuple[Lease, float | None] | None] = asyncio.Queue()
+        self._leases = asyncio.Queue[tuple[Lease, float | None] | None]()
         self._busy = 0  # lanes that are claimed and not settled
         self._found = 0  # lanes, by the last claim
         self._deadline: asyncio.Timeout | None = None  # while it runs

@@ -7,15 +7,13 @@ Claims nothing, and knows no other lane. The decisions are made in `core.retry` 
 logged: a lane is named by its number.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,17 +22,13 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.coalesce import Group, groups_of, singly
 from proxy.core.retry import Dead, Delivered, Keep, Retry, Step, Verdict
 from proxy.core.visitors import Trust
+from proxy.delivery.account import Account
+from proxy.delivery.pacing import Pacer
+from proxy.delivery.sendx import Client, Reply
 from proxy.errors import StoreUnavailable
+from proxy.store.outbox import Outbox
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
 from proxy.store.rows import increments
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from proxy.delivery.account import Account
-    from proxy.delivery.pacing import Pacer
-    from proxy.delivery.sendx import Client, Reply
-    from proxy.store.outbox import Outbox
 
 LEASE_MARGIN_SECONDS = 2.0  # for the settlement
 

@@ -4,16 +4,11 @@
 never asked.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from proxy.core.pace import Pace
-
-if TYPE_CHECKING:
-    from proxy.store.outbox import Outbox
+from proxy.store.outbox import Outbox
 
 
 class Pacer:

@@ -9,8 +9,6 @@
 Any other transition leaves the value as it is. Only NONE lets a probe be claimed, so that there are never two.
 """
 
-from __future__ import annotations
-
 from enum import Enum, auto
 
 import msgspec
@@ -39,14 +37,14 @@ class Probe(msgspec.Struct, frozen=True):
         """Returns whether the next request under this lease may pass the shut gate."""
         return self.stage is Stage.OUT and lease is self.lease
 
-    def claimed(self, lease: Lease) -> Probe:
+    def claimed(self, lease: Lease) -> "Probe":
         return Probe(Stage.OUT, lease) if self.stage is Stage.NONE else self
 
-    def answered(self, lease: Lease) -> Probe:
+    def answered(self, lease: Lease) -> "Probe":
         return Probe(Stage.ANSWERED, lease) if self.passes(lease) else self
 
-    def ended(self, lease: Lease) -> Probe:
+    def ended(self, lease: Lease) -> "Probe":
         return Probe(Stage.OVER) if lease is self.lease else self
 
-    def told(self) -> Probe:
+    def told(self) -> "Probe":
         return Probe() if self.stage is Stage.OVER else self

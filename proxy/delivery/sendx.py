@@ -7,17 +7,17 @@ and keys. The bulk call is not used: its behaviour on partial failure is undocum
 Sends when told to. `lane` decides when, in what order, and what follows from the answer.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
 import re
+import ssl
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -27,10 +27,6 @@ from proxy.config.types import Dialect, Secret
 from proxy.core.calls import FIELDS, Attributes, Track
 from proxy.core.retry import Verdict, retry_after_seconds
 from proxy.delivery.connection import OneConnection
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping
 
 MAX_ANSWER_BYTES = 65_536
 MAX_DETAIL = 200  # characters

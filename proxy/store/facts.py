@@ -1,14 +1,11 @@
 """What a group of appends reads of the store, `Wants` → `Known`, and what it adds to it, `Writes`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-if TYPE_CHECKING:
-    from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
+from proxy.core.decision import Alias, LaneFacts, Reads, Remember, Schedule, Seen, VisitorFacts
 
 FactKind = Literal["ids", "keys", "visitors", "held", "schedules"]
 _KINDS = get_args(FactKind)
@@ -31,7 +28,7 @@ class Wants:
     def note(self, kind: FactKind, name: str) -> None:
         getattr(self, kind).add(name)
 
-    def add(self, other: Wants) -> None:
+    def add(self, other: "Wants") -> None:
         for kind in _KINDS:
             getattr(self, kind).update(getattr(other, kind))
 

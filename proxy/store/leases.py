@@ -3,10 +3,9 @@
 Pure, and the same for both adapters, which read the rows, number the leases by their own clocks, and write what is decided here.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,9 +14,6 @@ from proxy.core.emails import lane_key
 from proxy.core.visitors import Trust
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settlement, Waiting
 from proxy.store.rows import DEAD, WAITING, decode_body, increments
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 

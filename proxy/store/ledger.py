@@ -10,23 +10,18 @@ notes the name and shows the decision nothing under it; once it has been read, t
 decisions are pure.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar
 
 import msgspec
 
 from proxy.core import decision
 from proxy.core.calls import Kind, Track
+from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
 from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
 from proxy.store.rows import HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from proxy.core.reasons import Reason
 
 _encode = msgspec.json.Encoder().encode
 _TRACK, _IDENTIFY = Kind.TRACK.value, Kind.IDENTIFY.value

@@ -21,17 +21,12 @@ Rules every adapter keeps, and the contract suite proves:
 Decisions are not made here. An adapter shows `Facts` to a pure function inside its transaction and carries out the `Decision` it gets.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from proxy.core.decision import Decide, Decision, Reads
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from proxy.core.gate import Closure
-    from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.core.gate import Closure
+from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 
 NO_READS = Reads()
 

@@ -1,12 +1,8 @@
 """Reads the SQL files of an adapter: its queries by name, and the steps of its schema in order."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, LiteralString
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path
+from typing import LiteralString
 
 _NAME = "-- name: "
 

@@ -1,7 +1,5 @@
 """The records that cross the port: what is claimed, what became of it, and what the operator sees."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 

@@ -3,11 +3,10 @@
 Pure. How rows are read and written is each adapter's own.
 """
 
-from __future__ import annotations
-
 import hmac
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -17,9 +16,6 @@ from proxy.core.gate import Closure
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust, Visitor
 from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before

@@ -6,11 +6,10 @@ wait for each other: advisory locks on visitors, people and schedules, sorted; t
 schedules, names not offered; and the counters last.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,14 +19,10 @@ from proxy.errors import StoreUnavailable
 from proxy.store.facts import HeldRow, Known, LaneChange, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
 from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction, columns, filled
+from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import PERSON, SCHEDULE, VISITOR, Lock, lock, try_lock
 from proxy.store.postgres.reads import tally
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_visitor, tombstone
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from proxy.store.postgres.groups import Job
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,7 +51,7 @@ async def append(database: Database, site_key: bytes, jobs: Sequence[Job[Append]
     return bool(group.ledger.writes.pushes)
 
 
-async def _attempt(transaction: Transaction, jobs: Sequence[Job[Append]], wants: Wants, known: Known) -> _Group:
+async def _attempt(transaction: Transaction, jobs: Sequence[Job[Append]], wants: Wants, known: Known) -> "_Group":
     """`wants` grows by what is learned, so that another attempt can lock it in order."""
     missed = wants
     for _ in range(_ROUNDS):

@@ -5,8 +5,6 @@ what it relies on. That is a commit that waits for the disk, and limits that kee
 holding up the others. What the database says about an error can quote payload and passwords, so only its code is told.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

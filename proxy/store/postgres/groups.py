@@ -3,16 +3,12 @@
 Nobody lingers: a job that finds nothing under way goes at once.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from proxy.errors import StoreUnavailable
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
 
 Ask = TypeVar("Ask")
 T = TypeVar("T")

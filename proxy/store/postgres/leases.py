@@ -5,30 +5,33 @@ from before it asked, so it gives up no later than the others take over. `store.
 changes.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, merge_closures
 from proxy.errors import StoreUnavailable
 from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
-from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction, columns, filled
+from proxy.store.postgres.database import (
+    Database,
+    Overtaken,
+    Query,
+    Rows,
+    StatementFailed,
+    Transaction,
+    columns,
+    filled,
+)
+from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import GATE, PERSON, lock, share_lock
 from proxy.store.postgres.people import move_lane
 from proxy.store.postgres.reads import tally
 from proxy.store.records import Claim, Fate, Lease, Settlement
 from proxy.store.rows import decode_closure, encode_closure
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from proxy.store.postgres.database import Rows
-    from proxy.store.postgres.groups import Job
 
 _GATE = (GATE, "")
 

@@ -4,11 +4,10 @@ Rows are streamed by COPY, so memory does not grow with the store. What the data
 told.
 """
 
-from __future__ import annotations
-
 import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -17,9 +16,6 @@ from proxy.errors import StoreRefused
 from proxy.store.postgres.database import cause, connect_options
 from proxy.store.queries import read_queries
 from proxy.store.rows import TABLES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
 
 _NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
 _USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."

@@ -3,15 +3,10 @@
 They last until the transaction ends, which is all that a pooler allows.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 from zlib import crc32
 
 from proxy.store.postgres.database import Query, columns
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # The first half of a lock's name, so that locks of other programs in the database are not met by chance.
 VISITOR, PERSON, SCHEDULE, GATE, SWEEP, SCHEMA = range(0x73637100, 0x73637106)

@@ -4,17 +4,19 @@ Appends and settlements of this process share transactions (`groups`); what one 
 Which servers are refused, and how the schema is made, is in `schema`; the queries are in `queries.sql`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from proxy.aio import wait
+from proxy.core.decision import Decide, Decision, Reads
+from proxy.core.gate import Closure
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.outbox import NO_READS
 from proxy.store.postgres.appends import Append, append
@@ -26,13 +28,6 @@ from proxy.store.postgres.reads import discard, read_dead_letters, read_stats, r
 from proxy.store.postgres.schema import UNSAFE, assess
 from proxy.store.postgres.sweep import sweep
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Health, Lease, Settlement, Stats
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import timedelta
-
-    from proxy.core.decision import Decide, Decision, Reads
-    from proxy.core.gate import Closure
 
 T = TypeVar("T")
 

@@ -1,7 +1,5 @@
 """Moves and erases whole people in the PostgreSQL outbox."""
 
-from __future__ import annotations
-
 from proxy.core.emails import lane_key
 from proxy.store.postgres.database import Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock

@@ -1,18 +1,12 @@
 """Reads the PostgreSQL outbox for the operator: numbers, and dead letters, which are also replayed and discarded here."""
 
-from __future__ import annotations
-
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from proxy.core.decision import Schedule
 from proxy.store.postgres.database import Database, Overtaken, Query, Transaction, columns
+from proxy.store.records import DeadFilter, DeadLetter, Stats
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_dead_letter, discarded, increments, make_stats, replayed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from proxy.store.records import DeadFilter, DeadLetter, Stats
 
 
 def tally(tallies: Mapping[str, int]) -> Query:

@@ -4,12 +4,11 @@ A migration goes forward only, in one transaction that one migration at a time c
 version keep working meanwhile. An assessment changes nothing.
 """
 
-from __future__ import annotations
-
 import secrets
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import psycopg
@@ -19,9 +18,6 @@ from proxy.errors import StoreRefused
 from proxy.store.postgres.database import SETTINGS, SQL, Connection, cause, connect_options
 from proxy.store.postgres.locks import SCHEMA, lock
 from proxy.store.queries import read_steps
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
 
 SCHEMA_STEPS = read_steps(Path(__file__).with_name("schema"))
 UNSAFE = "SCQ_STORE_UNSAFE=1 uses it all the same."

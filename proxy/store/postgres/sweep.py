@@ -3,19 +3,13 @@
 One node sweeps at a time: one that finds another at work leaves the rest to it.
 """
 
-from __future__ import annotations
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 
-from typing import TYPE_CHECKING
-
+from proxy.store.postgres.database import Database, Query, Rows, Transaction
 from proxy.store.postgres.locks import SWEEP, try_lock
 from proxy.store.postgres.reads import tally
 from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, discarded, expired
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from datetime import timedelta
-
-    from proxy.store.postgres.database import Database, Query, Rows, Transaction
 
 BATCH_ROWS = 1_000
 

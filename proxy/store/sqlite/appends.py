@@ -5,10 +5,11 @@ appends write to them. Whoever else does says `forget`. What it knows of lanes e
 All on the store's thread.
 """
 
-from __future__ import annotations
-
+import sqlite3
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,11 +19,6 @@ from proxy.store.ledger import Ledger
 from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, decode_visitor, tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections import Counter
-    from collections.abc import Callable, Iterable, Sequence
 
 _REMEMBERED = 20_000  # visitors, and people: some 5 MB
 

@@ -3,20 +3,16 @@
 Repairs nothing and deletes nothing: a damaged file keeps its content, under a dated name, for anybody who wants to look.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sqlite3
 import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from glob import escape
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+from pathlib import Path
+from typing import Any
 
 CHECKED_BYTES = 1 << 30  # a larger file is not checked: that would take longer than visitors wait
 _WAL_MAGIC = (0x377F0682, 0x377F0683)

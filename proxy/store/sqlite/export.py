@@ -1,19 +1,15 @@
 """Reads an SQLite store from end to end, table by table, for `scq-proxy copy`: under the file's lock, in one transaction that changes nothing."""
 
-from __future__ import annotations
-
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.store.queries import read_queries
 from proxy.store.rows import TABLES, decode_visitor
 from proxy.store.sqlite.file import StoreFile
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Iterator, Mapping, Sequence
 
 _SQL = read_queries(Path(__file__).with_name("export.sql"))
 _ELSE = {"left_key": "left", "after_key": "NULL"}  # columns that PostgreSQL names otherwise, or has to itself
@@ -29,7 +25,7 @@ class Export:
         self._file = StoreFile(path, create=False)
         self._connection: sqlite3.Connection | None = None
 
-    def __enter__(self) -> Export:
+    def __enter__(self) -> "Export":
         self._file.take()
         try:
             self._connection = self._file.open()

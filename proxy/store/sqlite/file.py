@@ -4,8 +4,6 @@ Refused, with what to do: a network file system, a file in use, a file of anothe
 written. Durable means WAL with `synchronous=FULL`, set and read back. A damaged outbox is set aside, and a new one takes its place.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import logging

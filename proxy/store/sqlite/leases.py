@@ -4,11 +4,10 @@ Everything happens inside the caller's transaction, and `tallies` are written wi
 what its end changes.
 """
 
-from __future__ import annotations
-
 import itertools
+import sqlite3
 import time
-from typing import TYPE_CHECKING
+from collections import Counter
 
 from proxy.core.gate import Closure, merge_closures
 from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
@@ -17,10 +16,6 @@ from proxy.store.rows import encode_closure
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.people import move_lane
 from proxy.store.sqlite.reads import read_gate, value
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections import Counter
 
 
 class Leases:

@@ -4,19 +4,22 @@ One connection both writes and checkpoints, on one thread that commits for every
 when it is refused, is in `file`; the queries are in `queries.sql`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from proxy.aio import wait
 from proxy.core.calls import Attributes
+from proxy.core.decision import Decide, Decision, Reads
+from proxy.core.gate import Closure
 from proxy.store.outbox import NO_READS
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 from proxy.store.rows import DEAD, WAITING, discarded, increments, released, replayed
@@ -29,14 +32,6 @@ from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
 from proxy.store.sqlite.sweep import Step, Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Writer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from datetime import timedelta
-    from pathlib import Path
-
-    from proxy.core.decision import Decide, Decision, Reads
-    from proxy.core.gate import Closure
 
 _VACUUM_PAUSE_SECONDS = 0.02
 

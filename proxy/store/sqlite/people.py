@@ -1,18 +1,13 @@
 """Moves and erases whole people in the SQLite outbox, inside the caller's transaction."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+import sqlite3
+from collections.abc import Mapping
 
 from proxy.core.emails import lane_key
 from proxy.store.records import Erased
 from proxy.store.rows import decode_visitor, tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Mapping
 
 STEP_ROWS = 5_000
 

@@ -1,21 +1,16 @@
 """Reads the SQLite outbox: the gate for senders, numbers and dead letters for the operator."""
 
-from __future__ import annotations
-
+import sqlite3
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from proxy.core.decision import Schedule
+from proxy.core.gate import Closure
+from proxy.store.records import DeadFilter, DeadLetter, Stats
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_closure, decode_dead_letter, make_stats
 from proxy.store.sqlite.file import SQL
-
-if TYPE_CHECKING:
-    import sqlite3
-
-    from proxy.core.gate import Closure
-    from proxy.store.records import DeadFilter, DeadLetter, Stats
 
 
 def read_gate(connection: sqlite3.Connection) -> tuple[Closure | None, float | None]:

@@ -12,17 +12,13 @@ Pure: the time is an argument, in seconds on the monotonic clock. The rules:
 Which failure says what of the file is in `damage`; `writer` carries all of this out.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from proxy.store.sqlite.damage import Remedy, remedy_for
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 RETRY_SECONDS = 1.0
 GIVE_UP_TRIES = 5
@@ -101,27 +97,27 @@ class Recovery(msgspec.Struct, frozen=True):
     def cause(self) -> Exception | None:
         return self.obstacle or self.failure
 
-    def opened(self) -> Recovery:
+    def opened(self) -> "Recovery":
         return self._after(Event.OPENED_UNPROVEN if self.failures else Event.OPENED, obstacle=None)
 
-    def refused(self, obstacle: Exception) -> Recovery:
+    def refused(self, obstacle: Exception) -> "Recovery":
         return self._after(Event.REFUSED, obstacle=obstacle)
 
-    def wrote(self) -> Recovery:
+    def wrote(self) -> "Recovery":
         if self.state is _OPEN and not self.tries:
             return self  # there is nothing to forget
         return self._after(Event.WROTE, failures=0, tries=())
 
-    def transaction_failed(self, error: Exception) -> Recovery:
+    def transaction_failed(self, error: Exception) -> "Recovery":
         if _blames_file(error):
             return self._after(Event.BROKE, failures=self.failures + 1, failure=error)
         return self._after(Event.FAILED, failures=self.failures + 1)
 
-    def upkeep_failed(self, error: Exception) -> Recovery:
+    def upkeep_failed(self, error: Exception) -> "Recovery":
         """Says nothing of transactions: some upkeep can wait, and what was written stays written."""
         return self._after(Event.BROKE, failure=error) if _blames_file(error) else self
 
-    def tried(self, now: float) -> Recovery:
+    def tried(self, now: float) -> "Recovery":
         if now < self.next_try:
             return self
         if gives_up(self.tries, now):
@@ -129,13 +125,13 @@ class Recovery(msgspec.Struct, frozen=True):
         tries = (*self.tries, now)[-GIVE_UP_TRIES:]
         return self._after(Event.TRIED, tries=tries, next_try=now + RETRY_SECONDS)
 
-    def defect_found(self, error: Exception) -> Recovery:
+    def defect_found(self, error: Exception) -> "Recovery":
         return self._after(Event.DEFECT, failure=error)
 
-    def closed(self) -> Recovery:
+    def closed(self) -> "Recovery":
         return self._after(Event.CLOSED)
 
-    def _after(self, event: Event, **changes: Any) -> Recovery:
+    def _after(self, event: Event, **changes: Any) -> "Recovery":
         return msgspec.structs.replace(self, state=TRANSITIONS[self.state][event], **changes)
 
 

@@ -1,17 +1,12 @@
 """Removes what is over its age from the SQLite outbox in small steps: each is a transaction of its own, so that pushes go in between."""
 
-from __future__ import annotations
-
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from datetime import timedelta
 
 from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, discarded, expired
 from proxy.store.sqlite.file import SQL
-
-if TYPE_CHECKING:
-    from collections import Counter
-    from datetime import timedelta
 
 STEP_ROWS = 1_000
 

@@ -4,17 +4,17 @@ Checkpoints are made here and not by SQLite, so that they come after the answers
 the one that writes to the file calls between transactions.
 """
 
-from __future__ import annotations
-
 import logging
 import mmap
 import os
+import sqlite3
 import statistics
 import struct
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
@@ -22,11 +22,6 @@ from proxy.errors import StoreUnavailable
 from proxy.store.records import Counts, Health
 from proxy.store.sqlite.damage import pragma, stores_set_aside
 from proxy.store.sqlite.file import file_system, wal_path
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 CHECKPOINT_FRAMES = 1_000  # pages in the log from which it is moved into the file, as in SQLite itself
 ALARM_FRAMES = 8_000  # pages (32 MB) that a checkpoint could not move: something holds it up

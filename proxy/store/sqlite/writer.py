@@ -5,8 +5,6 @@ commit that made it durable, and every job of a failed commit fails. What follow
 here. Knows nothing of what the jobs do.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -15,16 +13,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from proxy.core.decision import Reads
 from proxy.errors import StoreRefused, StoreUnavailable, describe
 from proxy.store.sqlite.damage import FileMoved, Remedy, remedy_for
+from proxy.store.sqlite.file import StoreFile
 from proxy.store.sqlite.recovery import Recovery, State
-
-if TYPE_CHECKING:
-    from proxy.store.sqlite.file import StoreFile
-    from proxy.store.sqlite.upkeep import Upkeep
+from proxy.store.sqlite.upkeep import Upkeep
 
 T = TypeVar("T")
 Job = tuple[Callable[[sqlite3.Connection], Any], "asyncio.Future[Any]", Reads | None]
