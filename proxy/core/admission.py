@@ -164,10 +164,11 @@ def reads_of(request: Request, site_key: bytes) -> Reads:
         push, token = candidate.push, candidate.token
         if push.id is not None:
             ids.append(push.id)
-        if isinstance(token, Vouched):
+        if token is None:
+            if isinstance(push, Push) and isinstance(push.call, Identify) and push.call.email is not None:
+                emails.append(push.call.email)
+        elif isinstance(token, Vouched):
             emails.append(token.email)
-        elif isinstance(push, Push) and isinstance(push.call, Identify) and push.call.email is not None:
-            emails.append(push.call.email)
     visitors = [derived_visitor(request.session, site_key) if request.session else request.stranger]
     if (cookie := request.cookie) is not None:
         visitors.append(cookie.id)

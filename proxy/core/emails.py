@@ -1,11 +1,13 @@
 """E-mail addresses: what is one, and which spellings are one person's."""
 
 import unicodedata
+from functools import lru_cache
 
 import idna
 from email_validator import EmailNotValidError, validate_email
 
 MAX_ADDRESS = 320  # characters
+_CACHED_KEYS = 8_192  # a push asks several times for that of its person
 _MAX_IDN_LABELS = 4
 
 
@@ -24,6 +26,7 @@ def clean_address(text: str) -> str | None:
     return address
 
 
+@lru_cache(maxsize=_CACHED_KEYS)
 def lane_key(address: str) -> str:
     """What makes two spellings of an address one person: compared without regard to case, and a domain by its ASCII form.
 
