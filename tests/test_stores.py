@@ -29,6 +29,7 @@ from proxy.core.decision import (
     Retire,
     Schedule,
     Scheduled,
+    Shown,
     Verify,
 )
 from proxy.core.gate import Closure, Halt
@@ -98,7 +99,8 @@ async def fill(outbox: Outbox) -> None:
         Remember("login", "v1", ANN),
         Retire("v2"),
         Born("v3", "ann@example.com"),
-        Identified("v4"),
+        Identified("v4", "ann@example.com"),
+        Shown("v5"),
         Refused(Reason.TAG_NOT_ALLOWED),
         NotOffered("a", "SCQ_TAGS"),
         Scheduled(Schedule.SIGN_UPS, time.time() + 500),
@@ -119,7 +121,7 @@ async def everything(outbox: Outbox) -> dict[str, object]:
             (),
             {
                 "seen": [known.seen(each) for each in ("h1", "login", "never")],
-                "visitors": [known.visitor(each) for each in ("v1", "v2", "v3", "v4", "v5")],
+                "visitors": [known.visitor(each) for each in ("v1", "v2", "v3", "v4", "v5", "v6")],
                 "lanes": [known.lane(f"{name}@example.com") for name in ("ada", "bob", "dead", "cut", "nobody")],
                 "alias": known.alias("old@example.com"),
                 "erased": [known.erased_at(f"{name}@example.com") for name in ("erased", "ada")],

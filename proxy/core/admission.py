@@ -392,7 +392,7 @@ def _bind(context: Context, visit: Visit, email: str, trust: Trust, *, forgotten
     visitor, facts, changes = visit.who.id, context.facts, context.intake.changes
     identified, held = facts.visitor(visitor).identified, visit.all_held(facts, context.request.now)
     if visit.left is not None or not identified:
-        changes.append(Identified(visitor))
+        changes.append(Identified(visitor, lane_key(email)))
     if held:
         until = -inf if forgotten else visits.bound_until(visit.left, lane_key(email), identified)
         changes.append(visits.bind(held, visitor, email, trust, until=until, policy=context.policy))

@@ -32,20 +32,26 @@ class Seen(msgspec.Struct, frozen=True):
 class VisitorFacts(msgspec.Struct, frozen=True):
     """What is known of a visitor id. `identified`: when a browser identified as it (Unix seconds); `holding`: pushes held for it.
 
-    `left`: lane key of the person whose log-out it was born of.
+    `person`: lane key of who identified as it; until somebody has, of the only person who may, see `Born`. `shown`: when a request first
+    carried its cookie (Unix seconds).
     """
 
     retired: bool = False
     identified: float | None = None
-    left: str | None = None
+    person: str | None = None
     holding: int = 0
+    shown: float | None = None
 
 
 class LaneFacts(msgspec.Struct, frozen=True):
-    """What is known of a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent."""
+    """What is known of a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent.
+
+    `bytes`: of the bodies of those pushes.
+    """
 
     verified: bool = False
     waiting: int = 0
+    bytes: int = 0
 
 
 class Alias(msgspec.Struct, frozen=True):
@@ -127,14 +133,21 @@ class Retire(Change, frozen=True):
 
 
 class Born(Change, frozen=True):
-    """Begins a visitor where the person with lane key `left` logged out."""
+    """Begins a visitor where the person with lane key `person` logged out."""
 
     visitor: str
-    left: str
+    person: str
 
 
 class Identified(Change, frozen=True):
-    """Marks the visitor as identified: a log-out that it was born of no longer matters."""
+    """Marks the visitor as identified by the person with lane key `person`: a log-out that it was born of no longer matters."""
+
+    visitor: str
+    person: str
+
+
+class Shown(Change, frozen=True):
+    """Notes that a request has carried the visitor's cookie, and keeps what is known of the visitor from growing old."""
 
     visitor: str
 

@@ -11,7 +11,7 @@ import msgspec
 
 from proxy.core.calls import BadPush, Identify, Push
 from proxy.core.cookies import RENEW_AFTER
-from proxy.core.decision import Bind, Facts, HeldPush, Hold
+from proxy.core.decision import Bind, Facts, HeldPush, Hold, VisitorFacts
 from proxy.core.emails import lane_key
 from proxy.core.policy import Policy
 from proxy.core.reasons import Reason
@@ -64,7 +64,12 @@ def enter(cookie: Visitor | None, session: str | None, stranger: str, facts: Fac
     derived = derived_visitor(session, facts.site_key) if session else None
     stale = derived is not None and facts.visitor(derived).retired
     who = cookie or Visitor(derived or stranger)
-    return Visit(who=who, derived=derived, left=facts.visitor(who.id).left, stale_session=stale)
+    return Visit(who=who, derived=derived, left=_left(facts.visitor(who.id)), stale_session=stale)
+
+
+def _left(known: VisitorFacts) -> str | None:
+    """Returns the lane key of the person whose log-out the visitor was born of, None once somebody has identified as it."""
+    return known.person if known.identified is None else None
 
 
 def present(cookie: Visitor, facts: Facts) -> Visitor | None:
@@ -101,7 +106,7 @@ def resume(visit: Visit, push_id: str, after: Visitor, cookie: Visitor | None, f
     return _replace(
         visit,
         who=who,
-        left=facts.visitor(after.id).left,
+        left=_left(facts.visitor(after.id)),
         stale_session=False,
         next_session=session if anew else visit.next_session,
         resumed=True,

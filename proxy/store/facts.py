@@ -73,13 +73,14 @@ class Known:
 
 @dataclass(slots=True)
 class LaneChange:
-    """What a group adds to a lane.
+    """What a group adds to a lane: `gained` pushes, whose bodies have so many `bytes`.
 
     If nothing waits in the lane yet, it is ready after `delay` seconds, and `put_off` says whether that delay is a sign-up's. `vouched`:
     something was added that ends such a delay.
     """
 
     gained: int = 0
+    bytes: int = 0
     delay: float = 0.0
     put_off: bool = False
     vouched: bool = False
@@ -88,11 +89,15 @@ class LaneChange:
 
 @dataclass(slots=True)
 class VisitorChange:
-    """`left`: lane key of the person whose log-out it was born of. None: stays as it is, unless it is `identified`, which ends it."""
+    """What a group says of a visitor. `person`: its new lane key, None: stays as it is.
+
+    The time of the row is when the visitor was identified, so a row that is only `shown` leaves that of an identified visitor as it is.
+    """
 
     retired: bool = False
     identified: bool = False
-    left: str | None = None
+    person: str | None = None
+    shown: bool = False
 
 
 PushRow = tuple[str, str, str, int, str, bytes, float, int]

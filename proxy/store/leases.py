@@ -53,7 +53,8 @@ def head_of(lane: LaneRow, rows: Iterable[Sequence[Any]]) -> Head:
         if alone and head:
             break
         target = address if lane.address is None or lane_key(address) == lane.key else lane.address
-        head.append(Waiting(seq, push_id, target, Trust(trust), decode_body(kind, body), since, attempts))
+        decoded, size = decode_body(kind, body), len(body)
+        head.append(Waiting(seq, push_id, target, Trust(trust), decoded, since, attempts, size))
         if alone:
             return Head(tuple(head), starts=True)
     return Head(tuple(head), starts=False)
@@ -83,13 +84,14 @@ class Burial(NamedTuple):
 
 
 class Release(msgspec.Struct, frozen=True):
-    """A lane whose lease ends. `gone`: pushes that leave it; `retry_at`: as in `Settlement`.
+    """A lane whose lease ends. `gone`: pushes that leave it, and `freed`: the bytes of their bodies; `retry_at`: as in `Settlement`.
 
     `learned`: `last` replaces what is known of the contact, unless a merge has voided it meanwhile.
     """
 
     lane: int
     gone: int
+    freed: int = 0
     failures: int = 0
     retry_at: float | None = None
     learned: bool = True
@@ -99,7 +101,7 @@ class Release(msgspec.Struct, frozen=True):
         """Returns the columns of the query `release`. The lane is ready now or at `retry_at`, counted from `origin`."""
         ready_at = now if self.retry_at is None else self.retry_at
         digest, digest_at = (self.last.digest, self.last.at) if self.last is not None else (None, None)
-        return self.lane, self.gone, self.failures, ready_at - origin, self.learned, digest, digest_at
+        return self.lane, self.gone, self.failures, ready_at - origin, self.learned, digest, digest_at, self.freed
 
 
 class Changes(msgspec.Struct):
@@ -132,7 +134,7 @@ def changes_of(settlements: Iterable[Settlement], erased: Collection[int] = ()) 
     for settlement in settlements:
         lane = settlement.lease.lane
         if lane in erased:
-            changes.releases.append(Release(lane, 0, settlement.failures, settlement.retry_at, learned=False))
+            changes.releases.append(Release(lane, 0, 0, settlement.failures, settlement.retry_at, learned=False))
         else:
             _add(changes, settlement)
     return changes
@@ -154,19 +156,27 @@ def _add(changes: Changes, settlement: Settlement) -> None:
             changes.buried.append(Burial(result.seq, result.attempted, reason, result.detail))
     changes.unstarted += [push.seq for push in lease.pushes if increments(push.body) and push.seq not in gone]
     learned, last = settlement.last != lease.last, settlement.last
-    changes.releases.append(Release(lease.lane, len(gone), settlement.failures, settlement.retry_at, learned, last))
+    freed = sum([push.size for push in lease.pushes if push.seq in gone])
+    changes.releases.append(
+        Release(lease.lane, len(gone), freed, settlement.failures, settlement.retry_at, learned, last)
+    )
 
 
-def changes_of_abandoned(lanes: Iterable[int], started: Sequence[tuple[int, int]]) -> Changes:
+def changes_of_abandoned(lanes: Iterable[int], started: Sequence[tuple[int, int, int]]) -> Changes:
     """Returns what the end of leases changes whose holder is gone.
 
-    `started`: lane and number of increments that were started. They may have been applied; the rest is sent again. Anything else that was
+    `started`: lane, number and size of increments that were started. They may have been applied; the rest is sent again. Anything else that was
     on the wire may have been applied as well, so what SendX has of the contact is not known any more.
     """
-    gone = Counter(lane for lane, _ in started)
+    gone, freed = Counter[int](), Counter[int]()
+    for lane, _, size in started:
+        gone[lane] += 1
+        freed[lane] += size
     return Changes(
-        releases=[Release(lane, gone[lane]) for lane in lanes],
-        buried=[Burial(seq, attempted=True, reason=DeadReason.AMBIGUOUS, detail=_INDETERMINATE) for _, seq in started],
+        releases=[Release(lane, gone[lane], freed[lane]) for lane in lanes],
+        buried=[
+            Burial(seq, attempted=True, reason=DeadReason.AMBIGUOUS, detail=_INDETERMINATE) for _, seq, _ in started
+        ],
     )
 
 

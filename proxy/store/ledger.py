@@ -67,7 +67,8 @@ class Ledger:
         facts, change = known.get(key) or _NO_LANE, self.writes.lanes.get(key)
         if change is None:
             return facts
-        return decision.LaneFacts(facts.verified or change.verify, facts.waiting + change.gained)
+        waiting, size = facts.waiting + change.gained, facts.bytes + change.bytes
+        return decision.LaneFacts(facts.verified or change.verify, waiting, size)
 
     def alias(self, key: str) -> decision.Alias | None:
         known = self.known.aliases
@@ -136,11 +137,12 @@ class Ledger:
         body = change.body
         kind, increments = (_TRACK, 0) if isinstance(body, Track) else (_IDENTIFY, int(body.increments))
         key, trust, since = change.key, change.trust, self.known.now
-        self._gain(key, change.not_before, verified=trust is Trust.VERIFIED)
-        self.writes.pushes.append((key, change.id, change.address, int(trust), kind, _encode(body), since, increments))
+        stored = _encode(body)
+        self._gain(key, len(stored), change.not_before, verified=trust is Trust.VERIFIED)
+        self.writes.pushes.append((key, change.id, change.address, int(trust), kind, stored, since, increments))
         self.tallies["accepted"] += 1
 
-    def _gain(self, key: str, not_before: float = 0.0, *, verified: bool) -> None:
+    def _gain(self, key: str, size: int, not_before: float = 0.0, *, verified: bool) -> None:
         known, lane = self.known, self.writes.lanes.get(key)
         if key not in known.lanes:
             self._ask("keys", key)
@@ -152,6 +154,7 @@ class Ledger:
         elif lane.put_off and verified:
             lane.delay, lane.put_off = 0.0, False
         lane.gained += 1
+        lane.bytes += size
         lane.vouched = lane.vouched or verified
         self.tallies[WAITING] += 1
 
@@ -167,7 +170,7 @@ class Ledger:
             row = held.pop(push_id, None)
             if row is not None:
                 self._unhold(change.visitor, row)
-                self._gain(change.key, verified=change.trust is Trust.VERIFIED)
+                self._gain(change.key, len(row.body), verified=change.trust is Trust.VERIFIED)
                 at = (change.key, push_id, change.address, int(change.trust))
                 self.writes.pushes.append((*at, _TRACK, row.body, row.since, 0))
                 self.tallies["bound"] += 1
@@ -201,23 +204,31 @@ class Ledger:
         self._refuse_held(change)
 
     def _born(self, change: decision.Born) -> None:
-        self._change_visitor(change.visitor, left=change.left)
+        self._change_visitor(change.visitor, person=change.person)
 
     def _identified(self, change: decision.Identified) -> None:
-        self._change_visitor(change.visitor, identified=True)
+        self._change_visitor(change.visitor, identified=True, person=change.person)
+
+    def _shown(self, change: decision.Shown) -> None:
+        facts = self.visitor(change.visitor)
+        if facts.shown is not None and facts.identified is not None:
+            return  # nothing would change
+        self.writes.visitors.setdefault(change.visitor, VisitorChange()).shown = True
+        shown = self.known.now if facts.shown is None else facts.shown
+        self._visitors[change.visitor] = msgspec.structs.replace(facts, shown=shown)
 
     def _change_visitor(
-        self, visitor: str, *, retired: bool = False, identified: bool = False, left: str | None = None
+        self, visitor: str, *, retired: bool = False, identified: bool = False, person: str | None = None
     ) -> None:
-        """`identified` is when the row was last changed, as in the tables."""
+        """`identified` is when the row was last changed, but for `shown`, as in the tables."""
         facts, row = self.visitor(visitor), self.writes.visitors.setdefault(visitor, VisitorChange())
         row.retired, row.identified = row.retired or retired, row.identified or identified
-        row.left = None if identified else left or row.left
-        self._visitors[visitor] = decision.VisitorFacts(
-            facts.retired or retired,
-            self.known.now if identified or facts.identified is not None else None,
-            None if identified else left or facts.left,
-            facts.holding,
+        row.person = person or row.person
+        self._visitors[visitor] = msgspec.structs.replace(
+            facts,
+            retired=facts.retired or retired,
+            identified=self.known.now if identified or facts.identified is not None else None,
+            person=person or facts.person,
         )
 
     def _verify(self, change: decision.Verify) -> None:
@@ -254,6 +265,7 @@ class Ledger:
         decision.Retire: _retire,
         decision.Born: _born,
         decision.Identified: _identified,
+        decision.Shown: _shown,
         decision.Drop: _refuse_held,
         decision.Verify: _verify,
         decision.EndAlias: _end_alias,

@@ -20,7 +20,10 @@ class DeadReason(StrEnum):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """A claimed push. `since`: Unix seconds when it was acknowledged; `attempts`: sends with a known bad outcome."""
+    """A claimed push. `since`: Unix seconds when it was acknowledged; `attempts`: sends with a known bad outcome.
+
+    `size`: bytes of the body as stored, by which its lane shrinks when it leaves.
+    """
 
     seq: int
     id: str
@@ -29,6 +32,7 @@ class Waiting(msgspec.Struct, frozen=True):
     body: Attributes | Track
     since: float
     attempts: int
+    size: int
 
     @property
     def kind(self) -> Kind:

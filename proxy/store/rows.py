@@ -98,16 +98,16 @@ def encode_closure(closure: Closure | None) -> bytes | None:
 def decode_dead_letter(row: tuple[Any, ...]) -> DeadLetter:
     """Returns a dead letter from a row of the query `dead_letters`, which has the same columns in both adapters."""
     seq, push_id, address, kind, trust, reason, detail, at, since, attempts, body = row
-    push = (seq, push_id, address, Trust(trust), decode_body(kind, body), since, attempts)
+    push = (seq, push_id, address, Trust(trust), decode_body(kind, body), since, attempts, len(body))
     return DeadLetter(*push, reason=DeadReason(reason), detail=detail, at=at)
 
 
-# By table, in the order in which they are copied. Columns have PostgreSQL's names, and the rows come in the order of the first one. Not
+# By table, in the order in which they are copied. Columns are PostgreSQL's, and the rows come in the order of the first one. Not
 # copied: what is about leases, probes and erasures, none of which is left in a store that was opened and closed.
 TABLES: Mapping[str, tuple[str, ...]] = {
     "meta": ("name", "value"),
     "lanes": (
-        *("id", "key", "address", "verified", "waiting", "ready_at", "epoch", "failures", "put_off"),
+        *("id", "key", "address", "verified", "waiting", "bytes", "ready_at", "epoch", "failures", "put_off"),
         *("identify_digest", "identify_at"),
     ),
     "pushes": ("seq", "lane", "id", "address", "trust", "kind", "body", "since", "attempts", "increments"),
@@ -117,7 +117,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "key",
     ),
     "seen": ("id", "at", "shown", "after", "after_key"),
-    "visitors": ("id", "at", "retired", "identified", "left_key"),
+    "visitors": ("id", "at", "retired", "identified", "person", "shown"),
     "aliases": ("key", "lane", "at"),
     "tombstones": ("hash", "at"),
     "counters": ("name", "value"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -97,6 +98,11 @@ class Item:
     @property
     def increments(self) -> bool:
         return isinstance(self.body, Attributes) and self.body.increments
+
+
+def size(items: Sequence[Item]) -> int:
+    """Returns how many bytes the store keeps of the bodies."""
+    return sum(len(msgspec.json.encode(item.body)) for item in items)
 
 
 @dataclass(eq=False)
@@ -422,7 +428,8 @@ class OutboxMachine(RuleBasedStateMachine):
         def ask(facts: Facts) -> None:
             for key in map(lane_key, ADDRESSES):
                 lane, moved = self.model.lanes.get(key), self.model.aliases.get(key)
-                assert facts.lane(key).waiting == (len(lane.items) if lane else 0)
+                waits = lane.items if lane else []
+                assert (facts.lane(key).waiting, facts.lane(key).bytes) == (len(waits), size(waits))
                 alias = facts.alias(key)
                 assert (alias.address if alias else None) == (moved.address if moved else None)
                 assert (facts.erased_at(key) is not None) == (key in self.model.erased)

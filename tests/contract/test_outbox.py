@@ -34,6 +34,7 @@ from proxy.core.decision import (
     Schedule,
     Scheduled,
     Seen,
+    Shown,
     Verify,
     VisitorFacts,
 )
@@ -59,6 +60,7 @@ from proxy.store.sqlite.outbox import open_outbox
 from tests.support.postgres import database
 
 INCREMENT = Attributes(custom_fields={"Visits": "++1"})
+SIZE = len(msgspec.json.encode(Track(("a",))))
 
 
 async def open_sqlite(tmp_path: Path) -> Outbox:
@@ -116,6 +118,10 @@ async def read(outbox: Outbox, ask: object) -> object:
 def told(seen: Seen | None) -> Seen | None:
     """Without the time, which is the store's."""
     return msgspec.structs.replace(seen, at=0.0) if seen else None
+
+
+async def visitor(outbox: Outbox, visitor_id: str) -> VisitorFacts:
+    return (await outbox.append(lambda facts: Decision((), facts.visitor(visitor_id)))).answer
 
 
 def ids(lease: Lease) -> list[str]:
@@ -312,15 +318,52 @@ async def test_dropping_what_is_held_leaves_the_visitor(outbox: Outbox) -> None:
 
 async def test_a_visitor_born_of_a_log_out_knows_who_left_until_it_is_identified(outbox: Outbox) -> None:
     await carry_out(outbox, Born("v", "ada@example.com"))
-    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(left="ada@example.com")
-    await carry_out(outbox, Identified("v"))
-    assert await read(outbox, lambda facts: facts.visitor("v").identified is not None)
+    assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts(person="ada@example.com")
+    await carry_out(outbox, Identified("v", "bob@example.com"))
+    known = await visitor(outbox, "v")
+    assert (known.identified is not None, known.person) == (True, "bob@example.com")
+
+
+async def test_a_visitor_is_shown_once_and_an_identified_one_keeps_its_time(outbox: Outbox) -> None:
+    await carry_out(outbox, Shown("v"), Identified("w", "ada@example.com"))
+    first, identified = (await visitor(outbox, "v")).shown, (await visitor(outbox, "w")).identified
+    assert first == pytest.approx(time.time(), abs=60)
+    await carry_out(outbox, Shown("v"), Shown("w"))
+    assert (await visitor(outbox, "v")).shown == first
+    shown = await visitor(outbox, "w")
+    assert (shown.identified, shown.person) == (identified, "ada@example.com")
+    assert shown.shown is not None
+    await carry_out(outbox, Shown("w"), Retire("w"))
+    assert await visitor(outbox, "w") == msgspec.structs.replace(
+        shown, retired=True, identified=(await visitor(outbox, "w")).identified
+    )
+
+
+async def test_what_the_store_knows_of_a_visitor_outlives_a_restart(
+    adapter: str, outbox: Outbox, tmp_path: Path
+) -> None:
+    """As does the time of identification, which being shown must not move."""
+    await carry_out(outbox, Identified("v", "ada@example.com"), Born("w", "ada@example.com"), Shown("x"))
+    before = [await visitor(outbox, name) for name in "vwx"]
+    await carry_out(outbox, Shown("v"))
+    await outbox.close()
+    reopened = await ADAPTERS[adapter](tmp_path)
+    try:
+        v, w, x = [await visitor(reopened, name) for name in "vwx"]
+        assert (w, x.retired, x.person) == (before[1], False, None)
+        assert None not in (v.identified, v.shown)
+        assert v.identified == pytest.approx(before[0].identified, abs=0.5)
+        assert v.identified < v.shown  # type: ignore[operator]  # neither is None
+        assert x.shown == pytest.approx(before[2].shown, abs=0.5)
+        assert v.person == "ada@example.com"
+    finally:
+        await reopened.close()
 
 
 async def test_a_lane_knows_whether_its_address_was_ever_vouched_for_and_how_much_waits(outbox: Outbox) -> None:
     await carry_out(outbox, queued("a@example.com"), queued("a@example.com"), Verify("b@example.com"))
-    assert await read(outbox, lambda facts: facts.lane("a@example.com")) == LaneFacts(verified=False, waiting=2)
-    assert await read(outbox, lambda facts: facts.lane("b@example.com")) == LaneFacts(verified=True, waiting=0)
+    assert await read(outbox, lambda facts: facts.lane("a@example.com")) == LaneFacts(waiting=2, bytes=2 * SIZE)
+    assert await read(outbox, lambda facts: facts.lane("b@example.com")) == LaneFacts(verified=True)
     assert await read(outbox, lambda facts: facts.lane("c@example.com")) == LaneFacts()
 
 
@@ -520,7 +563,9 @@ async def test_if_the_new_address_has_a_lane_what_waits_there_goes_first_and_the
         (there[1].id, "new@example.com"),
         (moved.id, "new@example.com"),
     ]
-    assert await read(outbox, lambda facts: facts.lane("new@example.com")) == LaneFacts(verified=True, waiting=2)
+    assert await read(outbox, lambda facts: facts.lane("new@example.com")) == LaneFacts(
+        verified=True, waiting=2, bytes=2 * SIZE
+    )
     assert await read(outbox, lambda facts: facts.lane("old@example.com")) == LaneFacts()
 
 
@@ -577,13 +622,15 @@ async def test_erasing_a_person_leaves_nothing_of_them_but_a_hash(outbox: Outbox
     await carry_out(
         outbox, Remember(identify, "v", after), Born("w", "secret-name@example.com"), Verify("secret-name@example.com")
     )
+    await carry_out(outbox, Identified("x", "secret-name@example.com"), Shown("x"))
     await carry_out(
         outbox, queued("Secret-Name@example.com"), Hold(push_id(), "v", Track(("a",))), queued("b@example.com")
     )
     erased = await outbox.erase("secret-name@example.com")
     assert erased == Erased(waiting=1, held=1, dead=1, identities=1)
     assert await read(outbox, lambda facts: told(facts.seen(identify))) == Seen("", None)
-    assert await read(outbox, lambda facts: facts.visitor("w")) == VisitorFacts()
+    assert await visitor(outbox, "w") == VisitorFacts()
+    assert (await visitor(outbox, "x")).person is None
     assert await read(outbox, lambda facts: facts.lane("secret-name@example.com")) == LaneFacts()
     assert isinstance(await read(outbox, lambda facts: facts.erased_at("secret-name@example.com")), float)
     assert await read(outbox, lambda facts: facts.erased_at("b@example.com")) is None

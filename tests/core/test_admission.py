@@ -307,7 +307,7 @@ def test_what_a_visitor_did_before_an_identify_goes_right_behind_it() -> None:
         Hold("p1", "v", TRACK),
         Remember("p1", "v"),
         Enqueue("p2", ADA, ADA, Trust.VERIFIED, Attributes()),
-        Identified("v"),
+        Identified("v", ADA),
         Bind("v", ADA, ADA, Trust.VERIFIED, ("h", "p1")),
         Verify(ADA),
         EndAlias(ADA),

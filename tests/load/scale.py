@@ -444,7 +444,7 @@ def _stored(number: int, contacts: int) -> Iterator[Change]:
     if turn:
         yield Remember(push_id, visitor)
         return
-    yield from (Verify(email), Identified(visitor))
+    yield from (Verify(email), Identified(visitor, email))
     yield Remember(push_id, visitor, Visitor(visitor, email, Trust.VERIFIED, verified=int(time.time())))
 
 

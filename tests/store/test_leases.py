@@ -40,7 +40,8 @@ def row(
 
 
 def waiting(seq: int, body: Attributes | Track = TRACK) -> Waiting:
-    return Waiting(seq, f"id{seq}", KEY, Trust.VERIFIED, body, 1.0, 0)
+    """`size`: a number that tells which it was."""
+    return Waiting(seq, f"id{seq}", KEY, Trust.VERIFIED, body, 1.0, 0, size=10**seq)
 
 
 def lease(*pushes: Waiting, last: LastIdentify | None = None) -> Lease:
@@ -61,6 +62,10 @@ def test_a_head_goes_up_to_the_next_increment() -> None:
 
 def test_an_increment_goes_alone_and_is_to_be_started() -> None:
     assert seqs(row(1, alone=True), row(2)) == ([1], True)
+
+
+def test_a_claimed_push_has_the_size_of_its_body_as_stored() -> None:
+    assert [push.size for push in head_of(lane(), [row(1)]).pushes] == [len(b'{"addTags":["a"]}')]
 
 
 def test_a_lane_without_pushes_has_no_head() -> None:
@@ -100,7 +105,7 @@ def test_each_fate_changes_its_own_rows_and_moves_the_counters() -> None:
     assert changes.delivered == [1, 2]
     assert changes.buried == [Burial(3, attempted=True, reason=DeadReason.MISSING, detail="HTTP 404")]
     assert (changes.attempted, changes.unstarted) == ([4], [])
-    assert changes.releases == [Release(LANE, 3, failures=2, retry_at=60.0, learned=False)]
+    assert changes.releases == [Release(LANE, 3, 1_110, failures=2, retry_at=60.0, learned=False)]
     assert changes.tallies == {
         "delivered": 2,
         "unchanged": 1,
@@ -134,8 +139,8 @@ def test_a_person_who_was_erased_under_the_lease_only_loses_the_lease() -> None:
 
 
 def test_an_abandoned_lease_buries_what_was_started_and_forgets_the_contact() -> None:
-    changes = changes_of_abandoned([LANE, 8], [(8, 3)])
-    assert changes.releases == [Release(LANE, 0, learned=True), Release(8, 1, learned=True)]
+    changes = changes_of_abandoned([LANE, 8], [(8, 3, 40)])
+    assert changes.releases == [Release(LANE, 0, learned=True), Release(8, 1, 40, learned=True)]
     (burial,) = changes.buried
     assert (burial.seq, burial.attempted, burial.reason) == (3, True, DeadReason.AMBIGUOUS)
     assert changes.tallies == {"dead:ambiguous": 1, "gauge:waiting": -1, "gauge:dead": 1}

@@ -23,6 +23,7 @@ from proxy.core.decision import (
     Schedule,
     Scheduled,
     Seen,
+    Shown,
     Verify,
     VisitorFacts,
 )
@@ -32,6 +33,7 @@ from proxy.store.ledger import Ledger
 from proxy.store.rows import HELD_BYTES, HOLDING, WAITING
 
 KEY, TRACK = "a@example.com", Track(("a",))
+SIZE = len(msgspec.json.encode(TRACK))
 NOW = 1_000.0
 NONE: set[str] = set()
 
@@ -109,7 +111,8 @@ def test_what_decisions_announce_is_read_together() -> None:
         Bind("v", KEY, KEY, Trust.VERIFIED),
         Retire("v"),
         Born("v", KEY),
-        Identified("v"),
+        Identified("v", KEY),
+        Shown("v"),
         Verify(KEY),
         EndAlias(KEY),
         Remember("i", "v"),
@@ -134,18 +137,28 @@ def test_a_store_that_answers_at_once_is_believed() -> None:
 
 def test_a_decision_sees_what_the_decisions_before_it_change() -> None:
     store = known(ids={"i"}, keys={KEY}, visitors={"v"}, schedules={Schedule.TRACES})
-    store.lanes[KEY] = LaneFacts(waiting=3)
+    store.lanes[KEY] = LaneFacts(waiting=3, bytes=50)
     store.aliases[KEY] = Alias("b@example.com", 5.0)
     ledger = Ledger(store, nobody)
     after = Visitor("v", KEY, Trust.VERIFIED)
     carry_out(ledger, enqueue(), Verify(KEY), EndAlias(KEY), Remember("i", "v", after), Scheduled(Schedule.TRACES, 7.0))
-    assert ledger.lane(KEY) == LaneFacts(verified=True, waiting=4)
+    assert ledger.lane(KEY) == LaneFacts(verified=True, waiting=4, bytes=50 + SIZE)
     assert (ledger.alias(KEY), ledger.seen("i")) == (None, Seen("v", after, NOW))
     assert ledger.schedule(Schedule.TRACES) == 7.0
     carry_out(ledger, Born("v", KEY))
-    assert ledger.visitor("v") == VisitorFacts(left=KEY)
-    carry_out(ledger, Identified("v"), Retire("v"))
-    assert ledger.visitor("v") == VisitorFacts(retired=True, identified=NOW)
+    assert ledger.visitor("v") == VisitorFacts(person=KEY)
+    carry_out(ledger, Shown("v"), Identified("v", "b@example.com"), Retire("v"))
+    assert ledger.visitor("v") == VisitorFacts(retired=True, identified=NOW, person="b@example.com", shown=NOW)
+
+
+def test_a_visitor_who_is_shown_again_is_written_only_to_keep_it_from_growing_old() -> None:
+    store = known(visitors={"v", "w"})
+    store.visitors["v"] = VisitorFacts(shown=5.0)
+    store.visitors["w"] = VisitorFacts(identified=6.0, person=KEY, shown=5.0)
+    ledger = Ledger(store, nobody)
+    carry_out(ledger, Shown("v"), Shown("w"))
+    assert (ledger.visitor("v"), ledger.visitor("w")) == (store.visitors["v"], store.visitors["w"])
+    assert list(ledger.writes.visitors) == ["v"]
 
 
 def test_what_is_known_of_an_id_stays() -> None:
@@ -166,6 +179,7 @@ def test_what_is_held_is_bound_whether_it_is_written_yet_or_not() -> None:
     assert ledger.visitor("v").holding == 2
     carry_out(ledger, Bind("v", KEY, KEY, Trust.VERIFIED, ("old", "new")))
     assert [(row[1], row[6]) for row in ledger.writes.pushes] == [("old", 5.0), ("new", NOW)]
+    assert ledger.lane(KEY) == LaneFacts(waiting=2, bytes=2 * SIZE)
     assert (ledger.writes.unheld, ledger.writes.held["v"], ledger.visitor("v").holding) == ({7}, [], 0)
     assert (ledger.tallies["bound"], ledger.tallies[WAITING], ledger.tallies[HOLDING]) == (2, 2, -1)
     assert ledger.tallies[HELD_BYTES] < 0
@@ -191,12 +205,15 @@ def test_what_was_handed_over_to_be_written_is_known() -> None:
     carry_out(
         ledger,
         *(enqueue(), EndAlias(KEY), Remember("i", "v"), Scheduled(Schedule.TRACES, 7.0), Hold("h", "v", TRACK)),
-        Identified("v"),
+        Identified("v", KEY),
     )
     writes = ledger.take_writes()
     assert [row[1] for row in writes.pushes] == ["i"]
     assert (ledger.alias(KEY), ledger.seen("i")) == (None, Seen("v", None, NOW))
-    assert (ledger.visitor("v"), ledger.schedule(Schedule.TRACES)) == (VisitorFacts(identified=NOW, holding=1), 7.0)
+    assert (ledger.visitor("v"), ledger.schedule(Schedule.TRACES)) == (
+        VisitorFacts(identified=NOW, person=KEY, holding=1),
+        7.0,
+    )
     with pytest.raises(AssertionError, match=f"keys {KEY} was not read"):
         ledger.lane(KEY)  # what waits in it changes with every delivery
     with pytest.raises(AssertionError, match="held v was not read"):
@@ -206,7 +223,7 @@ def test_what_was_handed_over_to_be_written_is_known() -> None:
 
 def test_what_could_not_be_stored_is_forgotten() -> None:
     ledger = Ledger(known(ids={"i"}, keys={KEY}, visitors={"v"}), nobody)
-    carry_out(ledger, enqueue(), Remember("i", "v"), Identified("v"))
+    carry_out(ledger, enqueue(), Remember("i", "v"), Identified("v", KEY))
     ledger.forget()
     assert not ledger.take_writes().pushes
     with pytest.raises(AssertionError, match="visitors v was not read"):

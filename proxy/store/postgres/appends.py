@@ -142,8 +142,8 @@ def _keep_absent(known: Known, wants: Wants) -> None:
 def _keep(known: Known, rows: Mapping[str, list[Any]]) -> None:
     for push_id, shown, after, at in rows["seen"]:
         known.seen[push_id] = Seen(shown, decode_visitor(after), at)
-    for key, lane, verified, waiting, moved_to, moved_at, erased_at in rows["people"]:
-        known.lanes[key] = LaneFacts(verified, waiting) if lane is not None else None
+    for key, lane, verified, waiting, size, moved_to, moved_at, erased_at in rows["people"]:
+        known.lanes[key] = LaneFacts(verified, waiting, size) if lane is not None else None
         known.aliases[key] = Alias(moved_to, moved_at) if moved_at is not None and moved_to is not None else None
         known.erased[key] = erased_at
     for visitor, *facts in rows["visitors"]:
@@ -171,14 +171,14 @@ def _writes(writes: Writes, tallies: Counter[str], known: Known) -> tuple[list[Q
     """Returns the queries in the order of locks, and how many rows some must find."""
     old = {key: change for key, change in writes.lanes.items() if known.lanes[key] is not None}
     new = {key: change for key, change in writes.lanes.items() if key not in old}
-    visitors = [(each, row.retired, row.identified, row.left) for each, row in writes.visitors.items()]
+    visitors = [(each, row.retired, row.identified, row.person, row.shown) for each, row in writes.visitors.items()]
     held = [(visitor, *row[1:]) for visitor, rows in writes.held.items() for row in rows]
     queries = (
         ("lock_lanes", {"keys": list(old)}),
         ("change_lanes", _lane_columns(old)),
         ("new_lanes", _lane_columns(new)),
         ("enqueue", _push_columns(writes)),
-        ("change_visitors", columns("ids retired identified lefts", visitors)),
+        ("change_visitors", columns("ids retired identified persons shown", visitors)),
         ("unhold", {"seqs": sorted(writes.unheld)}),
         ("hold", columns("visitors ids bodies sinces", held)),
         ("end_aliases", {"keys": list(writes.ended_aliases)}),
@@ -197,8 +197,8 @@ def _writes(writes: Writes, tallies: Counter[str], known: Known) -> tuple[list[Q
 
 
 def _lane_columns(lanes: Mapping[str, LaneChange]) -> Mapping[str, object]:
-    rows = [(key, it.gained, it.delay, it.put_off, it.vouched, it.verify) for key, it in lanes.items()]
-    return columns("keys gained delays put_off vouched verify", rows)
+    rows = [(key, it.gained, it.bytes, it.delay, it.put_off, it.vouched, it.verify) for key, it in lanes.items()]
+    return columns("keys gained bytes delays put_off vouched verify", rows)
 
 
 def _push_columns(writes: Writes) -> Mapping[str, object]:

@@ -135,8 +135,8 @@ class NodeLeases:
 async def _end_leases(transaction: Transaction, lanes: Sequence[int]) -> Mapping[str, int]:
     """Ends leases whose holder is gone; returns what to tally. The lanes are locked."""
     (found,) = await transaction.run(("started", {"lanes": list(lanes)}))
-    changes = changes_of_abandoned(lanes, [(lane, seq) for lane, seq, _ in found.rows])
-    await transaction.run(*_writes(changes, {seq: address for _, seq, address in found.rows}))
+    changes = changes_of_abandoned(lanes, [(lane, seq, size) for lane, seq, _, size in found.rows])
+    await transaction.run(*_writes(changes, {seq: address for _, seq, address, _ in found.rows}))
     return changes.tallies
 
 
@@ -240,7 +240,7 @@ def _writes(changes: Changes, addresses: Mapping[int, str], revoked: Sequence[in
     ]
     return filled(
         (
-            ("release", columns("lanes gone failures delays learned digests digest_ats", releases)),
+            ("release", columns("lanes gone failures delays learned digests digest_ats freed", releases)),
             ("remove", {"seqs": changes.delivered}),
             ("bury", columns("seqs attempted reasons details keys", buried)),
             ("attempted", {"seqs": changes.attempted}),

@@ -52,7 +52,7 @@ async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes
     visitors = {visitor.id for _, after in known.rows if (visitor := decode_visitor(after)) is not None}
     theirs = {"lanes": [row[0] for row in lanes.rows]}
     _, held, _, identities, waiting, dead, *_ = await transaction.run(
-        ("remove_left", asked),
+        ("forget_person", asked),
         ("unhold_visitors", {"visitors": list(visitors)}),
         ("remove_aliases", {**theirs, **asked}),
         ("forget_afters", {"ids": [push_id for push_id, _ in known.rows]}),  # the ids themselves stay known

@@ -53,7 +53,7 @@ SELECT id, shown, after, at FROM seen WHERE id = ANY (%(ids)s::text[]);
 
 -- name: people
 -- What is known of each lane key; the hashes are those of its tombstone.
-SELECT p.key, l.id, l.verified, l.waiting, moved.address, a.at, t.at
+SELECT p.key, l.id, l.verified, l.waiting, l.bytes, moved.address, a.at, t.at
 FROM unnest(%(keys)s::text[], %(hashes)s::bytea[]) AS p (key, hash)
 LEFT JOIN lanes l ON l.key = p.key
 LEFT JOIN aliases a ON a.key = p.key
@@ -61,8 +61,8 @@ LEFT JOIN lanes moved ON moved.id = a.lane
 LEFT JOIN tombstones t ON t.hash = p.hash;
 
 -- name: visitors
-SELECT w.id, coalesce(v.retired, false), CASE WHEN v.identified THEN v.at END, v.left_key,
-  (SELECT count(*) FROM held WHERE visitor = w.id)
+SELECT w.id, coalesce(v.retired, false), CASE WHEN v.identified THEN v.at END, v.person,
+  (SELECT count(*) FROM held WHERE visitor = w.id), v.shown
 FROM unnest(%(visitors)s::text[]) AS w (id) LEFT JOIN visitors v ON v.id = w.id;
 
 -- name: held
@@ -76,19 +76,21 @@ SELECT id FROM lanes WHERE key = ANY (%(keys)s::text[]) ORDER BY id FOR NO KEY U
 
 -- name: change_lanes
 -- A lane that waits for anything keeps its time. One that was put off goes at once when somebody who is vouched for comes.
-UPDATE lanes l SET waiting = l.waiting + c.gained, verified = l.verified OR c.verify,
+UPDATE lanes l SET waiting = l.waiting + c.gained, bytes = l.bytes + c.bytes, verified = l.verified OR c.verify,
 ready_at = CASE WHEN c.gained = 0 THEN l.ready_at WHEN l.ready_at IS NULL THEN {now} + c.delay
                 WHEN l.put_off AND c.vouched THEN {now} ELSE l.ready_at END,
 put_off = CASE WHEN c.gained = 0 THEN l.put_off WHEN l.ready_at IS NULL THEN c.put_off ELSE l.put_off AND NOT c.vouched END
-FROM unnest(%(keys)s::text[], %(gained)s::int[], %(delays)s::float8[], %(put_off)s::bool[], %(vouched)s::bool[], %(verify)s::bool[])
-  AS c (key, gained, delay, put_off, vouched, verify)
+FROM unnest(%(keys)s::text[], %(gained)s::int[], %(bytes)s::bigint[], %(delays)s::float8[], %(put_off)s::bool[], %(vouched)s::bool[],
+            %(verify)s::bool[])
+  AS c (key, gained, bytes, delay, put_off, vouched, verify)
 WHERE l.key = c.key;
 
 -- name: new_lanes
-INSERT INTO lanes (key, waiting, ready_at, put_off, verified)
-SELECT key, gained, CASE WHEN gained > 0 THEN {now} + delay END, put_off, verify
-FROM unnest(%(keys)s::text[], %(gained)s::int[], %(delays)s::float8[], %(put_off)s::bool[], %(vouched)s::bool[], %(verify)s::bool[])
-  AS c (key, gained, delay, put_off, vouched, verify)
+INSERT INTO lanes (key, waiting, bytes, ready_at, put_off, verified)
+SELECT key, gained, bytes, CASE WHEN gained > 0 THEN {now} + delay END, put_off, verify
+FROM unnest(%(keys)s::text[], %(gained)s::int[], %(bytes)s::bigint[], %(delays)s::float8[], %(put_off)s::bool[], %(vouched)s::bool[],
+            %(verify)s::bool[])
+  AS c (key, gained, bytes, delay, put_off, vouched, verify)
 ORDER BY key;
 
 -- name: enqueue
@@ -101,12 +103,16 @@ FROM unnest(%(keys)s::text[], %(ids)s::text[], %(addresses)s::text[], %(trusts)s
 JOIN lanes l ON l.key = p.key ORDER BY p.place;
 
 -- name: change_visitors
-INSERT INTO visitors AS v (id, at, retired, identified, left_key)
-SELECT id, {now}, retired, identified, left_key
-FROM unnest(%(ids)s::text[], %(retired)s::bool[], %(identified)s::bool[], %(lefts)s::text[]) AS c (id, retired, identified, left_key)
+-- That somebody was shown does not move when the visitor was identified.
+INSERT INTO visitors AS v (id, at, retired, identified, person, shown)
+SELECT id, {now}, retired, identified, person, CASE WHEN shown THEN {now} END
+FROM unnest(%(ids)s::text[], %(retired)s::bool[], %(identified)s::bool[], %(persons)s::text[], %(shown)s::bool[])
+  AS c (id, retired, identified, person, shown)
 ORDER BY id
-ON CONFLICT (id) DO UPDATE SET at = excluded.at, retired = v.retired OR excluded.retired, identified = v.identified OR excluded.identified,
-left_key = CASE WHEN excluded.left_key IS NOT NULL THEN excluded.left_key WHEN NOT excluded.identified THEN v.left_key END;
+ON CONFLICT (id) DO UPDATE SET
+at = CASE WHEN v.identified AND NOT excluded.retired AND NOT excluded.identified AND excluded.person IS NULL THEN v.at ELSE excluded.at END,
+retired = v.retired OR excluded.retired, identified = v.identified OR excluded.identified,
+person = coalesce(excluded.person, v.person), shown = coalesce(v.shown, excluded.shown);
 
 -- name: unhold
 DELETE FROM held WHERE seq = ANY (%(seqs)s::bigint[]);
@@ -186,7 +192,7 @@ put_off = false WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch;
 UPDATE pushes SET started = true WHERE seq = ANY (%(seqs)s::bigint[]);
 
 -- name: started
-SELECT lane, seq, address FROM pushes WHERE lane = ANY (%(lanes)s::bigint[]) AND started ORDER BY seq;
+SELECT lane, seq, address, length(body) FROM pushes WHERE lane = ANY (%(lanes)s::bigint[]) AND started ORDER BY seq;
 
 -- name: held_leases
 SELECT id, epoch FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) AND leased AND NOT revoked;
@@ -200,15 +206,15 @@ SELECT seq, address FROM pushes WHERE seq = ANY (%(seqs)s::bigint[]);
 -- name: release
 -- Released by the count of what waits, under the lane's lock: to look for pushes would miss those that are about to commit.
 -- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
--- A lane that is empty has nothing to back off from, and can be forgotten.
-UPDATE lanes l SET waiting = l.waiting - s.gone, leased = false, revoked = false,
-failures = CASE WHEN l.waiting > s.gone THEN s.failures ELSE 0 END,
+-- A lane that is empty has nothing to back off from, and can be forgotten. A node of an older version counts no bytes.
+UPDATE lanes l SET waiting = l.waiting - s.gone, bytes = CASE WHEN l.waiting > s.gone THEN greatest(l.bytes - s.freed, 0) ELSE 0 END,
+leased = false, revoked = false, failures = CASE WHEN l.waiting > s.gone THEN s.failures ELSE 0 END,
 ready_at = CASE WHEN l.waiting > s.gone THEN {now} + s.delay END,
 identify_digest = CASE WHEN NOT s.learned THEN l.identify_digest WHEN l.identify_at = -1 THEN NULL ELSE s.digest END,
 identify_at = CASE WHEN l.identify_at = -1 THEN NULL WHEN NOT s.learned THEN l.identify_at ELSE s.digest_at END
 FROM unnest(%(lanes)s::bigint[], %(gone)s::bigint[], %(failures)s::bigint[], %(delays)s::float8[], %(learned)s::bool[],
-            %(digests)s::bytea[], %(digest_ats)s::float8[])
-  AS s (lane, gone, failures, delay, learned, digest, digest_at)
+            %(digests)s::bytea[], %(digest_ats)s::float8[], %(freed)s::bigint[])
+  AS s (lane, gone, failures, delay, learned, digest, digest_at, freed)
 WHERE l.id = s.lane;
 
 -- name: remove
@@ -274,11 +280,11 @@ WITH gone AS (
   WHERE d.seq = c.seq AND d.lane = ANY (%(lanes)s::bigint[]) RETURNING d.*, c.increments
 )
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
-SELECT lane, id, address, trust, kind, body, since, increments FROM gone ORDER BY seq RETURNING lane;
+SELECT lane, id, address, trust, kind, body, since, increments FROM gone ORDER BY seq RETURNING lane, length(body);
 
 -- name: lanes_regain
-UPDATE lanes l SET waiting = l.waiting + c.gained, ready_at = coalesce(l.ready_at, {now})
-FROM unnest(%(lanes)s::bigint[], %(gained)s::bigint[]) AS c (lane, gained) WHERE l.id = c.lane;
+UPDATE lanes l SET waiting = l.waiting + c.gained, bytes = l.bytes + c.bytes, ready_at = coalesce(l.ready_at, {now})
+FROM unnest(%(lanes)s::bigint[], %(gained)s::bigint[], %(bytes)s::bigint[]) AS c (lane, gained, bytes) WHERE l.id = c.lane;
 
 -- name: discard
 DELETE FROM dead WHERE seq = ANY (%(seqs)s::bigint[]);
@@ -317,7 +323,8 @@ UPDATE lanes SET key = %(key)s, address = %(address)s WHERE id = %(lane)s;
 INSERT INTO aliases (key, lane, at) VALUES (%(key)s, %(lane)s, {now}) ON CONFLICT (key) DO UPDATE SET lane = excluded.lane, at = excluded.at;
 
 -- name: merge_lane
-UPDATE lanes l SET waiting = l.waiting + m.waiting, verified = l.verified OR m.verified, address = %(address)s, identify_digest = NULL,
+UPDATE lanes l SET waiting = l.waiting + m.waiting, bytes = l.bytes + m.bytes, verified = l.verified OR m.verified, address = %(address)s,
+identify_digest = NULL,
 identify_at = CASE WHEN l.leased THEN -1 END, ready_at = CASE WHEN l.waiting + m.waiting > 0 THEN coalesce(l.ready_at, {now}) END
 FROM lanes m WHERE l.id = %(other)s AND m.id = %(lane)s;
 
@@ -364,8 +371,9 @@ DELETE FROM held WHERE visitor = ANY (%(visitors)s::text[]) RETURNING length(bod
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ANY (%(lanes)s::bigint[]) OR key = ANY (%(keys)s::text[]);
 
--- name: remove_left
-UPDATE visitors SET left_key = NULL WHERE left_key = ANY (%(keys)s::text[]);
+-- name: forget_person
+UPDATE visitors SET person = NULL
+WHERE id IN (SELECT id FROM visitors WHERE person = ANY (%(keys)s::text[]) ORDER BY id FOR NO KEY UPDATE);
 
 -- name: bury_person
 INSERT INTO tombstones (hash, at) SELECT hash, {now} FROM unnest(%(hashes)s::bytea[]) AS h (hash) ORDER BY hash
@@ -373,7 +381,7 @@ ON CONFLICT (hash) DO UPDATE SET at = excluded.at;
 
 -- name: empty_lanes
 -- Their holders settle them, and then they go.
-UPDATE lanes SET waiting = 0, verified = false, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL, revoked = true
+UPDATE lanes SET waiting = 0, bytes = 0, verified = false, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL, revoked = true
 WHERE id = ANY (%(lanes)s::bigint[]) AND leased;
 
 -- name: remove_idle_lanes

@@ -60,10 +60,16 @@ async def replay(transaction: Transaction, matching: DeadFilter, limit: int) -> 
     locked, moved = await transaction.run(
         ("replay_lanes", lanes), ("undead", {**lanes, "seqs": seqs, "increments": alone})
     )
-    gained = Counter(lane for (lane,) in moved.rows)
+    gained, sizes = Counter[int](), Counter[int]()
+    for lane, size in moved.rows:
+        gained[lane] += 1
+        sizes[lane] += size
     if moved.count != len(letters) or gained.keys() != {lane for (lane,) in locked.rows}:
         raise Overtaken  # somebody else has them, or their lane has become one with another
-    regain = ("lanes_regain", columns("lanes gained", list(gained.items())))
+    regain = (
+        "lanes_regain",
+        columns("lanes gained bytes", [(lane, count, sizes[lane]) for lane, count in gained.items()]),
+    )
     await transaction.commit(regain, tally(replayed(len(letters))))
     return len(letters)
 

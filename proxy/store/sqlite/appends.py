@@ -98,8 +98,8 @@ class Appends:
         if wants.keys:
             self._read_people(wants.keys)
         if visitors := wants.visitors.difference(known.visitors):
-            for visitor, retired, identified, left, holding in self._rows("visitors", visitors):
-                known.visitors[visitor] = VisitorFacts(bool(retired), identified, left, holding)
+            for visitor, retired, *facts in self._rows("visitors", visitors):
+                known.visitors[visitor] = VisitorFacts(bool(retired), *facts)
         for visitor in wants.held:
             known.held[visitor] = [HeldRow(*row) for row in self._connection.execute(SQL["held"], (visitor,))]
         for name in wants.schedules:
@@ -108,9 +108,9 @@ class Appends:
     def _read_people(self, keys: set[str]) -> None:
         known = self._known
         known.lanes.update(dict.fromkeys(keys))
-        for key, lane, verified, waiting in self._rows("lanes", keys):
+        for key, lane, verified, waiting, size in self._rows("lanes", keys):
             self._lane_ids[key] = lane
-            known.lanes[key] = LaneFacts(bool(verified), waiting)
+            known.lanes[key] = LaneFacts(bool(verified), waiting, size)
         if new := keys.difference(known.erased):
             known.aliases.update(dict.fromkeys(new))
             known.aliases.update((key, Alias(address, at)) for key, address, at in self._rows("aliases", new))
@@ -126,7 +126,7 @@ class Appends:
             self._write_lanes(writes, now)
         if writes.visitors:
             rows: list[tuple[Any, ...]] = [
-                (visitor, now, change.retired, change.identified, change.left)
+                (visitor, now, change.retired, change.identified, change.person, change.shown)
                 for visitor, change in writes.visitors.items()
             ]
             connection.executemany(SQL["change_visitor"], rows)
@@ -154,7 +154,7 @@ class Appends:
         old: list[tuple[Any, ...]] = []
         for key, change in writes.lanes.items():
             flags = (int(change.put_off), int(change.vouched), int(change.verify))  # a bool is bound far more slowly
-            row = (change.gained, now + change.delay, *flags, now)
+            row = (change.gained, now + change.delay, *flags, now, change.bytes)
             if (lane := ids.get(key)) is not None:
                 old.append((*row, lane))
             else:

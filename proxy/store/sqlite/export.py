@@ -12,7 +12,7 @@ from proxy.store.rows import TABLES, decode_visitor
 from proxy.store.sqlite.file import StoreFile
 
 _SQL = read_queries(Path(__file__).with_name("export.sql"))
-_ELSE = {"left_key": "left", "after_key": "NULL"}  # columns that PostgreSQL names otherwise, or has to itself
+_ELSE = {"after_key": "NULL"}  # columns that PostgreSQL has to itself
 
 Row = tuple[Any, ...]
 

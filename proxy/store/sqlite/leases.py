@@ -77,7 +77,7 @@ class Leases:
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
         self.revoked -= {lease for lease in self.revoked if lease[0] == lane}
-        started = [(lane, seq) for (seq,) in connection.execute(SQL["started"], (lane,))]
+        started = [(lane, seq, size) for seq, size in connection.execute(SQL["started"], (lane,))]
         self._write(connection, changes_of_abandoned([lane], started))
 
     def settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:

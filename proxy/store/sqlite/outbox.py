@@ -213,7 +213,7 @@ class SqliteOutbox:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
             (lane,) = connection.execute(SQL["undead"], (letter.seq, increments(letter.body))).fetchone()
-            if not connection.execute(SQL["lane_regains"], (lane, time.time())).rowcount:
+            if not connection.execute(SQL["lane_regains"], (lane, time.time(), letter.size)).rowcount:
                 raise sqlite3.IntegrityError("a dead letter's lane is gone")
             connection.execute(SQL["bury_for_good"], (letter.seq,))
         self._tallies.update(replayed(len(letters)))

@@ -26,12 +26,12 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
     if other is None:
         connection.execute(SQL["rename_lane"], (lane, new, address))
         return
-    waiting, verified = connection.execute(SQL["lane_facts"], (lane,)).fetchone()
+    waiting, verified, size = connection.execute(SQL["lane_facts"], (lane,)).fetchone()
     connection.execute(SQL["move_pushes"], (lane, other))
     connection.execute(SQL["remove_pushes"], (lane,))
     connection.execute(SQL["move_dead"], (lane, other))
     connection.execute(SQL["move_aliases"], (lane, other))
-    connection.execute(SQL["merge_lane"], (other, waiting, verified, now))
+    connection.execute(SQL["merge_lane"], (other, waiting, verified, now, size))
     connection.execute(SQL["readdress_lane"], (other, address))
     connection.execute(SQL["remove_lane"], (lane,))
 
@@ -51,7 +51,7 @@ def erase_person(
         waiting += connection.execute(SQL["remove_pushes"], (lane,)).rowcount
         dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
         connection.execute(SQL["remove_aliases"], (lane, each))
-        connection.execute(SQL["remove_left"], (each,))
+        connection.execute(SQL["forget_person"], (each,))
         connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
         connection.execute(SQL["begin_erasure"], (each, now))
         if leased:

@@ -11,7 +11,7 @@ INSERT INTO schedules (name, until) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE
 
 -- name: visitors
 -- A JSON array of ids.
-SELECT w.value, coalesce(v.retired, 0), CASE WHEN v.identified THEN v.at END, v.left, (SELECT count(*) FROM held WHERE visitor = w.value)
+SELECT w.value, coalesce(v.retired, 0), CASE WHEN v.identified THEN v.at END, v.person, (SELECT count(*) FROM held WHERE visitor = w.value), v.shown
 FROM json_each(?) w LEFT JOIN visitors v ON v.id = w.value;
 
 -- name: seen
@@ -20,7 +20,7 @@ SELECT id, shown, after, at FROM seen WHERE id IN (SELECT value FROM json_each(?
 
 -- name: lanes
 -- A JSON array of keys.
-SELECT key, id, verified, waiting FROM lanes WHERE key IN (SELECT value FROM json_each(?));
+SELECT key, id, verified, waiting, bytes FROM lanes WHERE key IN (SELECT value FROM json_each(?));
 
 -- name: aliases
 -- A JSON array of keys.
@@ -38,18 +38,18 @@ SELECT value FROM counters WHERE name = ?;
 
 -- name: lane
 -- A lane that waits for anything keeps its time; an empty one is ready at ?2. ?3: that is put off, as a sign-up; ?4: no matter how long it
--- was put off, now (?6) it goes. ?5: somebody has vouched for it.
-INSERT INTO lanes (key, waiting, ready_at, put_off, verified) VALUES (?7, ?1, CASE WHEN ?1 > 0 THEN ?2 END, ?3, ?5)
-ON CONFLICT (key) DO UPDATE SET waiting = waiting + ?1, verified = verified OR ?5,
+-- was put off, now (?6) it goes. ?5: somebody has vouched for it. ?7: bytes of the bodies.
+INSERT INTO lanes (key, waiting, bytes, ready_at, put_off, verified) VALUES (?8, ?1, ?7, CASE WHEN ?1 > 0 THEN ?2 END, ?3, ?5)
+ON CONFLICT (key) DO UPDATE SET waiting = waiting + ?1, bytes = bytes + ?7, verified = verified OR ?5,
 ready_at = CASE WHEN ?1 = 0 THEN ready_at WHEN ready_at IS NULL THEN ?2 WHEN put_off AND ?4 THEN ?6 ELSE ready_at END,
 put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END
 RETURNING id;
 
 -- name: change_lane
--- The same for a lane whose id (?7) is known.
-UPDATE lanes SET waiting = waiting + ?1, verified = verified OR ?5,
+-- The same for a lane whose id (?8) is known.
+UPDATE lanes SET waiting = waiting + ?1, bytes = bytes + ?7, verified = verified OR ?5,
 ready_at = CASE WHEN ?1 = 0 THEN ready_at WHEN ready_at IS NULL THEN ?2 WHEN put_off AND ?4 THEN ?6 ELSE ready_at END,
-put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END WHERE id = ?7;
+put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END WHERE id = ?8;
 
 -- name: enqueue
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
@@ -61,9 +61,10 @@ INSERT INTO held (visitor, id, body, since) VALUES (?, ?, ?, ?);
 DELETE FROM held WHERE seq = ?;
 
 -- name: change_visitor
--- ?3: retired; ?4: identified; ?5: lane key of the person whose log-out it was born of.
-INSERT INTO visitors (id, at, retired, identified, left) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET at = ?2,
-retired = retired OR ?3, identified = identified OR ?4, left = CASE WHEN ?5 IS NOT NULL THEN ?5 WHEN NOT ?4 THEN left END;
+-- ?3: retired; ?4: identified; ?5: lane key of the person, NULL: as it is; ?6: shown. That alone does not move when it was identified.
+INSERT INTO visitors (id, at, retired, identified, person, shown) VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN ?6 THEN ?2 END)
+ON CONFLICT (id) DO UPDATE SET at = CASE WHEN identified AND NOT ?3 AND NOT ?4 AND ?5 IS NULL THEN at ELSE ?2 END,
+retired = retired OR ?3, identified = identified OR ?4, person = coalesce(?5, person), shown = coalesce(shown, excluded.shown);
 
 -- name: end_alias
 DELETE FROM aliases WHERE key = ?;
@@ -126,7 +127,7 @@ INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, re
 SELECT seq, lane, id, address, trust, kind, body, since, attempts + ?2, ?3, ?4, ?5, lane_key(address) FROM pushes WHERE seq = ?1;
 
 -- name: started
-SELECT seq FROM pushes WHERE lane = ? AND started = 1 ORDER BY seq;
+SELECT seq, length(body) FROM pushes WHERE lane = ? AND started = 1 ORDER BY seq;
 
 -- name: unstart
 UPDATE pushes SET started = 0 WHERE seq = ?;
@@ -134,7 +135,8 @@ UPDATE pushes SET started = 0 WHERE seq = ?;
 -- name: release
 -- ?5: ?6 and ?7 are what SendX has of the contact now. Merging marks a lane under a lease with -1: what is known under that lease is void.
 -- A lane that is empty has nothing to back off from, and can be forgotten.
-UPDATE lanes SET waiting = waiting - ?2, leased = 0, failures = CASE WHEN waiting > ?2 THEN ?3 ELSE 0 END,
+UPDATE lanes SET waiting = waiting - ?2, bytes = CASE WHEN waiting > ?2 THEN bytes - ?8 ELSE 0 END,
+leased = 0, failures = CASE WHEN waiting > ?2 THEN ?3 ELSE 0 END,
 ready_at = CASE WHEN waiting > ?2 THEN ?4 END,
 identify_digest = CASE WHEN NOT ?5 THEN identify_digest WHEN identify_at = -1 THEN NULL ELSE ?6 END,
 identify_at = CASE WHEN identify_at = -1 THEN NULL WHEN NOT ?5 THEN identify_at ELSE ?7 END
@@ -190,7 +192,7 @@ INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
 SELECT lane, id, address, trust, kind, body, since, ?2 FROM dead WHERE seq = ?1 RETURNING lane;
 
 -- name: lane_regains
-UPDATE lanes SET waiting = waiting + 1, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
+UPDATE lanes SET waiting = waiting + 1, bytes = bytes + ?3, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
 
 -- name: bury_for_good
 DELETE FROM dead WHERE seq = ?;
@@ -224,12 +226,12 @@ SELECT ?2, id, address, trust, kind, body, since, attempts, increments FROM push
 DELETE FROM pushes WHERE lane = ?;
 
 -- name: merge_lane
-UPDATE lanes SET waiting = waiting + ?2, verified = max(verified, ?3), identify_digest = NULL,
+UPDATE lanes SET waiting = waiting + ?2, bytes = bytes + ?5, verified = max(verified, ?3), identify_digest = NULL,
 identify_at = CASE WHEN leased THEN -1 END,
 ready_at = CASE WHEN waiting + ?2 > 0 THEN coalesce(ready_at, ?4) END WHERE id = ?1;
 
 -- name: lane_facts
-SELECT waiting, verified FROM lanes WHERE id = ?;
+SELECT waiting, verified, bytes FROM lanes WHERE id = ?;
 
 -- name: move_dead
 UPDATE dead SET lane = ?2 WHERE lane = ?1;
@@ -239,7 +241,7 @@ DELETE FROM lanes WHERE id = ?;
 
 -- name: empty_lane
 -- Its holder settles it, and then it goes.
-UPDATE lanes SET waiting = 0, verified = 0, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL WHERE id = ?;
+UPDATE lanes SET waiting = 0, bytes = 0, verified = 0, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL WHERE id = ?;
 
 -- name: lane_lease
 SELECT id, leased, epoch FROM lanes WHERE key = ?;
@@ -260,8 +262,8 @@ DELETE FROM dead WHERE lane = ?1 OR key = ?2;
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
 
--- name: remove_left
-UPDATE visitors SET left = NULL WHERE left = ?;
+-- name: forget_person
+UPDATE visitors SET person = NULL WHERE person = ?;
 
 -- name: seen_afters
 -- A step through all of them, in the order of their ids.

@@ -26,13 +26,14 @@ from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.postgres.database import SETTINGS, SQL, Database, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
-from proxy.store.postgres.schema import assess, migrate, server_obstacles
+from proxy.store.postgres.schema import SCHEMA_STEPS, assess, migrate, server_obstacles
 from proxy.store.postgres.sweep import BATCH_ROWS
 from proxy.store.records import Fate, Settlement
 from tests.contract.test_outbox import carry_out, claim, ids, push_id, queued, settled
 from tests.support.live import eventually, free_port
 from tests.support.postgres import Server, database, postgres
 
+KNOWN = len(SCHEMA_STEPS)  # version of the schema
 SECRET = "s3cret-and-not-to-be-shown"
 
 
@@ -328,6 +329,7 @@ async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tabl
     change = {
         "keys": keys,
         "gained": [1] * 100,
+        "bytes": [20] * 100,
         "delays": [0.0] * 100,
         "put_off": flags,
         "vouched": flags,
@@ -515,10 +517,10 @@ async def test_a_database_is_used_only_with_the_schema_that_this_version_knows()
     dsn = postgres().empty_database()
     with pytest.raises(StoreRefused, match="run scq-proxy migrate"):
         await opened(dsn)
-    assert await migrate(dsn) == (0, 1)
-    assert await migrate(dsn) == (1, 1)
+    assert await migrate(dsn) == (0, KNOWN)
+    assert await migrate(dsn) == (KNOWN, KNOWN)
     await (await opened(dsn)).close()
-    postgres().execute("UPDATE scq_schema SET version = 2", database=dsn.rpartition("/")[2])
+    postgres().execute("UPDATE scq_schema SET version = version + 1", database=dsn.rpartition("/")[2])
     for refused in (opened(dsn), migrate(dsn)):
         with pytest.raises(StoreRefused, match="made by a newer scq-proxy"):
             await refused
@@ -536,7 +538,7 @@ async def test_servers_that_cannot_be_used_are_told_apart() -> None:
 
 async def test_migrations_at_the_same_time_wait_for_each_other() -> None:
     dsn = postgres().empty_database()
-    assert sorted(await asyncio.gather(*(migrate(dsn) for _ in range(4)))) == [(0, 1), (1, 1), (1, 1), (1, 1)]
+    assert sorted(await asyncio.gather(*(migrate(dsn) for _ in range(4)))) == [(0, KNOWN), *[(KNOWN, KNOWN)] * 3]
 
 
 async def test_a_database_of_another_program_is_not_touched() -> None:

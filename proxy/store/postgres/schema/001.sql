@@ -1,4 +1,4 @@
--- Tables and columns are those of SQLite (see sqlite/schema for what they mean), but for visitors.left_key, because LEFT is a keyword.
+-- Tables and columns are those of SQLite (see sqlite/schema for what they mean).
 -- What is more here: lanes.revoked, seen.after_key, the shards of counters and not_offered. What is not here: erasures, because a person
 -- is erased in one transaction.
 -- Nothing but queries.sql and `copy` writes here. Columns are compared byte by byte (COLLATE "C"), which is faster, and the same everywhere.

@@ -1,0 +1,11 @@
+-- person: lane key of who identified as the visitor; until somebody has, of the person whose log-out it was born of. shown: when a request first
+-- carried its cookie. There are visitors of whom nothing else is known: they are forgotten sooner.
+ALTER TABLE visitors RENAME COLUMN left TO person;
+ALTER TABLE visitors ADD COLUMN shown REAL;
+DROP INDEX visitors_left;
+CREATE INDEX visitors_person ON visitors (person) WHERE person IS NOT NULL;
+CREATE INDEX visitors_shown ON visitors (at) WHERE retired = 0 AND identified = 0 AND person IS NULL;
+
+-- How much waits: the bytes of the bodies in `pushes`, kept with every transition that changes `waiting`.
+ALTER TABLE lanes ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE lanes SET bytes = (SELECT coalesce(sum(length(body)), 0) FROM pushes WHERE lane = lanes.id) WHERE waiting > 0;
