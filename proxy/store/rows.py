@@ -19,6 +19,7 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
+SHOWN_AGE = timedelta(days=14)  # beyond that of holds, of visitors of whom nothing is known but that they were shown
 MAX_REFUSED_NAMES = 500
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 

@@ -403,6 +403,13 @@ DELETE FROM seen WHERE id IN (
 -- name: forget_visitors
 DELETE FROM visitors WHERE id IN (SELECT id FROM visitors WHERE at < {now} - %(age)s ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 
+-- name: forget_shown
+-- Nothing is known of them but that they were shown.
+DELETE FROM visitors WHERE id IN (
+  SELECT id FROM visitors WHERE NOT retired AND NOT identified AND person IS NULL AND at < {now} - %(age)s
+  ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+);
+
 -- name: age_out_dead
 DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < {now} - %(age)s ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from proxy.store.postgres.database import Database, Query, Rows, Transaction
 from proxy.store.postgres.locks import SWEEP, try_lock
 from proxy.store.postgres.reads import tally
-from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, discarded, expired
+from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired
 
 BATCH_ROWS = 1_000
 
@@ -22,10 +22,13 @@ async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta)
     """Removes everything that is over its age, unless another node is sweeping."""
     retired = {"age": RETIRED_AGE.total_seconds(), "limit": BATCH_ROWS}
     try:
-        await _batches(database, "expire_held", hold_age, lambda gone: expired(size for (size,) in gone.rows))
+        await _batches(
+            database, "expire_held", hold_age.total_seconds(), lambda gone: expired(size for (size,) in gone.rows)
+        )
         await _forget_seen(database)
-        await _batches(database, "forget_visitors", RETIRED_AGE, lambda _: {})
-        await _batches(database, "age_out_dead", dead_age, lambda gone: discarded(gone.count))
+        await _batches(database, "forget_visitors", RETIRED_AGE.total_seconds())
+        await _batches(database, "forget_shown", hold_age.total_seconds() + SHOWN_AGE.total_seconds())
+        await _batches(database, "age_out_dead", dead_age.total_seconds(), lambda gone: discarded(gone.count))
         await _forget_lanes(database)
         await _batch(database, ("forget_tombstones", retired))
         await _batch(database, ("trim_not_offered", {"limit": MAX_REFUSED_NAMES}))
@@ -36,9 +39,9 @@ async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta)
 
 
 async def _batches(
-    database: Database, query: str, age: timedelta, tallies: Callable[[Rows], Mapping[str, int]]
+    database: Database, query: str, seconds: float, tallies: Callable[[Rows], Mapping[str, int]] = lambda _: {}
 ) -> None:
-    values = {"age": age.total_seconds(), "limit": BATCH_ROWS}
+    values = {"age": seconds, "limit": BATCH_ROWS}
     while (await _batch(database, (query, values), tallies)).count == BATCH_ROWS:
         pass
 

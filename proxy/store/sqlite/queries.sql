@@ -289,6 +289,12 @@ SELECT id, at FROM seen WHERE at >= ? AND at < ? ORDER BY at LIMIT ?;
 -- name: forget_visitors
 DELETE FROM visitors WHERE id IN (SELECT id FROM visitors WHERE at < ? LIMIT ?);
 
+-- name: forget_shown
+-- Nothing is known of them but that they were shown.
+DELETE FROM visitors WHERE id IN (
+  SELECT id FROM visitors INDEXED BY visitors_shown WHERE retired = 0 AND identified = 0 AND person IS NULL AND at < ? LIMIT ?
+);
+
 -- name: age_out_dead
 DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < ? LIMIT ?);
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, discarded, expired
+from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired
 from proxy.store.sqlite.file import SQL
 
 STEP_ROWS = 1_000
@@ -22,7 +22,10 @@ class Sweep:
     def __init__(self, now: float, *, hold_age: timedelta, dead_age: timedelta, tallies: Counter[str]) -> None:
         self._now, self._tallies = now, tallies
         self._hold_age, self._dead_age = hold_age, dead_age
-        self.steps: Sequence[Step] = (self._held, self._seen, self._visitors, self._dead, self._lanes, self._rest)
+        self.steps: Sequence[Step] = (
+            *(self._held, self._seen, self._visitors, self._shown),
+            *(self._dead, self._lanes, self._rest),
+        )
 
     def _before(self, age: timedelta) -> float:
         return self._now - age.total_seconds()
@@ -41,6 +44,11 @@ class Sweep:
 
     def _visitors(self, _cursor: float, connection: sqlite3.Connection) -> float | None:
         gone = connection.execute(SQL["forget_visitors"], (self._before(RETIRED_AGE), STEP_ROWS)).rowcount
+        return 0 if gone == STEP_ROWS else None
+
+    def _shown(self, _cursor: float, connection: sqlite3.Connection) -> float | None:
+        before = self._before(self._hold_age) - SHOWN_AGE.total_seconds()
+        gone = connection.execute(SQL["forget_shown"], (before, STEP_ROWS)).rowcount
         return 0 if gone == STEP_ROWS else None
 
     def _dead(self, _cursor: float, connection: sqlite3.Connection) -> float | None:
