@@ -134,7 +134,7 @@ class Settings:
     hold_age: timedelta = _setting("SCQ_HOLD_DAYS", parsers.days, "30", "days an anonymous visitor's push is held")
     hold_max_bytes: int = _setting("SCQ_HOLD_MB", parsers.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
     lane_max: int = _setting("SCQ_LANE_MAX", parsers.whole(1, 10_000_000), "10000",
-        "pushes that may wait per contact; a self-asserted visitor's only up to a quarter of it")
+        "pushes that may wait per contact, of 4 KB on average; a self-asserted visitor's only up to a quarter of it")
     max_attempts: int = _setting("SCQ_MAX_ATTEMPTS", parsers.whole(1, 100_000), "20",
         "attempts before a push becomes a dead letter; `SCQ_MAX_AGE` must have passed too")
     max_age: timedelta = _setting("SCQ_MAX_AGE", parsers.days, "3",

@@ -52,7 +52,7 @@ from proxy.core.decision import (
 from proxy.core.emails import lane_key
 from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason, Status
-from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
+from proxy.core.request import LANE_BYTES_PER_PUSH, Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Trust, Visitor, derived_visitor
 from proxy.core.visits import Visit
@@ -104,8 +104,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return who.trust_at(self.request.now, self.limits.verified_for)
 
     def is_full(self, key: str, trust: Trust) -> bool:
+        """The bytes that this request has queued are not counted: they are few."""
         lane = self.facts.lane(key)
-        return lane.waiting + self.intake.queued.get(key, 0) >= lane_room(lane, trust, self.limits.lane_max)
+        room = lane_room(lane, trust, self.limits.lane_max)
+        return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH
 
     def recently_erased(self, key: str) -> bool:
         """Returns whether a typed address may be older than its erasure: the shim keeps one for a day. The answer does not show it."""

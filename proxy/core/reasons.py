@@ -83,7 +83,7 @@ class Reason(StrEnum):
         "too-many-addresses", (_PAGE,), "more than `SCQ_SIGNUPS_PER_IP` addresses were typed from this client address within an hour",
         "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.")
     LANE_FULL = (
-        "lane-full", (_PAGE, _SERVER), "`SCQ_LANE_MAX` pushes wait for this contact",
+        "lane-full", (_PAGE, _SERVER), "`SCQ_LANE_MAX` pushes wait for this contact, or as many times 4 KB",
         "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.")
     HOLD_FULL = (
         "hold-full", (_PAGE,), "too much is held for visitors who are not identified",

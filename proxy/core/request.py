@@ -10,6 +10,10 @@ from proxy.core.reasons import Reason, Status
 from proxy.core.tokens import TokenProblem, Vouched
 from proxy.core.visitors import Visitor
 
+# For each push that a lane has room for: some may be large, but not all. `SCQ_LANE_MAX` pushes of 64 KB each would be 640 MB for one contact,
+# and a single browser can send them.
+LANE_BYTES_PER_PUSH = 4_096
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What is bounded; see the settings. `traces_per_hour`: how many log-outs and consents of unknown visitors are remembered."""

@@ -17,10 +17,11 @@ from typing import Any
 import msgspec
 
 from proxy.core.calls import FIELDS, Attributes, BadPush, Identify, Kind, Track
-from proxy.core.decision import Change, Decision, EndAlias, Enqueue, Facts, Reads, Refused, Remember, Verify
+from proxy.core.decision import Change, Decision, EndAlias, Enqueue, Facts, LaneFacts, Reads, Refused, Remember, Verify
 from proxy.core.emails import clean_address, lane_key
 from proxy.core.parsing import parse_call, read_json
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
+from proxy.core.request import LANE_BYTES_PER_PUSH
 from proxy.core.visitors import Trust
 from proxy.errors import RequestError
 
@@ -176,7 +177,7 @@ def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
             same = all(each is not None and each.shown == fingerprint for each in seen)
             return Decision((), Outcome.DUPLICATE if same else Outcome.KEY_REUSED)
     gains = Counter(lane_key(push.address) for push in call.pushes)
-    if any(facts.lane(key).waiting + count > lane_max for key, count in gains.items()):
+    if not all(_has_room(facts.lane(key), count, lane_max) for key, count in gains.items()):
         return Decision(tuple(Refused(Reason.LANE_FULL) for _ in call.pushes), Outcome.LANE_FULL)
     changes: list[Change] = []
     for push_id, push in zip(ids, call.pushes, strict=True):
@@ -189,6 +190,10 @@ def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
         if fingerprint is not None:
             changes.append(Remember(push_id, fingerprint))
     return Decision(tuple(changes), Outcome.STORED)
+
+
+def _has_room(lane: LaneFacts, count: int, lane_max: int) -> bool:
+    return lane.waiting + count <= lane_max and lane.bytes < lane_max * LANE_BYTES_PER_PUSH
 
 
 def reads_of(call: ServerCall, site_key: bytes) -> Reads:

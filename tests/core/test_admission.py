@@ -344,6 +344,19 @@ def test_a_full_lane_logs_nobody_out() -> None:
     assert decision.answer.session is None
 
 
+@pytest.mark.parametrize(("size", "status"), [(4_096_000 - 1, Status.ACCEPTED), (4_096_000, Reason.LANE_FULL)])
+def test_a_lane_is_full_of_few_pushes_if_they_are_large(size: int, status: Status | Reason) -> None:
+    known = Known(lanes={ADA: LaneFacts(waiting=1, bytes=size)})
+    assert outcomes(judged(("p", TRACK), cookie=visitor(ADA), known=known)) == [status]
+
+
+def test_large_pushes_that_anybody_can_assert_fill_only_part_of_a_lane() -> None:
+    known = Known(lanes={ADA: LaneFacts(verified=True, waiting=1, bytes=250 * 4_096)})
+    assert outcomes(judged(("p", TRACK), cookie=visitor(ADA), known=known)) == [Status.ACCEPTED]
+    asserted = visitor(ADA, Trust.ASSERTED)
+    assert outcomes(judged(("p", TRACK), cookie=asserted, known=known)) == [Reason.LANE_FULL]
+
+
 def test_a_request_fills_a_lane_by_itself() -> None:
     limits = msgspec.structs.replace(LIMITS, lane_max=2)
     decision = judged(*[(f"p{number}", TRACK) for number in range(3)], cookie=visitor(ADA), limits=limits)

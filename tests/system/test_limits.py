@@ -30,6 +30,16 @@ def test_a_full_lane_refuses_and_the_others_go_on(server: Server) -> None:
     bob.logs_in(new_email("bob"))
 
 
+def test_a_lane_with_few_pushes_that_are_large_refuses_too(server: Server) -> None:
+    ann, tags = Browser(server), [f"{LONG_TAG[:-3]}{number:03}" for number in range(100)]
+    ann.logs_in(new_email("ann"))
+    room = LANE * 4_096 // len("".join(tags)) + 1
+    assert room < LANE - 1
+    answers = [ann.statuses(track(*tags))[0] for _ in range(room + 1)]
+    assert answers == ["accepted"] * room + ["lane-full"]
+    assert ann.statuses(login(new_email("other"))) == ["accepted"], "another person's lane has room"
+
+
 def test_what_strangers_assert_cannot_fill_the_lane_of_the_person_whose_address_it_is(server: Server) -> None:
     victim = new_email("victim")
     answers = [Browser(server).statuses(identify(email=victim, tags=["newsletter"]))[0] for _ in range(LANE)]
