@@ -17,7 +17,7 @@ from rich.text import Text
 
 from proxy.config.settings import load_one
 from proxy.config.types import SqliteUrl, StoreUrl
-from proxy.core.emails import clean_address
+from proxy.core.emails import carriable_address
 from proxy.errors import StoreRefused
 from proxy.ops.control import Command, ask
 from proxy.ops.dead_letters import StoreCommands
@@ -41,10 +41,10 @@ def env_file_of(given: Path | None) -> Path | None:
 
 
 def address(text: str | None) -> str | None:
-    """The callback of a parameter that is an e-mail address; the spaces around it are taken off. None: an option not given."""
+    """The callback of a parameter that is an e-mail address, as a back end may vouch for one. None: an option not given."""
     if text is None:
         return None
-    cleaned = clean_address(text)
+    cleaned = carriable_address(text)
     if cleaned is None:
         raise typer.BadParameter("this is no e-mail address; an example is ada@example.com.")
     return cleaned

@@ -1,26 +1,70 @@
-"""E-mail addresses: what is one, and which spellings are one person's."""
+"""E-mail addresses: what is one, and which spellings are one person's.
 
+Two rules, by who says the address. One that somebody vouches for (`carriable_address`) exists, whatever its syntax: mobile carriers have given
+out `foo..bar.@docomo.ne.jp`, and mail inside a company goes to `bob@company.local`. So it is held only to what could break a header, a URL or a
+lane. A typed one (`clean_address`) must have the syntax of an e-mail address, too.
+"""
+
+import re
 import unicodedata
 from functools import lru_cache
 
 import idna
 from email_validator import EmailNotValidError, validate_email
 
-MAX_ADDRESS = 320  # characters
+MAX_ADDRESS = 320  # bytes in UTF-8: the cookie carries it
 _CACHED_KEYS = 8_192  # a push asks several times for that of its person
-_MAX_IDN_LABELS = 4
+_CACHED_DOMAINS = 1_024
+_MAX_IDN = (
+    64  # characters of a domain that is taken for an international one: looking at it takes microseconds for each
+)
+_MAX_IDN_LABELS = 4  # the same where it is written in ASCII
+
+# White space of any kind, controls, and what is invisible or turns the direction of text: what copying an address brings along at its ends.
+_INVISIBLE = "".join(
+    chr(code)
+    for codes in (
+        range(0x21),
+        range(0x7F, 0xA1),
+        (0xAD, 0x61C, 0x1680, 0x180E, 0x3000, 0xFEFF),
+        *(range(0x2000, 0x2010), range(0x2028, 0x2030), range(0x205F, 0x206A)),
+    )
+    for code in codes
+)
+_PART = r"""[^@()<>\[\]:;,\\"\x00-\x20\x7f]+"""  # without the specials of RFC 5322
+_CARRIABLE = re.compile(f"{_PART}@{_PART}")
+_UNCARRIABLE = frozenset(
+    ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
+)  # Unicode's controls, formats (bidi among them), surrogates, separators
+
+
+def carriable_address(text: str) -> str | None:
+    """Returns an address that somebody vouches for, without what is invisible around it; None if it could do harm on its way."""
+    address = text.strip(_INVISIBLE)
+    if len(address) > MAX_ADDRESS or not _CARRIABLE.fullmatch(address):
+        return None
+    if address.isascii():
+        return address
+    if any(map(_breaks, address)) or len(address.encode()) > MAX_ADDRESS or _apes(address):
+        return None
+    return address
 
 
 def clean_address(text: str) -> str | None:
-    """The address as given, without the spaces around it; None if it is none. Syntax only: no DNS look-up."""
-    address = text.strip()
-    if len(address) > MAX_ADDRESS or address.lower().count("xn--") > _MAX_IDN_LABELS:
-        return None  # before anything looks at it closely, which takes time
-    if not address.isascii() and _ascii_letters(unicodedata.normalize("NFC", address)) > _ascii_letters(address):
-        return None  # the Kelvin sign for a K: nobody types that but to write another person's address
+    """Returns a typed address, without what is invisible around it; None if it is not one. Syntax only: no DNS look-up."""
+    address = carriable_address(text)
+    if address is None:
+        return None
+    local, _, domain = address.rpartition("@")
+    judged = address
+    if not domain.isascii() or "xn--" in domain.lower():
+        form = _ascii_domain(domain)
+        if form is None:
+            return None
+        judged = f"{local}@{form.replace('xn--', 'xn-a')}"  # IDNA is done with: once is enough, it takes the most time of all
     try:
         # The test environment admits the reserved name .test, which staging sites use; nothing else changes.
-        validate_email(address, check_deliverability=False, test_environment=True, strict=True)
+        validate_email(judged, check_deliverability=False, test_environment=True, strict=True)
     except EmailNotValidError:
         return None
     return address
@@ -35,19 +79,36 @@ def lane_key(address: str) -> str:
     if address.isascii():
         return address.lower()
     local, _, domain = unicodedata.normalize("NFC", address).rpartition("@")
-    return f"{_lowered(local)}@{_ascii_domain(domain)}"
+    form = domain.lower() if domain.isascii() else _ascii_domain(domain)
+    return f"{_lowered(local)}@{_lowered(domain) if form is None else form}"
+
+
+def _apes(address: str) -> bool:
+    """Returns whether normalizing makes ASCII of something else: nobody types the Kelvin sign for a K but to write another person's address."""
+    return _ascii_letters(unicodedata.normalize("NFC", address)) > _ascii_letters(address)
 
 
 def _ascii_letters(text: str) -> int:
     return sum(map(str.isascii, text))
 
 
+def _breaks(character: str) -> bool:
+    if character in _INVISIBLE or unicodedata.category(character) in _UNCARRIABLE:
+        return True
+    code = ord(character)
+    return 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE  # Unicode's noncharacters
+
+
 def _lowered(text: str) -> str:
     return "".join(lower if (lower := c.lower()).isascii() == c.isascii() else c for c in text)
 
 
-def _ascii_domain(domain: str) -> str:
+@lru_cache(maxsize=_CACHED_DOMAINS)
+def _ascii_domain(domain: str) -> str | None:
+    """Returns an international domain as DNS knows it, in lower case; None if it has no such form or takes too long to look at."""
+    if len(domain) > _MAX_IDN if not domain.isascii() else domain.lower().count("xn--") > _MAX_IDN_LABELS:
+        return None
     try:
         return idna.encode(domain, uts46=True).decode("ascii").lower()
-    except idna.IDNAError:
-        return _lowered(domain)
+    except UnicodeError:
+        return None

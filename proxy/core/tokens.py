@@ -11,7 +11,7 @@ import jwt
 import msgspec
 
 from proxy.core.calls import Attributes
-from proxy.core.emails import clean_address
+from proxy.core.emails import carriable_address
 from proxy.core.parsing import mended, parse_vouched
 from proxy.core.reasons import Reason
 
@@ -129,7 +129,7 @@ def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
 
 def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:
     email = claims["email"]
-    address = clean_address(email) if isinstance(email, str) else None
+    address = carriable_address(email) if isinstance(email, str) else None
     if address is None:
         return _bad("its email is no e-mail address")
     contact = claims.get("contact")
