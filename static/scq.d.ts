@@ -30,7 +30,7 @@ declare namespace Scq {
   /** Says who the visitor is, by a token of your back end or an address they typed; with neither, sets their own fields. */
   type Identify = Attributes & Callbacks & ({ token?: string; email?: never } | { email?: string; token?: never });
 
-  /** What your SCQ_FIELDS and SCQ_TAGS do not offer is left out, and named in the result's `dropped`. */
+  /** What your SCQ_FIELDS and SCQ_TAGS do not offer, or SendX could not take, is left out, and named in the result's `dropped`. */
   interface Attributes {
     firstName?: string;
     lastName?: string;

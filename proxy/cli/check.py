@@ -138,7 +138,10 @@ def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
     outcome = codec.verify(token.strip(), now)
     if isinstance(outcome, TokenProblem):
         return [_mend(f"token: {outcome.reason}, {outcome.detail}")]
-    return [_fine("token: it identifies its e-mail address as verified")]
+    findings = [_fine("token: it identifies its e-mail address as verified")]
+    if outcome.ignored:
+        findings.append(_mend(f"token: SendX could not take {', '.join(outcome.ignored)}, which is dropped"))
+    return findings
 
 
 async def check_public(settings: Settings, url: str) -> list[Finding]:

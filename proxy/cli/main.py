@@ -31,7 +31,7 @@ from proxy.cli.store import copy, erase, migrate, status
 from proxy.cli.terminal import EnvFile, address, console, env_file_of, escaped, from_input, public_address
 from proxy.config.settings import Settings, load_one, load_settings
 from proxy.config.types import IdentityKey, SqliteUrl
-from proxy.core.parsing import parse_vouched
+from proxy.core.parsing import parse_contact
 from proxy.core.tokens import TokenCodec
 from proxy.demo import run_demo
 from proxy.errors import ConfigError, ScqError, describe
@@ -288,9 +288,12 @@ def _contact(text: str) -> dict[str, Any] | None:
         contact = json.loads(text)
     except (ValueError, RecursionError):
         contact = None
-    if not isinstance(contact, dict) or parse_vouched(contact) is None:
-        wrong = """this is no JSON object that SendX could take; an example is '{"tags": ["paid user"]}'."""
-        raise typer.BadParameter(wrong, param_hint="--contact")
+    example = """; an example is '{"tags": ["paid user"]}'."""
+    if not isinstance(contact, dict):
+        raise typer.BadParameter("this is not a JSON object" + example, param_hint="--contact")
+    _, dropped = parse_contact(contact)
+    if dropped:
+        raise typer.BadParameter(f"SendX could not take {', '.join(dropped)}{example}", param_hint="--contact")
     return contact
 
 

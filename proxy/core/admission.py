@@ -33,6 +33,7 @@ from proxy.core.decision import (
     Change,
     Decision,
     Drop,
+    Dropped,
     EndAlias,
     Enqueue,
     Facts,
@@ -366,11 +367,14 @@ def _offered(context: Context, identify: Identify, identity: _Identity) -> tuple
     attributes, dropped = policy.trim_identify(identify.attributes, identity.trust)
     for name, setting in policy.settings_for(dropped, identity.trust):
         context.intake.note_not_offered(name, setting)
-    dropped += identify.ignored
+    ignored = identify.ignored if token is None else identify.ignored + token.ignored
+    if ignored:
+        context.intake.changes.append(Dropped(len(ignored)))
+        dropped += ignored
     if token is None:
         return attributes, dropped
     anothers = identify.email is not None and lane_key(identify.email) != lane_key(token.email)
-    return vouch(attributes, token.attributes), dropped + token.ignored + (("email",) if anothers else ())
+    return vouch(attributes, token.attributes), dropped + (("email",) if anothers else ())
 
 
 def _asserted(context: Context, visit: Visit, push_id: str, email: str, attributes: Attributes) -> Enqueue:

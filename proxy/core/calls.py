@@ -37,7 +37,7 @@ class Attributes(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
 class Identify(msgspec.Struct, frozen=True):
     """`email` as typed in the page, or `token` as signed by the back end, or neither: the visitor's own contact.
 
-    `ignored`: names of parts that nobody could set (unknown keys, values that are no text), for the answer's `dropped`.
+    `ignored`: names of parts that were dropped because SendX could not take them, for the answer's `dropped`.
     """
 
     attributes: Attributes

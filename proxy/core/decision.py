@@ -189,6 +189,12 @@ class Refused(Change, frozen=True):
     reason: Reason
 
 
+class Dropped(Change, frozen=True):
+    """Counts values that were dropped because SendX could not take them."""
+
+    count: int
+
+
 class NotOffered(Change, frozen=True):
     """Notes a tag or field that a page asked for, for `scq-proxy status`; `setting` would offer it."""
 

@@ -3,29 +3,27 @@
     bytes → parse_batch → Batch(session, items)      item: Push(id, call) or BadPush(id, reason, where)
 
 A request is one JSON object, as README describes it. What makes the whole request unreadable raises `RequestError`; what is
-wrong with one push makes that push a `BadPush` and leaves its neighbours alone. Nothing here decides who may do what: that
-is `policy`.
+wrong with one push makes that push a `BadPush` and leaves its neighbours alone; of an identify, that is only who it is about:
+what it says is read leniently (`attributes`). Nothing here decides who may do what: that is `policy`.
 """
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import msgspec
 
-from proxy.core.calls import FIELDS, Attributes, BadPush, Batch, Call, Consent, Identify, Push, Reset, Track
-from proxy.core.emails import clean_address
-from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
+from proxy.core.attributes import Faults, read_attributes, read_track
+from proxy.core.calls import Attributes, BadPush, Batch, Call, Consent, Identify, Push, Reset, Track
+from proxy.core.emails import carriable_address, clean_address
+from proxy.core.reasons import MAX_TEXT, MAX_TOKEN, Reason
 from proxy.errors import RequestError
 
 MAX_PUSHES = 50
-MAX_TOKEN = 8_192
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CALLBACKS = frozenset(("success", "failure"))
 
 
 def _malformed(message: str) -> RequestError:
@@ -132,121 +130,61 @@ def _parse_call(call: Any) -> Call:
     raise _BadCall(Reason.UNKNOWN_METHOD, "call[0]")
 
 
-def parse_call(method: str, argument: Any) -> Call | BadPush:
-    """One call that came by another way than a page: what is wrong with it is a `BadPush` without an id."""
-    try:
-        return _parse_call([method, argument])
-    except _BadCall as bad:
-        return BadPush(None, bad.reason, bad.where)
-
-
 def _argument(call: list[Any]) -> dict[str, Any]:
-    if len(call) != 2 or not isinstance(call[1], dict):
+    """What stands behind the object is nobody's: pages pass on what they were called with."""
+    if len(call) < 2 or not isinstance(call[1], dict):
         raise _BadCall(Reason.BAD_SHAPE, "call[1]")
     return call[1]
 
 
 def _parse_track(argument: dict[str, Any]) -> Track:
-    if argument.get("addTags") is None and argument.get("removeTags") is None:
+    """Refuses a track whole for one tag that is unusable: half of it could start the wrong automation."""
+    faults: Faults = {}
+    track = read_track(argument, faults)
+    if faults:
+        where, reason = next(iter(faults.items()))
+        raise _BadCall(reason, f"call[1].{where}")
+    if not track.add_tags and not track.remove_tags:
         raise _BadCall(Reason.BAD_SHAPE, "call[1].addTags")
-    return Track(_tags(argument.get("addTags"), "addTags"), _tags(argument.get("removeTags"), "removeTags"))
-
-
-def _tags(value: Any, key: str) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise _BadCall(Reason.BAD_SHAPE, f"call[1].{key}")
-    if len(value) > MAX_NAMES:
-        raise _BadCall(Reason.TOO_LONG, f"call[1].{key}")
-    for index, tag in enumerate(value):
-        if not isinstance(tag, str) or not tag.strip():
-            raise _BadCall(Reason.BAD_SHAPE, f"call[1].{key}[{index}]")
-        if len(tag) > MAX_TEXT:
-            raise _BadCall(Reason.TOO_LONG, f"call[1].{key}[{index}]")
-    return tuple(dict.fromkeys(value))
+    return track
 
 
 def parse_identify(argument: Mapping[str, Any]) -> Identify:
-    """The object of an identify. Nulls are left out; unknown keys and values that are no text end up in `ignored`."""
-    fields: dict[str, str] = {}
-    custom: dict[str, str] = {}
-    ignored: list[str] = []
-    tags: tuple[str, ...] = ()
-    for key, value in argument.items():
-        if value is None or key in _CALLBACKS or key in ("email", "token", "newEmail"):
-            continue
-        if key in FIELDS:
-            fields[key] = _text(value, f"call[1].{key}")
-        elif key == "tags":
-            tags = _tags(value, "tags")
-        elif key == "customFields":
-            custom = _custom_fields(value, ignored)
-        else:
-            ignored.append(key[:MAX_TEXT])
-    attributes = Attributes(fields, custom, tags, _address(argument, "newEmail"))
-    return Identify(attributes, _address(argument, "email"), _token(argument), tuple(ignored))
+    faults: Faults = {}
+    token = _token(argument)
+    email = _typed_address(argument) if token is None else _address_beside_token(argument, faults)
+    return Identify(read_attributes(argument, faults), email, token, tuple(faults))
 
 
-def parse_vouched(contact: Mapping[str, Any]) -> tuple[Attributes, tuple[str, ...]] | None:
-    """The `contact` object of an identity token: its attributes and the parts that were ignored; None if it is none."""
-    try:
-        parsed = parse_identify(contact)
-    except _BadCall:
-        return None
-    return parsed.attributes, parsed.ignored
+def parse_contact(contact: Any) -> tuple[Attributes, tuple[str, ...]]:
+    """Returns what the `contact` of an identity token sets, and the names of what was dropped of it."""
+    if contact is None or contact == []:  # PHP's empty map
+        return Attributes(), ()
+    if not isinstance(contact, dict):
+        return Attributes(), ("contact",)
+    faults: Faults = {}
+    attributes = read_attributes(contact, faults)
+    return attributes, tuple([f"contact.{name}" for name in faults])
 
 
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return _number(value, where)
-    if not isinstance(value, str):
-        raise _BadCall(Reason.BAD_SHAPE, where)
-    if len(value) > MAX_TEXT:
-        raise _BadCall(Reason.TOO_LONG, where)
-    return value
-
-
-def _number(value: float, where: str) -> str:
-    if not math.isfinite(value):
-        raise _BadCall(Reason.BAD_SHAPE, where)
-    try:
-        text = str(value)
-    except ValueError:  # more digits than Python converts
-        raise _BadCall(Reason.TOO_LONG, where) from None
-    if len(text) > MAX_TEXT:
-        raise _BadCall(Reason.TOO_LONG, where)
-    return text
-
-
-def _custom_fields(value: Any, ignored: list[str]) -> dict[str, str]:
-    where = "call[1].customFields"
-    if not isinstance(value, dict):
-        raise _BadCall(Reason.BAD_SHAPE, where)
-    if len(value) > MAX_NAMES:
-        raise _BadCall(Reason.TOO_LONG, where)
-    fields: dict[str, str] = {}
-    for name, content in value.items():
-        if content is None:
-            continue
-        if not name or len(name) > MAX_TEXT:
-            raise _BadCall(Reason.TOO_LONG if name else Reason.BAD_SHAPE, where)
-        if isinstance(content, list | dict):
-            ignored.append(f"customFields.{name}")
-        else:
-            fields[name] = _text(content, where)
-    return fields
-
-
-def _address(argument: Mapping[str, Any], key: str) -> str | None:
-    value = argument.get(key)
+def _typed_address(argument: Mapping[str, Any]) -> str | None:
+    value = argument.get("email")
     if value is None:
         return None
     address = clean_address(value) if isinstance(value, str) else None
     if address is None:
-        raise _BadCall(Reason.BAD_EMAIL, f"call[1].{key}")
+        raise _BadCall(Reason.BAD_EMAIL, "call[1].email")
+    return address
+
+
+def _address_beside_token(argument: Mapping[str, Any], faults: Faults) -> str | None:
+    """The token says who it is: the page's address counts for nothing, and is read only to tell whether it is the same."""
+    value = argument.get("email")
+    if value is None:
+        return None
+    address = carriable_address(value) if isinstance(value, str) else None
+    if address is None:
+        faults["email"] = Reason.BAD_EMAIL
     return address
 
 

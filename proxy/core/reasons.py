@@ -7,9 +7,11 @@ A new reason is a new row here. Answers and counters follow it by themselves; th
 from enum import StrEnum
 from typing import Self
 
+MAX_TOKEN = 8_192  # characters
 MAX_NAMES = 100  # tags or custom fields in one push
 MAX_TEXT = 255  # characters of a contact string, as SendX states for contact strings and text custom fields
 
+DROPPED_VALUES = "dropped_values"  # the counter of the store for values that SendX could not take
 _COUNTER = "refused:"  # in front of the reason, among the counters of the store
 
 
@@ -53,11 +55,11 @@ class Reason(StrEnum):
 
     # fmt: off
     BAD_SHAPE = (
-        "bad-shape", (_PAGE, _SERVER), "the call or its id does not look as it should; `where` says which part",
+        "bad-shape", (_PAGE, _SERVER), "the call or its id does not look as it should, or says nothing; `where` says which part",
         'Push ["identify", {…}], ["track", {addTags: […], removeTags: […]}], ["reset"] or ["consent", "granted"].')
     TOO_LONG = (
-        "too-long", (_PAGE, _SERVER), f"a text over {MAX_TEXT} characters, or a list over {MAX_NAMES} entries",
-        f"Keep texts within {MAX_TEXT} characters and lists within {MAX_NAMES} entries.")
+        "too-long", (_PAGE,), f"a tag over {MAX_TEXT} characters or a list over {MAX_NAMES} entries in a track, or a token over {MAX_TOKEN:,}",
+        f"Keep tags within {MAX_TEXT} characters, their lists within {MAX_NAMES} entries, and identity tokens within {MAX_TOKEN:,} characters.")
     UNKNOWN_METHOD = (
         "unknown-method", (_PAGE,), "not identify, track, reset or consent",
         "Known methods: identify, track, reset, consent.")

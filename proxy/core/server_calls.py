@@ -3,7 +3,7 @@
     bytes → parse_server_call → (ServerPush, …) → ServerCall → admit → Decision
 
 The wire is SendX's (source: SendX docs), in both dialects. A server is trusted like an identity token's `contact`: no list of tags or fields
-restricts it.
+restricts it. What SendX could not take is dropped and named; a call is refused only if that leaves nothing to do.
 """
 
 import base64
@@ -16,10 +16,11 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.calls import FIELDS, Attributes, BadPush, Identify, Kind, Track
-from proxy.core.decision import Change, Decision, EndAlias, Enqueue, Facts, LaneFacts, Reads, Refused, Remember, Verify
-from proxy.core.emails import clean_address, lane_key
-from proxy.core.parsing import parse_call, read_json
+from proxy.core.attributes import KNOWN, Faults, as_list, read_attributes, read_track
+from proxy.core.calls import Attributes, Kind, Track
+from proxy.core.decision import Change, Decision, Dropped, EndAlias, Enqueue, Facts, LaneFacts, Reads, Refused, Remember, Verify
+from proxy.core.emails import carriable_address, lane_key
+from proxy.core.parsing import read_json
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason
 from proxy.core.request import LANE_BYTES_PER_PUSH
 from proxy.core.visitors import Trust
@@ -50,10 +51,11 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 class ServerPush(msgspec.Struct, frozen=True):
-    """One contact's part of a call."""
+    """One contact's part of a call. `dropped`: names of what SendX could not take of it."""
 
     address: str
     body: Attributes | Track
+    dropped: tuple[str, ...] = ()
 
 
 class ServerCall(msgspec.Struct, frozen=True):
@@ -75,64 +77,77 @@ class Outcome(Enum):
 def parse_server_call(operation: Operation, body: bytes, query: Mapping[str, Sequence[str]]) -> tuple[ServerPush, ...]:
     """Returns the pushes of a call.
 
-    Raises `RequestError`: 400 for a body that is not JSON, 422 for one that SendX could not take.
+    Raises `RequestError`: 400 for a body that is not JSON, 422 for one that leaves nothing to do.
     """
     message = read_json(body)
     if operation.bulk:
-        if not isinstance(message, list) or not 1 <= len(message) <= MAX_BULK:
+        contacts = as_list(message)
+        if contacts is None or not 1 <= len(contacts) <= MAX_BULK:
             raise unprocessable(f"the body is an array of 1 to {MAX_BULK} contacts")
-        return tuple([_parse_identify(item, f"contact {index}: ") for index, item in enumerate(message)])
+        return tuple([_parse_identify(item, f"contact {index}: ") for index, item in enumerate(contacts)])
     if operation.kind is Kind.TRACK:
         return (_parse_track(message, query.get("email", ()) if operation.legacy else None),)
     return (_parse_identify(message, ""),)
 
 
-_KNOWN = {name.casefold(): name for name in (*FIELDS, "email", "newEmail", "customFields", "tags")}
-
-
 def _parse_identify(message: Any, place: str) -> ServerPush:
     if not isinstance(message, dict):
         raise unprocessable(f"{place}an identify is a JSON object")
-    known = {key: value for key, value in message.items() if key in _KNOWN.values()}
-    if known.get("newEmail") == "":
-        del known["newEmail"]  # some clients send every field they know
-    call = parse_call("identify", known)
-    if isinstance(call, BadPush):
-        raise _wrong(call, place)
-    assert isinstance(call, Identify)  # noqa: S101 - what parse_call makes of an identify
-    if call.email is None:
-        raise unprocessable(f"{place}email is missing")
-    if call.ignored:
-        raise unprocessable(f"{place}customFields has a value that is no text")
-    extra = {key: value for key, value in message.items() if key not in _KNOWN.values() and value is not None}
-    _check_extra(extra, place)
-    return ServerPush(call.email, msgspec.structs.replace(call.attributes, extra=extra))
+    address = _address(message.get("email"), place)
+    faults: Faults = {}
+    attributes = read_attributes({key: value for key, value in message.items() if key in _SPELLINGS}, faults)
+    extra = _passed_on(message, faults)
+    if extra:
+        attributes = msgspec.structs.replace(attributes, extra=extra)
+    return ServerPush(address, attributes, tuple(faults))
 
 
 def _parse_track(message: Any, in_query: Sequence[str] | None) -> ServerPush:
     """`in_query`: the addresses in a legacy call's query; None where the body has the address."""
-    call = parse_call("track", message)
-    if isinstance(call, BadPush):
-        raise _wrong(call, "")
-    assert isinstance(call, Track)  # noqa: S101 - what parse_call makes of a track
-    given = [message.get("email")] if in_query is None else in_query
-    if len(given) != 1 or given[0] is None:
-        where = "email is missing" if in_query is None else "the query has one email"
-        raise unprocessable(where)
-    address = clean_address(given[0]) if isinstance(given[0], str) else None
+    if not isinstance(message, dict):
+        raise unprocessable("a track is a JSON object")
+    if in_query is not None and len(in_query) != 1:
+        raise unprocessable("the query has one email")
+    address = _address(message.get("email") if in_query is None else in_query[0])
+    faults: Faults = {}
+    track = read_track(message, faults)
+    if not track.add_tags and not track.remove_tags:
+        raise unprocessable(f"addTags and removeTags hold no usable tag; {_TAG_LIMITS}")
+    unknown = [key[:MAX_TEXT] for key, value in message.items() if key not in _TRACK_KEYS and value is not None]
+    return ServerPush(address, track, (*faults, *unknown))
+
+
+_SPELLINGS = frozenset(KNOWN.values())
+_TRACK_KEYS = frozenset(("email", "addTags", "removeTags"))
+_TAG_LIMITS = f"tags are texts of 1 to {MAX_TEXT} characters, in lists of up to {MAX_NAMES}"
+
+
+def _address(value: Any, place: str = "") -> str:
+    if value is None:
+        raise unprocessable(f"{place}email is missing")
+    address = carriable_address(value) if isinstance(value, str) else None
     if address is None:
-        raise _wrong(BadPush(None, Reason.BAD_EMAIL, "email"), "")
-    return ServerPush(address, call)
+        raise unprocessable(f"{place}email is no e-mail address")
+    return address
 
 
-def _check_extra(extra: Mapping[str, Any], place: str) -> None:
-    """Raises `RequestError` for keys that cannot be passed on as they are: the limits of known keys hold for unknown ones, too."""
-    for key in extra:
-        if key.casefold() in _KNOWN:  # SendX may well read it as the one that we know (inferred)
-            raise unprocessable(f"{place}write {_KNOWN[key.casefold()]} exactly so")
-    if not _is_modest(extra, MAX_DEPTH):
-        limits = f"texts within {MAX_TEXT} characters, lists and objects within {MAX_NAMES} entries"
-        raise unprocessable(f"{place}keep the values of other keys small: {limits}, {MAX_DEPTH} levels")
+def _passed_on(message: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
+    """Returns the keys that are passed on as they are. The limits of known keys hold for unknown ones, too."""
+    extra: dict[str, Any] = {}
+    for key, value in message.items():
+        if value is None or key in _SPELLINGS:
+            continue
+        # SendX may well read another spelling of a known key as that key (inferred).
+        if (
+            key.casefold() in KNOWN
+            or len(key) > MAX_TEXT
+            or len(extra) == MAX_NAMES
+            or not _is_modest(value, MAX_DEPTH)
+        ):
+            faults[key[:MAX_TEXT]] = Reason.BAD_SHAPE
+        else:
+            extra[key] = value
+    return extra
 
 
 def _is_modest(value: Any, levels: int) -> bool:
@@ -144,18 +159,6 @@ def _is_modest(value: Any, levels: int) -> bool:
         return math.isfinite(value) if isinstance(value, float) else value.bit_length() <= _MAX_INTEGER_BITS
     inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     return levels > 0 and len(value) <= MAX_NAMES and all(_is_modest(each, levels - 1) for each in inside)
-
-
-_WRONG: Mapping[Reason, str] = {
-    Reason.BAD_SHAPE: "is missing, empty or of the wrong type",
-    Reason.TOO_LONG: f"is too long: {MAX_TEXT} characters in a text and {MAX_NAMES} entries in a list are the limit",
-    Reason.BAD_EMAIL: "is no e-mail address",
-}
-
-
-def _wrong(bad: BadPush, place: str) -> RequestError:
-    where = (bad.where or "").removeprefix("call[1]").removeprefix(".") or "the body"
-    return unprocessable(f"{place}{where} {_WRONG.get(bad.reason, 'cannot be read')}")
 
 
 def unprocessable(what: str) -> RequestError:
@@ -189,6 +192,9 @@ def admit(call: ServerCall, facts: Facts, lane_max: int) -> Decision[Outcome]:
             )  # only an identify says that this address is somebody's: a track can be a straggler
         if fingerprint is not None:
             changes.append(Remember(push_id, fingerprint))
+    dropped = sum(len(push.dropped) for push in call.pushes)
+    if dropped:
+        changes.append(Dropped(dropped))
     return Decision(tuple(changes), Outcome.STORED)
 
 
@@ -207,7 +213,7 @@ def _derived(call: ServerCall, idempotency_key: str, site_key: bytes) -> tuple[t
 
     Both are keyed with the store's secret: nobody can compute the id of a push, or find out what a remembered call said.
     """
-    content = msgspec.json.encode(call.pushes, order="sorted")
+    content = msgspec.json.encode([(push.address, push.body) for push in call.pushes], order="sorted")
     ids = [
         _keyed(f"server-push:{call.operation}:{index}:{idempotency_key}".encode(), site_key)
         for index in range(len(call.pushes))

@@ -12,7 +12,7 @@ import msgspec
 
 from proxy.core.calls import Attributes
 from proxy.core.emails import carriable_address
-from proxy.core.parsing import mended, parse_vouched
+from proxy.core.parsing import mended, parse_contact
 from proxy.core.reasons import Reason
 
 TOKEN_AUDIENCE = "scq"
@@ -22,7 +22,7 @@ _ALL_TIME = 1e11  # seconds; some three thousand years
 
 
 class Vouched(msgspec.Struct, frozen=True):
-    """What a valid identity token says. `ignored`: parts of its `contact` that SendX has no place for; `issued`: Unix seconds."""
+    """What a valid identity token says. `ignored`: parts of its `contact` that SendX could not take; `issued`: Unix seconds."""
 
     email: str
     attributes: Attributes
@@ -132,13 +132,5 @@ def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:
     address = carriable_address(email) if isinstance(email, str) else None
     if address is None:
         return _bad("its email is no e-mail address")
-    contact = claims.get("contact")
-    if contact is None:
-        return Vouched(address, Attributes(), issued=claims["iat"])
-    parsed = parse_vouched(contact) if isinstance(contact, dict) else None
-    if parsed is None:
-        return _bad(
-            "its contact object has a value that SendX could not take (texts, a list of tags, a map of custom fields)"
-        )
-    attributes, ignored = parsed
-    return Vouched(address, attributes, tuple(f"contact.{name}" for name in ignored), claims["iat"])
+    attributes, ignored = parse_contact(claims.get("contact"))
+    return Vouched(address, attributes, ignored, claims["iat"])

@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from proxy.core.reasons import reason_of
+from proxy.core.reasons import DROPPED_VALUES, reason_of
 from proxy.delivery.account import DeliveryState
 from proxy.ops.report import Report
 
@@ -31,10 +31,13 @@ class Exposition(Collector):
 
 def _transitions(counters: Mapping[str, int]) -> Iterable[Metric]:
     reasons = {name: reason for name in counters if (reason := reason_of(name)) is not None}
-    pushes = {name.replace(":", "_"): count for name, count in counters.items() if name not in reasons}
+    others = reasons.keys() | {DROPPED_VALUES}
+    pushes = {name.replace(":", "_"): count for name, count in counters.items() if name not in others}
     refused = {reason: counters[name] for name, reason in reasons.items()}
     yield _labelled(Counter("scq_pushes", "Pushes by transition, since the store was made", labels=["to"]), pushes)
     yield _labelled(Counter("scq_refused", "Pushes refused, by reason", labels=["reason"]), refused)
+    dropped = "Values dropped from identifies and tracks because SendX could not take them"
+    yield Counter("scq_dropped_values", dropped, counters.get(DROPPED_VALUES, 0))
 
 
 def _store(report: Report) -> Iterable[Metric]:

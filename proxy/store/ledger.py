@@ -18,7 +18,7 @@ import msgspec
 
 from proxy.core import decision
 from proxy.core.calls import Kind, Track
-from proxy.core.reasons import Reason
+from proxy.core.reasons import DROPPED_VALUES, Reason
 from proxy.core.visitors import Trust
 from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
 from proxy.store.rows import HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
@@ -254,6 +254,9 @@ class Ledger:
     def _not_offered(self, change: decision.NotOffered) -> None:
         self.writes.not_offered[change.setting, change.name] += 1
 
+    def _dropped(self, change: decision.Dropped) -> None:
+        self.tallies[DROPPED_VALUES] += change.count
+
     def _scheduled(self, change: decision.Scheduled) -> None:
         self.schedule(change.name)  # a store that cannot answer at once must have locked it
         self.writes.schedules[change.name] = self._schedules[change.name] = change.until
@@ -267,6 +270,7 @@ class Ledger:
         decision.Identified: _identified,
         decision.Shown: _shown,
         decision.Drop: _refuse_held,
+        decision.Dropped: _dropped,
         decision.Verify: _verify,
         decision.EndAlias: _end_alias,
         decision.Forgotten: _forgotten,

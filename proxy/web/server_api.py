@@ -1,7 +1,8 @@
 """The edge for the site's own servers: identify, bulk identify and track, spoken as SendX speaks them (source: SendX docs), in both dialects.
 
 SendX's official SDKs work unchanged with only the host replaced. An answer of 200 means that the call is durable here; it is sent on
-later, in order per contact. A server is trusted like an identity token's `contact`: no list of tags or fields restricts it.
+later, in order per contact. A server is trusted like an identity token's `contact`: no list of tags or fields restricts it. What SendX could
+not take is dropped, and named in the header `Scq-Dropped`: SendX's bodies have no place for it, and its SDKs choke on more keys.
 
 It refuses browsers, since a server key that is in a page is everybody's; it stores a call whole or not at all; and it offers no other part
 of SendX's API.
@@ -14,7 +15,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -39,6 +40,8 @@ from proxy.web.access import RateLimit, scan
 from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_json, send_not_found
 
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
+MAX_DROPPED = 1_000  # bytes of names in the header; intermediaries have 4 to 8 KB for all of an answer's
+_MAX_NAME = 64  # characters of one
 
 log = logging.getLogger("proxy.server_api")
 
@@ -63,7 +66,7 @@ class ServerApi:
             await send_not_found(scope, receive, send)
             return
         try:
-            body = await self._call(operation, scope, receive)
+            pushes = await self._call(operation, scope, receive)
         except RequestError as error:
             await _send_error(send, error)
         except Gone:
@@ -74,9 +77,9 @@ class ServerApi:
             message = "The call could not be stored: the log of the proxy says more."
             await _send_error(send, RequestError(503, "defect", message, retry_after=30))
         else:
-            await send_json(send, 200, body)
+            await send_json(send, 200, _answer(operation, pushes), _dropped(operation, pushes))
 
-    async def _call(self, operation: Operation, scope: Scope, receive: Receive) -> bytes:
+    async def _call(self, operation: Operation, scope: Scope, receive: Receive) -> tuple[ServerPush, ...]:
         headers = scan(scope["headers"])
         if headers.origin is not None or headers.fetch_site is not None:
             raise RequestError(
@@ -87,35 +90,33 @@ class ServerApi:
             )
         if scope["method"] != "POST":
             raise RequestError(405, "method-not-allowed", "Send the call by POST.")
-        query = {}
-        if operation.legacy:
-            query = parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)
-        name = str(self._authenticated(operation, scope, query))
+        query = _legacy_query(scope["query_string"]) if operation.legacy else {}
+        caller = self._authenticated(operation, scope, query)
         idempotency_key = _idempotency_key(scope)
-        self._require_rate(name)
+        self._require_rate(caller)
         pushes: tuple[ServerPush, ...] = ()
         try:
             limit = MAX_BULK_BODY if operation.bulk else MAX_BODY
             pushes = parse_server_call(operation, await read_body(scope, receive, headers.content_length, limit), query)
         finally:
-            self._rate.spend(name, max(1, len(pushes)), time.monotonic())
+            self._rate.spend(caller, max(1, len(pushes)), time.monotonic())
         ids = tuple(secrets.token_urlsafe(16) for _ in pushes)
         await self._store(ServerCall(operation.name, pushes, ids, idempotency_key))
-        return _answer(operation, pushes)
+        return pushes
 
-    def _authenticated(self, operation: Operation, scope: Scope, query: Mapping[str, Sequence[str]]) -> int:
-        """Returns the number of the caller's key. Takes the same time for each: all are compared, by their digests. Raises 401."""
+    def _authenticated(self, operation: Operation, scope: Scope, query: Mapping[str, Sequence[str]]) -> str:
+        """Returns the digest of the caller's key. Takes the same time for each: all are compared, by their digests. Raises 401."""
         given = _values(scope, b"api_key" if operation.legacy else b"x-team-apikey")
         digest = hashlib.sha256(given[0] if len(given) == 1 else b"").digest()
         matches = [hmac.compare_digest(known, digest) for known in self._digests]
         teams = query.get("team_id", ())
         if not any(matches) or (self._team_id is not None and any(team != self._team_id for team in teams)):
             raise RequestError(401, "unauthorized", "The Team ID or API Key specified is not valid")
-        return matches.index(True)
+        return digest.hex()
 
-    def _require_rate(self, name: str) -> None:
+    def _require_rate(self, caller: str) -> None:
         try:
-            self._rate.require(name, time.monotonic())
+            self._rate.require(caller, time.monotonic())
         except RequestError as error:
             message = "Rate limit exceeded: this key has sent too many pushes. Try again later."
             raise RequestError(429, "too-fast", message, retry_after=error.retry_after) from None
@@ -135,6 +136,15 @@ class ServerApi:
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for each, value in scope["headers"] if each == name]
+
+
+def _legacy_query(query_string: bytes) -> Mapping[str, Sequence[str]]:
+    """Returns the values of a legacy call's query by name. A plus in an address is one, since nobody has a blank there."""
+    text = query_string.decode("utf-8", "replace")
+    query = parse_qs(text, keep_blank_values=True)
+    if "+" in text and "email" in query:
+        query["email"] = parse_qs(text.replace("+", "%2B"), keep_blank_values=True).get("email", [])
+    return query
 
 
 def _idempotency_key(scope: Scope) -> str | None:
@@ -160,6 +170,26 @@ def _answer(operation: Operation, pushes: Sequence[ServerPush]) -> bytes:
         return _OK
     body = pushes[0].body
     return _LEGACY_TRACKED if isinstance(body, Track) else _legacy_identified(pushes[0].address, body)
+
+
+def _dropped(operation: Operation, pushes: Sequence[ServerPush]) -> tuple[Header, ...]:
+    """Returns the header that names what was dropped; in a bulk call each name stands behind its contact's index.
+
+    Names are percent-encoded, so that a comma or a blank is never part of one. Those without room are counted: `birthday,tags[1],...and 12 more`.
+    """
+    names = [
+        quote(f"{index}.{name[:_MAX_NAME]}" if operation.bulk else name[:_MAX_NAME], safe="[]")
+        for index, push in enumerate(pushes)
+        for name in push.dropped
+    ]
+    if not names:
+        return ()
+    room, shown = MAX_DROPPED, 0
+    while shown < len(names) and len(names[shown]) < room:
+        room -= len(names[shown]) + 1
+        shown += 1
+    more = [f"...and {len(names) - shown} more"] if shown < len(names) else []
+    return ((b"scq-dropped", ",".join([*names[:shown], *more]).encode("ascii")),)
 
 
 def _legacy_identified(address: str, attributes: Attributes) -> bytes:

@@ -48,6 +48,22 @@ def test_a_token_vouches_for_a_contact(tmp_path: Path) -> None:
     assert (vouched.attributes.fields, tuple(vouched.attributes.tags)) == ({"firstName": "Ada"}, ("paid user",))
 
 
+@pytest.mark.parametrize("email", ["foo..bar.@docomo.ne.jp", "bob@company.local"])
+def test_a_token_may_be_for_an_address_that_is_vouched_for(tmp_path: Path, email: str) -> None:
+    said = scq("token", email, cwd=tmp_path, SCQ_IDENTITY_KEYS=IDENTITY_KEY)
+    vouched = TokenCodec([(None, IDENTITY_KEY)]).verify(said.out.strip(), time.time())
+    assert isinstance(vouched, Vouched)
+    assert vouched.email == email
+
+
+def test_a_contact_that_would_lose_something_is_refused_by_name(tmp_path: Path) -> None:
+    contact = '{"firstName": "Ada", "birthday": "1815", "tags": [7]}'
+    said = scq("token", "ada@example.com", "--contact", contact, cwd=tmp_path, SCQ_IDENTITY_KEYS=IDENTITY_KEY)
+    assert (said.code, said.out) == (2, "")
+    assert "contact.birthday" in said.err
+    assert "contact.tags[0]" in said.err
+
+
 def test_a_token_is_signed_with_a_key_that_has_a_kid_if_there_is_no_other(tmp_path: Path) -> None:
     said = scq("token", "ada@example.com", cwd=tmp_path, SCQ_IDENTITY_KEYS=f"backend={KID_KEY}")
     assert isinstance(TokenCodec([("backend", KID_KEY)]).verify(said.out.strip(), time.time()), Vouched)

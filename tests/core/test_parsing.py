@@ -60,6 +60,32 @@ def test_an_identify_becomes_attributes_and_the_names_of_what_nobody_can_set() -
     )
 
 
+def test_a_track_may_have_its_tags_in_an_object_and_empties_among_them() -> None:
+    assert call(["track", {"addTags": {"1": "a", "4": "b"}, "removeTags": []}]) == Track(("a", "b"))
+    assert call(["track", {"addTags": ["", None, "a"], "removeTags": None}]) == Track(("a",))
+
+
+def test_what_stands_behind_the_object_of_a_call_is_ignored() -> None:
+    assert call(["identify", {"firstName": "Ann"}, "x", 3]) == Identify(Attributes({"firstName": "Ann"}))
+    assert call(["track", {"addTags": ["a"]}, None, {}]) == Track(("a",))
+    assert call(["reset", {}, 1]) == Reset()
+    assert call(["consent", "granted", {}, 1]) == Consent(granted=True)
+
+
+@pytest.mark.parametrize(
+    "address", ["", " ", "nobody", 7, False, [], {"0": "a@b.co"}, "a@b@c.de", "a\u202e@b.co", "x" * 999]
+)
+def test_an_address_beside_a_token_that_is_not_one_is_dropped_and_not_the_log_in(address: Any) -> None:
+    assert call(["identify", {"email": address, "token": "a.b.c"}]) == Identify(
+        Attributes(), token="a.b.c", ignored=("email",)
+    )
+
+
+def test_an_address_beside_a_token_is_as_the_token_may_have_it() -> None:
+    beside = {"email": " foo.@docomo.ne.jp\u200b", "token": "a.b.c"}
+    assert call(["identify", beside]) == Identify(Attributes(), "foo.@docomo.ne.jp", "a.b.c")
+
+
 def test_reset_and_consent_are_calls_of_their_own() -> None:
     assert call(["reset"]) == Reset()
     assert call(["reset", {}]) == Reset()
@@ -78,24 +104,24 @@ def test_reset_and_consent_are_calls_of_their_own() -> None:
         (["Track", {"addTags": []}], Reason.UNKNOWN_METHOD, "call[0]"),
         (["track"], Reason.BAD_SHAPE, "call[1]"),
         (["track", "a"], Reason.BAD_SHAPE, "call[1]"),
-        (["track", {}, 1], Reason.BAD_SHAPE, "call[1]"),
+        (["track", {}, 1], Reason.BAD_SHAPE, "call[1].addTags"),
+        (["track", {"addTags": []}], Reason.BAD_SHAPE, "call[1].addTags"),
+        (["track", {"addTags": None, "removeTags": {}}], Reason.BAD_SHAPE, "call[1].addTags"),
+        (["track", {"addTags": {"first": "a"}}], Reason.BAD_SHAPE, "call[1].addTags"),
+        (["track", {"addTags": {"1": "a", "2": 7}}], Reason.BAD_SHAPE, "call[1].addTags[1]"),
         (["track", {}], Reason.BAD_SHAPE, "call[1].addTags"),
         (["track", {"addTags": "a"}], Reason.BAD_SHAPE, "call[1].addTags"),
         (["track", {"addTags": ["a", 1]}], Reason.BAD_SHAPE, "call[1].addTags[1]"),
-        (["track", {"removeTags": [" "]}], Reason.BAD_SHAPE, "call[1].removeTags[0]"),
+        (["track", {"removeTags": [" "]}], Reason.BAD_SHAPE, "call[1].addTags"),
         (["track", {"addTags": ["x" * 256]}], Reason.TOO_LONG, "call[1].addTags[0]"),
         (["track", {"addTags": ["x"] * 101}], Reason.TOO_LONG, "call[1].addTags"),
         (["identify", {"email": "nobody"}], Reason.BAD_EMAIL, "call[1].email"),
+        (["identify", {"email": ""}], Reason.BAD_EMAIL, "call[1].email"),
         (["identify", {"email": 7}], Reason.BAD_EMAIL, "call[1].email"),
-        (["identify", {"newEmail": "nobody"}], Reason.BAD_EMAIL, "call[1].newEmail"),
+        (["identify", {"email": "foo.@docomo.ne.jp"}], Reason.BAD_EMAIL, "call[1].email"),
         (["identify", {"token": 7}], Reason.BAD_TOKEN, "call[1].token"),
         (["identify", {"token": "x" * 9_000}], Reason.TOO_LONG, "call[1].token"),
-        (["identify", {"firstName": "x" * 256}], Reason.TOO_LONG, "call[1].firstName"),
-        (["identify", {"firstName": []}], Reason.BAD_SHAPE, "call[1].firstName"),
-        (["identify", {"customFields": []}], Reason.BAD_SHAPE, "call[1].customFields"),
-        (["identify", {"customFields": {"": "x"}}], Reason.BAD_SHAPE, "call[1].customFields"),
-        (["identify", {"customFields": {"a": "x" * 256}}], Reason.TOO_LONG, "call[1].customFields"),
-        (["identify", {"tags": "a"}], Reason.BAD_SHAPE, "call[1].tags"),
+        (["identify", [{"name": "email", "value": "ann@example.com"}]], Reason.BAD_SHAPE, "call[1]"),
         (["consent"], Reason.BAD_SHAPE, "call[1]"),
         (["consent", "maybe"], Reason.BAD_SHAPE, "call[1]"),
         (["consent", []], Reason.BAD_SHAPE, "call[1]"),
@@ -118,14 +144,14 @@ def test_half_a_surrogate_pair_costs_no_push() -> None:
     assert parse_batch(body).items == (Push(ID, Track(("cut \ufffd",))),)
 
 
-def test_a_number_beyond_a_double_is_refused_where_it_stands() -> None:
+def test_a_number_beyond_a_double_is_dropped_where_it_stands() -> None:
     body = (
         b'{"v":1,"pushes":[{"id":"%s","call":["identify",{"customFields":{"n":1e999}}]},{"id":"%s","call":["reset"]}]}'
         % (ID.encode(), ID.encode())
     )
-    bad, good = parse_batch(body).items
-    assert bad == BadPush(ID, Reason.BAD_SHAPE, "call[1].customFields")
-    assert good == Push(ID, Reset())
+    identify, reset = parse_batch(body).items
+    assert identify == Push(ID, Identify(Attributes(), ignored=("customFields.n",)))
+    assert reset == Push(ID, Reset())
 
 
 @pytest.mark.parametrize(

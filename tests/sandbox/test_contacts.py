@@ -87,6 +87,7 @@ def test_new_email_may_change_the_spelling_only(live: Live) -> None:
         ("contact/identify", {"email": "a@b.co", "customFields": {"n": None}}),
         ("contact/identify", {"email": "a@b.co", "customFields": {"n": ["x"]}}),
         ("contact/identify", {"email": "a@b.co", "customFields": []}),
+        ("contact/identify", {"email": "a@b.co", "birthday": ""}),
         ("contact/identify", {"email": "a@b.co", "birthday": "31.12.1999"}),
         ("contact/identify", {"email": "a@b.co", "birthday": "1999-02-30"}),
         ("contact/identify", {"email": "a@b.co", "lists": "x"}),
