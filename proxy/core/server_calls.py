@@ -59,11 +59,15 @@ class ServerPush(msgspec.Struct, frozen=True):
 
 
 class ServerCall(msgspec.Struct, frozen=True):
-    """One call. `ids`: a random one for each push, which counts unless the caller gave an `idempotency_key`."""
+    """One call. `ids`: a random one for each push, which counts unless the caller gave an `idempotency_key`.
+
+    `caller`: tells server keys apart, whatever their order in the settings; each has idempotency keys of its own.
+    """
 
     operation: str
     pushes: tuple[ServerPush, ...]
     ids: tuple[str, ...]
+    caller: str
     idempotency_key: str | None = None
 
 
@@ -215,7 +219,7 @@ def _derived(call: ServerCall, idempotency_key: str, site_key: bytes) -> tuple[t
     """
     content = msgspec.json.encode([(push.address, push.body) for push in call.pushes], order="sorted")
     ids = [
-        _keyed(f"server-push:{call.operation}:{index}:{idempotency_key}".encode(), site_key)
+        _keyed(f"server-push:{call.caller}:{call.operation}:{index}:{idempotency_key}".encode(), site_key)
         for index in range(len(call.pushes))
     ]
     return tuple(ids), _keyed(b"server-call:" + content, site_key)

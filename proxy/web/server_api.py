@@ -101,7 +101,7 @@ class ServerApi:
         finally:
             self._rate.spend(caller, max(1, len(pushes)), time.monotonic())
         ids = tuple(secrets.token_urlsafe(16) for _ in pushes)
-        await self._store(ServerCall(operation.name, pushes, ids, idempotency_key))
+        await self._store(ServerCall(operation.name, pushes, ids, caller, idempotency_key))
         return pushes
 
     def _authenticated(self, operation: Operation, scope: Scope, query: Mapping[str, Sequence[str]]) -> str:

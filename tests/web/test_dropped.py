@@ -38,6 +38,7 @@ from tests.support.trifles import LONG, TRIFLES
 
 IDENTIFY, BULK, TRACK = (f"/api/v1/rest/contact/{name}" for name in ("identify", "identify/bulk", "track"))
 LEGACY_IDENTIFY, LEGACY_TRACK = "/api/v1/contact/identify", "/api/v1/contact/track"
+CRM_KEY = "server-key-of-the-crm-" + "2" * 20
 OK = '{"status":"200","message":"OK"}'
 
 Says = dict[str, Any]
@@ -48,7 +49,7 @@ def server_settings() -> dict[str, str]:
     """Everything is offered to everybody, so that nothing is dropped for another reason."""
     lists = dict.fromkeys(("SCQ_TAGS", "SCQ_FIELDS", "SCQ_ASSERTED_TAGS", "SCQ_ASSERTED_FIELDS"), "*")
     sign_ups = dict.fromkeys(("SCQ_SIGNUPS_PER_IP", "SCQ_SIGNUPS_PER_HOUR", "SCQ_RATE_PER_KEY"), "0")
-    keys = {"SCQ_SERVER_KEYS": KEY, "SCQ_ADMIN_TOKEN": ADMIN_TOKEN}
+    keys = {"SCQ_SERVER_KEYS": f"{KEY},{CRM_KEY}", "SCQ_ADMIN_TOKEN": ADMIN_TOKEN}
     return lists | sign_ups | keys | {"SCQ_IDENTIFY": "asserted"}
 
 
@@ -239,6 +240,20 @@ def test_what_was_dropped_is_counted_once_however_often_the_call_is_repeated(ser
     assert dropped_values(server) == before + 6
 
 
+def test_an_idempotency_key_is_per_server_key_wherever_that_stands_in_the_list(
+    server: Server, sandbox: Sandbox
+) -> None:
+    email, again = new_email(), new_id()
+    shop, crm = {"email": email, "tags": ["shop"]}, {"email": email, "tags": ["crm"]}
+    for keys in ((KEY, CRM_KEY), (CRM_KEY, KEY)):
+        server.restart(SCQ_SERVER_KEYS=",".join(keys))
+        assert call(server, IDENTIFY, shop, again=again).text == OK
+        assert call(server, IDENTIFY, crm, key=CRM_KEY, again=again).text == OK
+    call(server, TRACK, {"email": email, "addTags": ["end"]})
+    assert arrives(sandbox, email, "+end").count("+crm") == 1
+    assert arrives(sandbox, email, "+end").count("+shop") == 1
+
+
 # Addresses
 
 
@@ -303,5 +318,5 @@ def test_sendx_own_sdk_reads_its_answers_when_something_is_dropped(server: Serve
 
 
 def test_the_log_names_nobody_and_nothing_failed(server: Server) -> None:
-    for text in (KEY, "@", "%40", "could not be judged", "died", "Traceback"):
+    for text in (KEY, CRM_KEY, "@", "%40", "could not be judged", "died", "Traceback"):
         assert text not in server.log
