@@ -1,7 +1,9 @@
 """The operator's lists of tags and fields against what a browser asks for.
 
 Pure. A track with a tag that is not offered is refused whole, because half a track can start the wrong automation; an identify
-loses what is not offered and goes on. It does not judge what the site's own servers vouch for (a token's `contact`, a server key).
+loses what is not offered and goes on. A wildcard stands for what a person can see: control characters, line and paragraph separators and
+direction marks pass only where the operator has spelled them out. It does not judge what the site's own servers vouch for (a token's
+`contact`, a server key).
 """
 
 import fnmatch
@@ -13,6 +15,8 @@ import msgspec
 from proxy.core.calls import Attributes, Track
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
+
+_UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -98,4 +102,12 @@ def _matcher(globs: Sequence[str]) -> Callable[[str], bool]:
     if not globs:
         return lambda _: False
     pattern = re.compile("|".join(fnmatch.translate(glob) for glob in globs))
-    return lambda name: pattern.match(name) is not None
+    return lambda name: pattern.match(name) is not None and (name.isprintable() or _is_spelled_out(name, globs))
+
+
+def _is_spelled_out(name: str, globs: Sequence[str]) -> bool:
+    """Returns whether one of the globs has each unseen character of the name itself, so that no wildcard stands for one."""
+    unseen = _UNSEEN.findall(name)
+    if not unseen:
+        return True
+    return any(_UNSEEN.findall(glob) == unseen and fnmatch.fnmatchcase(name, glob) for glob in globs if "[" not in glob)

@@ -50,6 +50,21 @@ def test_a_tag_off_the_list_is_taken_by_nobody(server: Server, sandbox: Sandbox,
     assert not [event for event in events if event[1:] == tag]
 
 
+@pytest.mark.parametrize(
+    "tag", ["cart-\n", "cart-1\x00", "cart-\u2028x", "cart-\u202e1", "cart-1\u2069", "cart-\x9b1"], ids=ascii
+)
+def test_a_glob_offers_no_tag_with_characters_that_cannot_be_seen(server: Server, sandbox: Sandbox, tag: str) -> None:
+    email, ann = new_email(), Browser(server)
+    ann.logs_in(email)
+    assert ann.push(identify(tags=[tag, "cart-1"]))[0]["dropped"] == [f"tags.{tag}"]
+    assert ann.statuses(track("cart-👩\u200d👧"), track(tag), track(remove=[tag]), track("cart-end")) == [
+        *("accepted", "tag-not-allowed", "tag-not-allowed", "accepted"),
+    ]
+    told = [event[1:] for event in arrives(sandbox, email, "+cart-end")]
+    assert told[-3:] == ["cart-1", "cart-👩\u200d👧", "cart-end"]
+    assert tag not in told
+
+
 BEYOND = {
     "newEmail": "eve@example.com",
     "lists": ["l1"],
