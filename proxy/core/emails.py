@@ -20,6 +20,10 @@ _MAX_IDN = (
 )
 _MAX_IDN_LABELS = 4  # the same where it is written in ASCII
 
+# As pages write it: percent-encoded, too, or with the wide signs of an East Asian keyboard.
+_AT, _DOT = r"(?:[@\uff20\ufe6b]|%(?:25)*40)", r"(?:[.\u3002\uff0e\uff61]|%(?:25)*2[Ee])"
+_INSIDE = re.compile(rf"[^\s@]{_AT}(?:(?!{_AT})\S)+?{_DOT}[^\s@]")  # no @ is passed over: that would take time
+
 # White space of any kind, controls, and what is invisible or turns the direction of text: what copying an address brings along at its ends.
 _INVISIBLE = "".join(
     chr(code)
@@ -86,6 +90,11 @@ def lane_key(address: str) -> str:
 def _apes(address: str) -> bool:
     """Returns whether normalizing makes ASCII of something else: nobody types the Kelvin sign for a K but to write another person's address."""
     return _ascii_letters(unicodedata.normalize("NFC", address)) > _ascii_letters(address)
+
+
+def holds_address(text: str) -> bool:
+    """Returns whether an e-mail address may stand in the text: anything of the form x@y.z, as the text must not be shown then."""
+    return _INSIDE.search(text) is not None
 
 
 def _ascii_letters(text: str) -> int:

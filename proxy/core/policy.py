@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from proxy.core.calls import Attributes, Track
+from proxy.core.emails import holds_address
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
 
@@ -20,7 +21,7 @@ _UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """The refusal of a push. `tag`: the one that was not offered and could be, for the operator (`scq-proxy status`)."""
+    """The refusal of a push. `tag`: the one that was not offered and could be, for the operator (`scq-proxy status`); never an address."""
 
     reason: Reason
     where: str | None = None
@@ -53,7 +54,8 @@ class Policy:
         for key, tags in (("addTags", track.add_tags), ("removeTags", track.remove_tags)):
             for index, tag in enumerate(tags):
                 if not offered(tag):
-                    return Refusal(Reason.TAG_NOT_ALLOWED, f"call[1].{key}[{index}]", tag)
+                    shown = None if holds_address(tag) else tag
+                    return Refusal(Reason.TAG_NOT_ALLOWED, f"call[1].{key}[{index}]", shown)
         return None
 
     def trim_identify(self, attributes: Attributes, trust: Trust) -> tuple[Attributes, tuple[str, ...]]:
@@ -77,15 +79,16 @@ class Policy:
         return "SCQ_ASSERTED_TAGS" if trust is Trust.ASSERTED else "SCQ_TAGS"
 
     def settings_for(self, dropped: Sequence[str], trust: Trust) -> list[tuple[str, str]]:
-        """Returns the names dropped by `trim_identify` that a setting could offer, each with that setting."""
+        """Returns the names dropped by `trim_identify` that a setting could offer, each with that setting; none that holds an address."""
         fields = "SCQ_ASSERTED_FIELDS" if trust is Trust.ASSERTED else "SCQ_FIELDS"
-        return [
+        settings = [
             (name.removeprefix("tags."), self.tag_setting(trust))
             if name.startswith("tags.")
             else (name.removeprefix("customFields."), fields)
             for name in dropped
             if name != "newEmail"
         ]
+        return [(name, setting) for name, setting in settings if not holds_address(name)]
 
 
 def vouch(offered: Attributes, vouched: Attributes) -> Attributes:

@@ -18,7 +18,19 @@ import msgspec
 
 from proxy.core.attributes import KNOWN, Faults, as_list, read_attributes, read_track
 from proxy.core.calls import Attributes, Kind, Track
-from proxy.core.decision import Change, Decision, Dropped, EndAlias, Enqueue, Facts, LaneFacts, Reads, Refused, Remember, Verify
+from proxy.core.decision import (
+    Change,
+    Decision,
+    Dropped,
+    EndAlias,
+    Enqueue,
+    Facts,
+    LaneFacts,
+    Reads,
+    Refused,
+    Remember,
+    Verify,
+)
 from proxy.core.emails import carriable_address, lane_key
 from proxy.core.parsing import read_json
 from proxy.core.reasons import MAX_NAMES, MAX_TEXT, Reason

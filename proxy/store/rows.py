@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.cookies import COOKIE_AGE
+from proxy.core.emails import holds_address
 from proxy.core.gate import Closure
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust, Visitor
@@ -64,10 +65,15 @@ def make_stats(
         holding=counted.get(HOLDING, 0),
         dead=counted.get(DEAD, 0),
         oldest=oldest,
-        refused_names=tuple(RefusedName(*row) for row in refused_names),
+        refused_names=tuple(RefusedName(*row) for row in refused_names if not holds_address(row[0])),
         sign_ups_until=sign_ups_until or 0.0,
         closure=decode_closure(closure),
     )
+
+
+def with_address(refused_names: Iterable[tuple[Any, ...]]) -> list[tuple[str, str]]:
+    """Returns setting and name of the rows that hold an e-mail address: none is added any more, but an older store may have some."""
+    return [(setting, name) for name, setting, *_ in refused_names if holds_address(name)]
 
 
 def tombstone(key: str, site_key: bytes) -> bytes:

@@ -81,6 +81,22 @@ def test_status_exits_1_while_there_are_dead_letters(server: Server, sandbox: Sa
         assert email not in said.out + said.err
 
 
+def test_status_keeps_an_address_in_a_refused_name_to_itself_and_counts_it(server: Server) -> None:
+    before, visitor, hidden = report(server)["counters"], Browser(server), new_email("hidden")
+    visitor.push(identify(email=new_email(), customFields={hidden: "1", "Shoe size": "44"}, tags=[f"by {hidden}"]))
+    assert visitor.statuses(track(f"seen:{hidden}"), track("plain")) == ["tag-not-allowed"] * 2
+    found = report(server)
+    refused = found["counters"]["refused:tag-not-allowed"] - before.get("refused:tag-not-allowed", 0)
+    assert refused == 2
+    assert {"Shoe size", "plain"} <= {one["name"] for one in found["refused_names"]}
+    running_said = ask(server, "status")
+    assert server.stop() == 0
+    for said in (running_said, ask(server, "status"), ask(server, "status", "--json")):
+        assert "Shoe size" in said.out
+        assert hidden not in said.out
+    assert hidden.encode() not in b"".join(path.read_bytes() for path in server.directory.glob("scq.db*"))
+
+
 HOSTILE = {
     "[bold]b[/bold]": '"[bold]b[/bold]"',
     "[/]": '"[/]"',

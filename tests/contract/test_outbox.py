@@ -375,6 +375,11 @@ async def test_refusals_are_counted_and_what_was_not_offered_is_listed(outbox: O
     assert [(name.name, name.setting, name.count) for name in stats.refused_names] == [("paid user", "SCQ_TAGS", 2)]
 
 
+async def test_a_name_with_an_address_that_an_older_version_kept_is_not_shown(outbox: Outbox) -> None:
+    await carry_out(outbox, NotOffered("for ann@example.com", "SCQ_TAGS"), NotOffered("paid user", "SCQ_FIELDS"))
+    assert [name.name for name in (await outbox.stats()).refused_names] == ["paid user"]
+
+
 async def test_a_decision_that_fails_stores_nothing_and_harms_no_other(outbox: Outbox) -> None:
     def fail(facts: Facts) -> Decision[None]:
         raise ZeroDivisionError

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.calls import Attributes, Track
-from proxy.core.policy import Policy, vouch
+from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust
 
@@ -121,6 +121,23 @@ glob_parts = st.sampled_from([*"*?[]!ab-", "[ab]", "[!a]", "**", "a.", "\u200d"]
 )
 def test_all_else_is_as_fnmatch_has_it(globs: list[str], name: str) -> None:
     assert offers(offering(*globs), name) is any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+# What the operator is told
+
+
+@pytest.mark.parametrize("name", ["ann@example.com", "for:ann@example.com!", "ann%40example.com"])
+def test_a_name_that_holds_an_address_is_refused_and_named_to_nobody(name: str) -> None:
+    refusal = policy().judge_track(Track(("blogger", name)), Trust.VERIFIED)
+    assert refusal == Refusal(Reason.TAG_NOT_ALLOWED, "call[1].addTags[1]")
+    wanted = Attributes(custom_fields={name: "1", "Age": "2"}, tags=(name, "paid user"))
+    _, dropped = policy().trim_identify(wanted, Trust.VERIFIED)
+    assert dropped == (f"customFields.{name}", "customFields.Age", f"tags.{name}", "tags.paid user")
+    assert policy().settings_for(dropped, Trust.VERIFIED) == [("Age", "SCQ_FIELDS"), ("paid user", "SCQ_TAGS")]
+
+
+def test_the_word_before_a_name_is_not_taken_for_part_of_an_address() -> None:
+    assert policy().settings_for(["tags.@home.page"], Trust.VERIFIED) == [("@home.page", "SCQ_TAGS")]
 
 
 def test_what_only_asserted_visitors_could_get_is_not_held_where_nobody_can_assert() -> None:

@@ -122,6 +122,7 @@ def play(server: Server, secrets: Secrets) -> None:
         browser.push(log_in, track("cart-1"), identify(email=bob, company="X"), ids=[push_id, new_id(), new_id()])
     browser.push(identify(newEmail=bob, customFields={"x": ann}), track("vip"), ["consent", "denied"], track("cart-1"))
     browser.push(["consent", "granted"], identify(token=secrets.token(bob)), ["reset"], track("cart-2"))
+    browser.push(track(ann), track("cart-1", f"of {ann}"), track(remove=[ann]))
     browser.push(track("cart-3"), s="0" * 32)
     Browser(server, origin=LOCAL).push(identify(token=secrets.token(bob)), track("cart-1"))
     for bad in (

@@ -432,6 +432,9 @@ DELETE FROM not_offered WHERE (setting, name) NOT IN (
   SELECT setting, name FROM not_offered GROUP BY setting, name ORDER BY max(last) DESC LIMIT %(limit)s
 );
 
+-- name: forget_not_offered
+DELETE FROM not_offered WHERE (setting, name) IN (SELECT setting, name FROM unnest(%(settings)s::text[], %(names)s::text[]) AS f (setting, name));
+
 -- name: forget_aliases
 -- Of lanes that are gone: nothing can be sent to them any more.
 DELETE FROM aliases a WHERE NOT EXISTS (SELECT FROM lanes l WHERE l.id = a.lane);

@@ -6,10 +6,10 @@ One node sweeps at a time: one that finds another at work leaves the rest to it.
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-from proxy.store.postgres.database import Database, Query, Rows, Transaction
+from proxy.store.postgres.database import Database, Query, Rows, Transaction, columns
 from proxy.store.postgres.locks import SWEEP, try_lock
 from proxy.store.postgres.reads import tally
-from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired
+from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired, with_address
 
 BATCH_ROWS = 1_000
 
@@ -32,6 +32,7 @@ async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta)
         await _forget_lanes(database)
         await _batch(database, ("forget_tombstones", retired))
         await _batch(database, ("trim_not_offered", {"limit": MAX_REFUSED_NAMES}))
+        await _forget_names_with_address(database)
         await _batch(database, ("forget_aliases", {}))
         await _batch(database, ("bring_near", {}))
     except _Busy:
@@ -79,3 +80,9 @@ async def _forget_lanes(database: Database) -> None:
             return
         await _batch(database, ("forget_idle_lanes", {"after": after, "last": last}))
         after = last
+
+
+async def _forget_names_with_address(database: Database) -> None:
+    (listed,) = await database.read(("refused_names", {"limit": MAX_REFUSED_NAMES}))
+    if names := with_address(listed.rows):
+        await _batch(database, ("forget_not_offered", columns("settings names", names)))

@@ -311,6 +311,9 @@ DELETE FROM tombstones WHERE at < ?;
 -- name: trim_not_offered
 DELETE FROM not_offered WHERE (setting, name) NOT IN (SELECT setting, name FROM not_offered ORDER BY last DESC LIMIT ?);
 
+-- name: forget_not_offered
+DELETE FROM not_offered WHERE setting = ? AND name = ?;
+
 -- name: forget_aliases
 -- Of lanes that are gone: nothing can be sent to them any more.
 DELETE FROM aliases WHERE lane NOT IN (SELECT id FROM lanes);

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired
+from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired, with_address
 from proxy.store.sqlite.file import SQL
 
 STEP_ROWS = 1_000
@@ -66,5 +66,7 @@ class Sweep:
     def _rest(self, _cursor: float, connection: sqlite3.Connection) -> float | None:
         connection.execute(SQL["forget_tombstones"], (self._before(RETIRED_AGE),))
         connection.execute(SQL["trim_not_offered"], (MAX_REFUSED_NAMES,))
+        refused_names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,)).fetchall()
+        connection.executemany(SQL["forget_not_offered"], with_address(refused_names))
         connection.execute(SQL["forget_aliases"])
         return None

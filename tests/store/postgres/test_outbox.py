@@ -293,6 +293,18 @@ async def test_a_sweep_takes_many_batches_and_leaves_what_is_still_needed(
     assert (stats.holding, stats.counters["hold_expired"]) == (1, many - 1)
 
 
+async def test_a_sweep_removes_names_with_an_address_that_an_older_version_kept(
+    nodes: tuple[PostgresOutbox, PostgresOutbox],
+) -> None:
+    outbox, other = nodes
+    names = ("for ann@example.com", "paid user", "ann%40example.com")
+    for node in nodes:
+        await carry_out(node, *[NotOffered(name, "SCQ_TAGS") for name in names])
+    await asyncio.gather(outbox.sweep(), other.sweep())
+    with psycopg.connect(outbox._dsn, autocommit=True) as connection:
+        assert connection.execute("SELECT DISTINCT name FROM not_offered").fetchall() == [("paid user",)]
+
+
 _COUNTS = (b"SELECT count(*) FROM held", b"SELECT count(*) FROM seen", b"SELECT count(*) FROM lanes")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from proxy.core.calls import Attributes, Track
-from proxy.core.decision import Decision, Enqueue, Facts, Hold, Remember
+from proxy.core.decision import Decision, Enqueue, Facts, Hold, NotOffered, Remember
 from proxy.core.gate import Closure
 from proxy.core.visitors import Trust, Visitor
 from proxy.errors import StoreRefused, StoreUnavailable
@@ -226,6 +226,19 @@ async def test_a_sweep_takes_many_steps_and_leaves_what_is_still_needed(tmp_path
     stats = await outbox.stats()
     assert stats.counters["hold_expired"] == many - 1
     assert (stats.holding, stats.health.log_frames is not None) == (1, True)
+    await outbox.close()
+
+
+async def test_a_sweep_removes_names_with_an_address_that_an_older_version_kept(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    names = ("for ann@example.com", "paid user", "ann%40example.com")
+    await outbox.append(lambda facts: Decision(tuple(NotOffered(name, "SCQ_TAGS") for name in names), None))
+    await outbox.sweep()
+
+    def kept(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+        return connection.execute("SELECT name FROM not_offered").fetchall()
+
+    assert await outbox._thread.submit(kept) == [("paid user",)]
     await outbox.close()
 
 
