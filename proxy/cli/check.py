@@ -3,15 +3,16 @@
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import httpx
 import msgspec
 
 from proxy.config.settings import Settings
-from proxy.config.types import IdentifyMode, PostgresUrl, SqliteUrl
+from proxy.config.types import IdentifyMode, PostgresUrl, Secret, SqliteUrl
 from proxy.core.calls import Attributes
 from proxy.core.cookies import ProbeCodec, cookie_name
 from proxy.core.hosts import ip_or_none
@@ -25,7 +26,7 @@ from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing
 
 _SECONDS = 10.0
-
+_PRIVATE_BLOCKS = (IPv6Network("fc00::/7"), IPv6Network("fe80::/10"))
 
 _ADVICE = {
     Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
@@ -63,7 +64,42 @@ def check_settings(settings: Settings) -> list[Finding]:
         found.append(_mend("SCQ_ASSERTED_TAGS offers every tag to anyone who types an address: list them instead."))
     if settings.asserted_tags and settings.identify is IdentifyMode.VERIFIED:
         found.append(_mend("SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified: remove it or set asserted."))
+    if wide := [str(network) for network in settings.trusted_proxies if _is_too_wide(network)]:
+        wrong = (
+            f"SCQ_TRUSTED_PROXIES covers strangers with {' and '.join(wide)}: they could choose the client address that limits are "
+            "counted by. List the addresses of your own proxies."
+        )
+        found.append(_mend(wrong))
+    for names in _sharing_a_key(settings):
+        shared = f"{', '.join(names[:-1])} and {names[-1]} hold the same key: one leak gives them all away."
+        found.append(_mend(f"{shared} Give each its own; `scq-proxy keygen` makes one."))
     return found
+
+
+def _is_too_wide(network: IPv4Network | IPv6Network) -> bool:
+    """Returns whether no proxies' own network is so large.
+
+    The largest are 10.0.0.0/8, and in IPv6 the private blocks and the /16 that a few operators have.
+    """
+    if isinstance(network, IPv4Network):
+        return network.prefixlen < 8
+    return network.prefixlen < 16 and not any(network.subnet_of(block) for block in _PRIVATE_BLOCKS)
+
+
+def _sharing_a_key(settings: Settings) -> Sequence[tuple[str, ...]]:
+    """Returns the names of settings that have a key in common. An identity key counts with its kid and without."""
+    identity = [key.secret for key in settings.identity_keys]
+    identity += [Secret(f"{key.kid}={key.secret.reveal()}") for key in settings.identity_keys if key.kid is not None]
+    given = {
+        "SCQ_API_KEY": [settings.api_key],
+        "SCQ_SECRET_KEYS": settings.secret_keys,
+        "SCQ_IDENTITY_KEYS": identity,
+        "SCQ_SERVER_KEYS": settings.server_keys,
+        "SCQ_ADMIN_TOKEN": [settings.admin_token] if settings.admin_token is not None else [],
+    }
+    keys = dict.fromkeys(key for several in given.values() for key in several)
+    users = [tuple(name for name, several in given.items() if key in several) for key in keys]
+    return [names for names in dict.fromkeys(users) if len(names) > 1]
 
 
 async def check_store(settings: Settings) -> list[Finding]:

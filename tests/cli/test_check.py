@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from proxy.cli.check import check_settings
+from proxy.config.settings import load_settings
 from proxy.sandbox.api import Sandbox
 from tests.support.commands import ask, scq, settings, spawn
 from tests.support.live import PATIENCE_SECONDS, free_port, serving
@@ -57,6 +60,74 @@ def test_check_finds_settings_that_are_likely_a_mistake(tmp_path: Path, more: di
     said = scq("check", cwd=tmp_path, **settings(tmp_path, **more))
     assert said.code == 1
     assert re.search(rf"^mend +{re.escape(wrong)}", said.out, re.MULTILINE)
+
+
+def mended(tmp_path: Path, **more: str) -> list[str]:
+    """What check has to say against settings, in one process for many."""
+    given = load_settings(settings(tmp_path, SCQ_IDENTIFY="asserted", **more), None)
+    return [finding.text for finding in check_settings(given) if not finding.ok]
+
+
+@pytest.mark.parametrize(
+    "network",
+    ["0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/1", "10.0.0.0/7", "::/1", "2000::/3", "2a00::/12", "fe00::/7"],
+)
+def test_check_finds_proxies_that_anybody_could_be(tmp_path: Path, network: str) -> None:
+    (wrong,) = mended(tmp_path, SCQ_TRUSTED_PROXIES=f"127.0.0.1,{network}")
+    assert wrong.startswith(f"SCQ_TRUSTED_PROXIES covers strangers with {network}: ")
+
+
+def test_check_names_every_network_that_is_too_wide_in_one_sentence(tmp_path: Path) -> None:
+    (wrong,) = mended(tmp_path, SCQ_TRUSTED_PROXIES="0.0.0.0/0,::1,::/0")
+    assert "with 0.0.0.0/0 and ::/0: " in wrong
+
+
+@pytest.mark.parametrize(
+    "networks",
+    ["", "127.0.0.0/8,::1", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10", "fc00::/7,fe80::/10", "2630::/16"],
+)
+def test_check_says_nothing_against_networks_that_somebody_has(tmp_path: Path, networks: str) -> None:
+    assert mended(tmp_path, SCQ_TRUSTED_PROXIES=networks) == []
+
+
+SHARED = "shared-" * 6
+HOLDERS = {
+    "SCQ_API_KEY": SHARED,
+    "SCQ_SECRET_KEYS": f"{'o' * 32},{SHARED}",
+    "SCQ_IDENTITY_KEYS": f"{'i' * 32},site1={SHARED}",
+    "SCQ_SERVER_KEYS": f"{SHARED},{'s' * 32}",
+    "SCQ_ADMIN_TOKEN": SHARED,
+}
+
+
+@pytest.mark.parametrize("names", list(combinations(HOLDERS, 2)), ids=" ".join)
+def test_check_finds_one_key_for_two_purposes_and_does_not_show_it(tmp_path: Path, names: tuple[str, str]) -> None:
+    (wrong,) = mended(tmp_path, **{name: HOLDERS[name] for name in names})
+    assert wrong.startswith(f"{names[0]} and {names[1]} hold the same key: ")
+    assert "shared" not in wrong
+
+
+def test_check_finds_one_key_for_every_purpose(tmp_path: Path) -> None:
+    said = scq("check", cwd=tmp_path, **settings(tmp_path, SCQ_IDENTIFY="asserted", **HOLDERS))
+    assert said.code == 1
+    assert f"mend {', '.join([*HOLDERS][:-1])} and SCQ_ADMIN_TOKEN hold the same key: " in said.out
+    assert said.out.count("hold the same key") == 1
+    assert "shared" not in said.out + said.err
+
+
+def test_check_finds_an_identity_key_that_was_copied_with_its_kid(tmp_path: Path) -> None:
+    copied = {"SCQ_SECRET_KEYS": f"site1={SHARED}", "SCQ_IDENTITY_KEYS": f"site1={SHARED}"}
+    (wrong,) = mended(tmp_path, **copied)
+    assert wrong.startswith("SCQ_SECRET_KEYS and SCQ_IDENTITY_KEYS hold the same key: ")
+
+
+def test_check_finds_two_pairs_that_share_a_key_each(tmp_path: Path) -> None:
+    pairs = {"SCQ_SECRET_KEYS": "a" * 32, "SCQ_ADMIN_TOKEN": "a" * 32, "SCQ_SERVER_KEYS": f"{'b' * 32},{'c' * 32}"}
+    found = mended(tmp_path, **pairs, SCQ_IDENTITY_KEYS=f"{'b' * 32},{'c' * 32}")
+    assert [text.partition(" hold ")[0] for text in found] == [
+        "SCQ_SECRET_KEYS and SCQ_ADMIN_TOKEN",
+        "SCQ_IDENTITY_KEYS and SCQ_SERVER_KEYS",
+    ]
 
 
 def test_check_exits_2_when_the_settings_cannot_be_used(tmp_path: Path) -> None:
