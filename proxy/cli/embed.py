@@ -5,6 +5,7 @@ Text in, text out: it serves nothing and reads no settings. The command that pri
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,6 +28,7 @@ SENDX_SNIPPET = """\
  })();
 </script>
 """
+SENDX_NAMES = frozenset(re.findall(r"^ var (\w+) =", SENDX_SNIPPET, re.MULTILINE))  # the globals that it makes
 OWN_HOST = "www.example.com"  # stands for the site's own where we do not know it
 
 

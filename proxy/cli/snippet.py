@@ -11,16 +11,24 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from proxy.cli.embed import Form, make_snippet
+from proxy.cli.embed import SENDX_NAMES, Form, make_snippet
 from proxy.cli.terminal import EnvFile, env_file_of, host_name
 from proxy.config.settings import load_one
 from proxy.resources import shipped
 from proxy.web.shim import load_debug_shim, load_shim
 
+# The queue becomes a global, and the page must have none of its name: `location = …` leaves the page. No interface of a browser begins with
+# an underscore (https://webidl.spec.whatwg.org/#reserved-identifier), no word of JavaScript does, and its own properties begin with two.
+_OWN_NAME = re.compile(r"_[A-Za-z][A-Za-z0-9_]*")
 
-def _queue_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$]*", text):
-        raise typer.BadParameter("give a name as JavaScript has them, such as _scp.")
+
+def queue_name(text: str) -> str:
+    """The callback of a name for the queue."""
+    if _OWN_NAME.fullmatch(text) is None:
+        wrong = "a page may have something of this name already. Give one that begins with an underscore and a letter, such as _scp."
+        raise typer.BadParameter(wrong)
+    if text in SENDX_NAMES and text != "_scq":
+        raise typer.BadParameter(f"{text} is SendX's own, beside its queue. Give another name, such as _scp.")
     return text
 
 
@@ -33,7 +41,7 @@ Sendx = Annotated[bool, Option("--sendx", help="Keep SendX's install snippet: th
 Spa = Annotated[bool, Option("--spa", help="Say with the tag how single-page sites use it.")]
 Debug = Annotated[bool, Option("--debug", help="The development build: the console tells what becomes of each push.")]
 Queue = Annotated[str, Option(
-    metavar="NAME", callback=_queue_name, help="Another name for the queue, beside SendX's own script that stays for its pop-ups.")]
+    metavar="NAME", callback=queue_name, help="Another name for the queue, beside SendX's own script that stays for its pop-ups.")]
 Types = Annotated[bool, Option("--types", help="Print the TypeScript types of the queue instead.")]
 # fmt: on
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import typer
 
+from proxy.cli.snippet import queue_name
 from proxy.web.shim import load_shim
 from tests.support.browser import Visit
 from tests.support.commands import Said, scq
@@ -204,6 +206,35 @@ def test_what_does_not_go_together_is_refused_with_the_option_named(
     said = scq("snippet", *options, cwd=tmp_path)
     assert (said.code, said.out) == (2, "")
     assert other in said.err
+
+
+GLOBALS = """
+location top name self document __proto__ constructor hasOwnProperty onerror event status closed window parent frames length opener history origin
+undefined NaN Array push let class null await __defineGetter__ $ _ $scq scq _1 __scq
+"""
+
+
+@pytest.mark.parametrize("name", GLOBALS.split())
+def test_a_queue_of_a_name_that_a_page_may_have_already_is_refused(name: str) -> None:
+    with pytest.raises(typer.BadParameter, match="may have something of this name already"):
+        queue_name(name)
+
+
+def test_a_queue_does_not_take_the_place_of_sendxs_settings() -> None:
+    with pytest.raises(typer.BadParameter, match="_scs is SendX's own"):
+        queue_name("_scs")
+
+
+@pytest.mark.parametrize("name", ["_scq", "_scp", "_myShop_2", "_location"])
+def test_a_queue_may_have_any_name_of_its_own(name: str) -> None:
+    assert queue_name(name) == name
+
+
+def test_a_queue_of_another_name_is_refused_with_the_option_named(tmp_path: Path) -> None:
+    said = scq("snippet", "--queue", "location", cwd=tmp_path)
+    assert (said.code, said.out) == (2, "")
+    words = " ".join(said.err.split())
+    assert "'--queue': a page may have something of this name already. Give one that begins with an underscore" in words
 
 
 def test_the_snippet_follows_the_prefix_of_the_environment_and_of_the_env_file(tmp_path: Path) -> None:

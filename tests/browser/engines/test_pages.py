@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from typer import BadParameter
 
+from proxy.cli.snippet import queue_name
 from tests.support.engines import Tab, engine
 from tests.support.live import eventually
 from tests.support.server import new_email
@@ -281,3 +283,21 @@ def test_a_push_of_an_anonymous_visitor_who_signals_gpc_is_refused_and_told_so(b
             log_in(tab, email)
             tab.run("track('t-2')")
             site.await_story(email, "identify", "+t-2")
+
+
+def may_be_a_queue(name: str) -> bool:
+    try:
+        return queue_name(name) == name
+    except BadParameter:
+        return False
+
+
+def test_no_engine_has_a_global_of_a_name_that_a_queue_may_have(site: Site) -> None:
+    tab = site.browser.open(site.bare("/"))
+    names = tab.run("""(() => {
+      const names = [];
+      for (let object = self; object; object = Object.getPrototypeOf(object)) names.push(...Object.getOwnPropertyNames(object));
+      return names;
+    })()""")
+    assert {"location", "top", "hasOwnProperty", "__proto__"} <= set(names)
+    assert [name for name in names if may_be_a_queue(name)] == []
