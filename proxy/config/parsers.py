@@ -34,6 +34,13 @@ def shown(value: str) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
+def unquoted(text: str) -> str:
+    """Refuses matching quotes: a shell and a `.env` file take them off, `docker run --env-file` and a list in a compose file keep them."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        raise Wrong("is in quotes, which would be part of the value; remove them")
+    return text
+
+
 def each(text: str, parse_one: Callable[[str], T]) -> list[T]:
     """Parse what stands between commas or line ends; say everything that is wrong, and at which entry."""
     items = [item.strip() for item in re.split(r"[,\r\n]", text) if item.strip()]
@@ -41,7 +48,7 @@ def each(text: str, parse_one: Callable[[str], T]) -> list[T]:
     reasons: list[str] = []
     for position, item in enumerate(items, start=1):
         try:
-            parsed.append(parse_one(item))
+            parsed.append(parse_one(unquoted(item)))
         except Wrong as wrong:
             where = f"entry {position} of {len(items)}: " if len(items) > 1 else ""
             reasons += [where + reason for reason in wrong.reasons]
@@ -129,7 +136,7 @@ def identity_key(text: str) -> IdentityKey:
         return IdentityKey(None, key(text))
     if not kid.strip():
         raise Wrong("has no kid before the '='; write kid=secret, or the secret alone")
-    return IdentityKey(printable(kid.strip()), key(secret.strip()))
+    return IdentityKey(printable(kid.strip()), key(unquoted(secret.strip())))
 
 
 def refuse_repeats(values: list[T], what: str) -> None:

@@ -239,7 +239,7 @@ class _Reader:
             return ""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise Wrong("is not valid UTF-8")
-        return text.strip()
+        return parsers.unquoted(text.strip())
 
     def _read_env_file(self, env_file: Path) -> dict[str, str]:
         # dotenv_values() logs a line it cannot read and carries on without that setting; its parser tells.
@@ -276,6 +276,10 @@ def _unknown(name: str) -> Problem:
 def _read_secret_file(variable: str, path: str) -> str:
     if not path.strip():
         raise Wrong(f"has an empty {variable}; name a file, or remove it")
+    try:
+        parsers.unquoted(path.strip())
+    except Wrong as wrong:
+        raise Wrong(*(f"the path in {variable} {reason}" for reason in wrong.reasons)) from None
     try:
         return _read_file(Path(path))
     except Wrong as wrong:

@@ -285,6 +285,60 @@ def test_a_secret_masks_itself_until_revealed() -> None:
     assert len({secret, Secret(HUSH)}) == 1
 
 
+# Quotes
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_value_in_quotes_is_refused_by_name(spec: Spec, quote: str) -> None:
+    for inside in (spec.example.partition("=")[2], HUSH * 8, "", " "):
+        problem = only_problem(enough(**{spec.name: f"{quote}{inside}{quote}"}))
+        assert (problem.variable, problem.wrong) == (
+            spec.name,
+            "is in quotes, which would be part of the value; remove them",
+        )
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES)
+def test_quotes_are_refused_in_a_secrets_file_and_around_its_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text(f'"{HUSH * 8}"\n')
+    path = str(tmp_path / "secret")
+    in_file = only_problem(without(name, **{f"{name}_FILE": path}))
+    assert (in_file.variable, in_file.wrong) == (name, "is in quotes, which would be part of the value; remove them")
+    around = only_problem(without(name, **{f"{name}_FILE": f'"{path}"'}))
+    wrong = f"the path in {name}_FILE is in quotes, which would be part of the value; remove them"
+    assert (around.variable, around.wrong) == (name, wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("SCQ_TAGS", 'newsletter,"cart: *"', "entry 2 of 2: "),
+        ("SCQ_ORIGINS", "https://a.example, 'https://b.example'", "entry 2 of 2: "),
+        ("SCQ_SECRET_KEYS", f'"{KEY}",{OTHER_KEY}', "entry 1 of 2: "),
+        ("SCQ_SERVER_KEYS", f'"{KEY}",', ""),
+        ("SCQ_IDENTITY_KEYS", f'site1="{KEY}"', ""),
+        ("SCQ_TRUSTED_PROXIES", "::1,'10.0.0.0/8'", "entry 2 of 2: "),
+    ],
+)
+def test_an_entry_in_quotes_is_refused_by_its_place(name: str, text: str, where: str) -> None:
+    problem = only_problem(enough(**{name: text}))
+    assert problem.wrong == f"{where}is in quotes, which would be part of the value; remove them"
+
+
+@pytest.mark.parametrize("value", ['"', "'", '"key', "key'", "\"key'", 'k"e"y', "'t is"])
+def test_a_quote_that_has_no_match_belongs_to_the_value(value: str) -> None:
+    assert loaded(SCQ_API_KEY=value).api_key.reveal() == value
+    assert loaded(SCQ_TAGS=f"a,{value},b").tags == ("a", value, "b")
+
+
+@pytest.mark.parametrize("line", ['SCQ_API_KEY="key"', "SCQ_API_KEY='key'", "export SCQ_API_KEY = 'key' # comment"])
+def test_the_env_file_takes_its_quotes_off(tmp_path: Path, line: str) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(line)
+    assert load_settings(without("SCQ_API_KEY"), env_file).api_key.reveal() == "key"
+
+
 # Identity keys
 
 
