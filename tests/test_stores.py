@@ -100,7 +100,7 @@ async def fill(outbox: Outbox) -> None:
         Retire("v2"),
         Born("v3", "ann@example.com"),
         Identified("v4", "ann@example.com"),
-        Shown("v5"),
+        Shown("v5", "v5"),
         Refused(Reason.TAG_NOT_ALLOWED),
         NotOffered("a", "SCQ_TAGS"),
         Scheduled(Schedule.SIGN_UPS, time.time() + 500),

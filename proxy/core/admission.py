@@ -4,23 +4,24 @@ Pure: `judge` reads `Facts` and returns a `Decision`; the store calls it inside 
 duplicates, log-outs and full lanes are known only there.
 
 It is a fold over the pushes. A frozen `Visit` says who the browser is; each push leads to the next visit and to a `Result`, and most leave
-the visit as it is. The `Context` (request, facts, policy, limits) is the same for every push. What only accumulates, the changes among it,
-goes into the context's `Intake`: a copy at each push would cost time inside the transaction. The rules about who the browser is are
-functions of a visit and of facts, in `visits`.
+the visit as it is. The `Context` (request, facts, policy, limits) is the same for every push; what only accumulates, the changes among it,
+goes into its `Intake`. The rules about who the browser is are functions of a visit and of facts, in `visits`.
 
 The rules of one browser, several people and several tabs:
 
-1. A retired cookie is not a cookie. Without a cookie the visitor id is derived from the browser-session value `s`.
+1. A retired cookie is not a cookie. Without a cookie the visitor id is derived from the browser-session value `s`, for as long as the proxy has
+   not seen that visitor's cookie, nor anybody identify as it, over a minute ago. `s` is not a proof: after that, the request is a new visitor's.
 2. What was pushed under an `s` that was retired is refused `identity-changed`, until a known id says who the browser is now.
 3. An id is looked up before anything else. A repeated identify, reset or consent changes nothing, but the person whom it made the browser
-   still owns what follows, if the request shows the visitor of the first try, or none.
-4. A login by token as another person, and a reset, retire visitor and `s`; the answer carries the next `s`.
-5. What was held goes right behind the identify that binds it, judged again under the trust it ends up with. What a visitor born of a
-   log-out did is bound to the person who left, or to nobody.
+   still owns what follows, if the request shows the visitor of the first try, or none. If it comes too late for that, what follows is that
+   person's or nobody's.
+4. A log-in by token as another person, and a reset, retire visitor and `s`; the answer carries the next `s`. Of a log-in that holds as long as
+   the token is the site's: an expired one, say, is refused, and who was here has ended all the same.
+5. What was held goes right behind the identify that binds it, judged again under the trust it ends up with. What a visitor did who was born of
+   a log-out, or of a log-in that failed or got lost, is bound to that person (the visitor's heir), or to nobody.
 6. A typed address never takes the place of a verified one: it is delivered once and changes nothing.
 """
 
-from datetime import timedelta
 from math import inf
 from typing import TypeAlias
 
@@ -28,9 +29,9 @@ import msgspec
 
 from proxy.core import visits
 from proxy.core.calls import Attributes, BadPush, Consent, Identify, Push, Reset, Track
+from proxy.core.context import Context
 from proxy.core.decision import (
     Born,
-    Change,
     Decision,
     Drop,
     Dropped,
@@ -40,123 +41,24 @@ from proxy.core.decision import (
     Forgotten,
     Hold,
     Identified,
-    LaneFacts,
-    NotOffered,
     Reads,
     Refused,
-    Remember,
     Retire,
     Schedule,
-    Scheduled,
     Verify,
 )
 from proxy.core.emails import lane_key
 from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason, Status
-from proxy.core.request import LANE_BYTES_PER_PUSH, Candidate, Limits, PushAnswer, Request, Result
+from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
-from proxy.core.visitors import Trust, Visitor, derived_visitor
+from proxy.core.visitors import NOBODY, Trust, Visitor, derived_visitor, is_same
 from proxy.core.visits import Visit
 
-_TYPED_AGE = timedelta(days=1)
-_NAMES_COUNTED = 20  # per request, of what is not offered
-_STRANGERS_SHARE = 250  # pushes that may wait for an address that nobody has vouched for
-_ASSERTED_SHARE = 4  # pushes of asserted trust may fill one part in this many of a lane
 _HOUR = 3_600.0  # seconds
 
 _Step: TypeAlias = tuple[Visit, Result]
 _replace = msgspec.structs.replace
-
-
-class Intake(msgspec.Struct):
-    """What the request has brought so far; it only grows.
-
-    `ids`: accepted or held; `queued`: pushes by lane key; `busy`: schedules as this request leaves them.
-    """
-
-    changes: list[Change] = []
-    ids: set[str] = set()
-    queued: dict[str, int] = {}
-    busy: dict[Schedule, float] = {}
-    not_offered: set[tuple[str, str]] = set()
-
-    def enqueue(self, push: Enqueue) -> None:
-        self.queued[push.key] = self.queued.get(push.key, 0) + 1
-        self.changes.append(push)
-
-    def note_not_offered(self, name: str, setting: str) -> None:
-        if len(self.not_offered) < _NAMES_COUNTED and (name, setting) not in self.not_offered:
-            self.not_offered.add((name, setting))
-            self.changes.append(NotOffered(name, setting))
-
-
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What every push of the request is judged against. `cookie`: as it counts today; `shown`: the visitor id that the request shows."""
-
-    request: Request
-    facts: Facts
-    policy: Policy
-    limits: Limits
-    cookie: Visitor | None
-    shown: str
-    intake: Intake = msgspec.field(default_factory=Intake)
-
-    def trust(self, who: Visitor) -> Trust:
-        return who.trust_at(self.request.now, self.limits.verified_for)
-
-    def is_full(self, key: str, trust: Trust) -> bool:
-        """The bytes that this request has queued are not counted: they are few."""
-        lane = self.facts.lane(key)
-        room = lane_room(lane, trust, self.limits.lane_max)
-        return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH
-
-    def recently_erased(self, key: str) -> bool:
-        """Returns whether a typed address may be older than its erasure: the shim keeps one for a day. The answer does not show it."""
-        erased_at = self.facts.erased_at(key)
-        return erased_at is not None and self.request.now <= erased_at + _TYPED_AGE.total_seconds()
-
-    def take_turn(self, name: Schedule, per_hour: float) -> float:
-        """Returns when the next turn comes (Unix seconds), and takes it."""
-        if not per_hour:
-            return self.request.now
-        at, until = next_turn(self.busy_until(name), per_hour, self.request.now)
-        self.intake.busy[name] = until
-        self.intake.changes.append(Scheduled(name, until))
-        return at
-
-    def busy_until(self, name: Schedule) -> float:
-        return self.intake.busy.get(name) or self.facts.schedule(name)
-
-    def accept(
-        self, push_id: str, after: Visitor | None = None, *, trace: bool = True, dropped: tuple[str, ...] = ()
-    ) -> Result:
-        self.remember(push_id, after, trace=trace)
-        return Result(push_id, Status.ACCEPTED, dropped=dropped)
-
-    def remember(self, push_id: str, after: Visitor | None = None, *, trace: bool = True) -> None:
-        """Knows the id again. `after`: who the browser is from here on, None if the push does not say; `trace`: by the store, too."""
-        self.intake.ids.add(push_id)
-        if after is not None:
-            after = msgspec.structs.replace(after, issued=int(self.request.now))
-        if trace:
-            self.intake.changes.append(Remember(push_id, self.shown, after))
-
-
-def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:
-    """Returns how many pushes may wait in the lane before one of this trust is refused.
-
-    Anybody can assert any address: that must not fill the lane of the person who owns it.
-    """
-    if trust is Trust.VERIFIED:
-        return lane_max
-    room = max(1, lane_max // _ASSERTED_SHARE)
-    return room if lane.verified else min(room, _STRANGERS_SHARE)
-
-
-def next_turn(busy_until: float, per_hour: float, now: float) -> tuple[float, float]:
-    """Returns when the next turn comes and until when the schedule is busy after it (Unix seconds)."""
-    until = max(busy_until, now) + _HOUR / per_hour
-    return max(until - _HOUR, now), until
 
 
 def reads_of(request: Request, site_key: bytes) -> Reads:
@@ -170,8 +72,8 @@ def reads_of(request: Request, site_key: bytes) -> Reads:
         if token is None:
             if isinstance(push, Push) and isinstance(push.call, Identify) and push.call.email is not None:
                 emails.append(push.call.email)
-        elif isinstance(token, Vouched):
-            emails.append(token.email)
+        elif named := token.email if isinstance(token, Vouched) else token.names:
+            emails.append(named)
     visitors = [derived_visitor(request.session, site_key) if request.session else request.stranger]
     if (cookie := request.cookie) is not None:
         visitors.append(cookie.id)
@@ -184,19 +86,22 @@ def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Dec
     """Returns what to store for the request and what to answer (`Decision.answer`)."""
     shown = request.cookie
     cookie = visits.present(shown, facts) if shown and not facts.visitor(shown.id).retired else None
-    visit = visits.enter(cookie, request.session, request.stranger, facts)
+    visit = visits.enter(cookie, request, facts)
     shown_id = shown.id if shown else visit.who.id
     context = Context(request=request, facts=facts, policy=policy, limits=limits, cookie=cookie, shown=shown_id)
-    visit = _bind_stragglers(context, visit)
+    session_visitor, visit = visit.derived, _bind_stragglers(context, visit)
     results: list[Result] = []
     for candidate in request.candidates:
         visit, result = _judge_push(context, visit, candidate)
         results.append(result)
-    known_to_store = bool(context.intake.ids or visit.resumed)
-    new_cookie = None
-    if known_to_store and not visit.stale_session:
-        new_cookie = visits.next_cookie(cookie, visit.who, facts, request.now)
-    return Decision(tuple(context.intake.changes), PushAnswer(tuple(results), new_cookie, visit.next_session))
+    new_cookie = new_session = None
+    if context.intake.ids or visit.resumed or visit.moved:  # else the browser may stay as it is
+        new_session = visit.next_session
+        if not visit.stale_session:
+            new_cookie = visits.next_cookie(cookie, visit.who, facts, request.now)
+    if cookie is not None and context.intake.ids:
+        context.intake.changes += visits.to_show(cookie, session_visitor, visit, facts, renewed=new_cookie is not None)
+    return Decision(tuple(context.intake.changes), PushAnswer(tuple(results), new_cookie, new_session))
 
 
 def _bind_stragglers(context: Context, visit: Visit) -> Visit:
@@ -205,7 +110,7 @@ def _bind_stragglers(context: Context, visit: Visit) -> Visit:
     if email is None or visit.stale_session:
         return visit
     known = context.facts.visitor(visit.who.id)
-    if known.identified and not known.holding and visit.left is None:
+    if known.identified and not known.holding:
         return visit  # as with most requests
     forgotten = context.recently_erased(lane_key(email))
     return _bind(context, visit, email, context.trust(visit.who), forgotten=forgotten)
@@ -213,45 +118,58 @@ def _bind_stragglers(context: Context, visit: Visit) -> Visit:
 
 def _judge_push(context: Context, visit: Visit, candidate: Candidate) -> _Step:
     push = candidate.push
-    if (known := _duplicate(context, visit, push)) is not None:
-        return known
+    if push.id is not None:
+        visit, duplicate = _recognise(context, visit, push.id, candidate)
+        if duplicate is not None:
+            return visit, duplicate
     if isinstance(push, BadPush):
         return _refuse(context, visit, push.id, Refusal(push.reason, push.where))
-    if (barred := _barred(context, visit, push)) is not None:
-        return _refuse(context, visit, push.id, Refusal(barred))
+    if (barred := _barred(context, visit, push, candidate.token)) is not None:
+        return barred
     match push.call:
         case Track() as track:
             return _track(context, visit, push.id, track)
         case Identify() as identify:
             return _identify(context, visit, push.id, identify, candidate)
-        case Reset():
-            return _reset(context, visit, push.id)
+        case Reset(lost_log_in):
+            return _reset(context, visit, push.id, lost_log_in)
         case Consent(granted):
             return _consent(context, visit, push.id, granted=granted)
 
 
-def _duplicate(context: Context, visit: Visit, push: Push | BadPush) -> _Step | None:
-    if push.id is None:
-        return None
-    if push.id not in context.intake.ids:
-        seen = context.facts.seen(push.id)
-        if seen is None:
-            return None
-        after = seen.after
-        if after is not None and not visit.moved and visits.still_says(after, seen.at, push, context.request.now):
-            shown = context.request.cookie.id if context.request.cookie else None
-            if shown in (None, seen.shown, after.id) and not context.facts.visitor(after.id).retired:
-                visit = visits.resume(visit, push.id, after, context.cookie, context.facts)
-    return visit, Result(push.id, Status.DUPLICATE)
+def _recognise(context: Context, visit: Visit, push_id: str, candidate: Candidate) -> tuple[Visit, Result | None]:
+    """Returns the visit as a known id leaves it, and the answer: None for an id that is new."""
+    if push_id in context.intake.ids:
+        return visit, Result(push_id, Status.DUPLICATE)
+    seen = context.facts.seen(push_id)
+    if seen is None:
+        return visit, None
+    duplicate = Result(push_id, Status.DUPLICATE)
+    if (after := seen.after) is None or visit.moved:
+        return visit, duplicate
+    request, known = context.request, context.facts.visitor(after.id)
+    own = (derived_visitor(request.session, context.facts.site_key), context.shown) if request.session else ()
+    shown = request.cookie.id if request.cookie else None
+    says_who = shown in (None, seen.shown, after.id) and not known.retired
+    if says_who and visits.still_says(seen, candidate.push, own, request.now):
+        visit = visits.resume(visit, push_id, after, context.cookie, request.session, context.facts)
+        if after.email is None and known.identified is None and isinstance(candidate.token, Vouched):
+            return visit, None  # the log-in that an earlier page gave up on, come late
+    elif after.email is not None and visit.who.email is None and not visit.stale_session:
+        # It no longer says that its person is here, but what follows it is theirs or nobody's.
+        visit = _make_way(context, visit, push_id, lane_key(after.email), heir=lane_key(after.email))
+    return visit, duplicate
 
 
-def _barred(context: Context, visit: Visit, push: Push) -> Reason | None:
-    logs_out = isinstance(push.call, Reset) and context.cookie is not None  # forgetting too much is the safe side
+def _barred(context: Context, visit: Visit, push: Push, token: Vouched | TokenProblem | None) -> _Step | None:
+    logs_out = push.call == Reset() and context.cookie is not None  # forgetting too much is the safe side
     if visit.stale_session and not logs_out:
-        return Reason.IDENTITY_CHANGED
-    if not visit.who.consent and not push.released and not isinstance(push.call, Consent | Reset):
-        return Reason.CONSENT_DENIED
-    return None
+        return _refuse(context, visit, push.id, Refusal(Reason.IDENTITY_CHANGED))
+    if visit.who.consent or push.released or isinstance(push.call, Consent | Reset):
+        return None
+    if (person := _signed_for(token)) is not None:
+        visit = _make_way(context, visit, push.id, person, heir=NOBODY)  # of somebody who denies, nothing is stored
+    return _refuse(context, visit, push.id, Refusal(Reason.CONSENT_DENIED))
 
 
 def _refuse(context: Context, visit: Visit, push_id: str | None, refusal: Refusal) -> _Step:
@@ -303,6 +221,9 @@ class _Identity(msgspec.Struct, frozen=True):
 def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, candidate: Candidate) -> _Step:
     token, who = candidate.token, visit.who
     if isinstance(token, TokenProblem):
+        if (person := _signed_for(token)) is not None:
+            erased = token.names and context.facts.erased_at(lane_key(token.names)) is not None
+            visit = _make_way(context, visit, push_id, person, heir=NOBODY if erased else person)
         return _refuse(context, visit, push_id, Refusal(token.reason, "call[1].token"))
     if token is not None:
         return _log_in(context, visit, push_id, identify, token)
@@ -314,20 +235,53 @@ def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, 
     return _accept_identify(context, visit, push_id, identify, identity)
 
 
+def _signed_for(token: Vouched | TokenProblem | None) -> str | None:
+    """Returns the lane key of the person for whom the site has signed, NOBODY for one who cannot be named; None if the token is not its."""
+    names = token.email if isinstance(token, Vouched) else token.names if token is not None else None
+    return (lane_key(names) if names else NOBODY) if names is not None else None
+
+
 def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, token: Vouched) -> _Step:
-    key = lane_key(token.email)
+    key, before = lane_key(token.email), visit.who
     erased_at = context.facts.erased_at(key)
     if erased_at is not None and token.issued <= erased_at:
         context.intake.changes.append(Forgotten())
-        return visit, context.accept(push_id)
+        visit = _make_way(context, visit, push_id, key, heir=NOBODY)
+        return visit, context.accept(push_id, visit.who if visit.who is not before else None)
+    if context.is_full(key, Trust.VERIFIED):
+        visit = _make_way(context, visit, push_id, key, heir=key)
+        return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
+    visit = _part(context, visit, push_id, key)
     if visit.who.email is not None and not visit.owns(token.email):
-        if context.is_full(key, Trust.VERIFIED):
-            return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
         visit = _start_anew(context, visit, push_id)
     who = visit.who
     after = Visitor(who.id, token.email, Trust.VERIFIED, verified=int(context.request.now), consent=who.consent)
     identity = _Identity(token.email, Trust.VERIFIED, after, token)
     return _accept_identify(context, visit, push_id, identify, identity)
+
+
+def _make_way(context: Context, visit: Visit, push_id: str, person: str, *, heir: str) -> Visit:
+    """Ends who the browser was before a log-in that cannot be taken in. What follows is for `heir`: that person, or nobody."""
+    if visit.is_of(person):
+        return visit
+    parted = _part(context, visit, push_id, person)
+    if parted is visit:
+        known = context.facts.visitor(visit.who.id)
+        if visit.who.email is not None or visit.heir is not None:
+            parted = _start_anew(context, visit, push_id)
+        elif known.identified is not None or not _leaves_trace(context, visit):
+            return visit
+    context.intake.changes.append(Born(parted.who.id, heir))
+    return _replace(parted, heir=heir)
+
+
+def _part(context: Context, visit: Visit, push_id: str, person: str) -> Visit:
+    """Returns a new visitor's visit for a log-in as somebody else than identified this one, of whom the request shows no more than the id."""
+    if visit.who.email is None:
+        known = context.facts.visitor(visit.who.id)
+        if known.identified is not None and not is_same(known.person or NOBODY, person):
+            return visits.start_anew(visit, push_id, context.facts.site_key)
+    return visit
 
 
 def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, email: str, *, excess: bool) -> _Step:
@@ -336,6 +290,7 @@ def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, em
     if excess:
         return _refuse(context, visit, push_id, Refusal(Reason.TOO_MANY_ADDRESSES, "call[1].email"))
     verified = context.trust(visit.who) is Trust.VERIFIED
+    visit = _part(context, visit, push_id, lane_key(email))
     after = None if verified else Visitor(visit.who.id, email, Trust.ASSERTED, consent=visit.who.consent)
     return _accept_identify(context, visit, push_id, identify, _Identity(email, Trust.ASSERTED, after))
 
@@ -396,22 +351,35 @@ def _asserted(context: Context, visit: Visit, push_id: str, email: str, attribut
 def _bind(context: Context, visit: Visit, email: str, trust: Trust, *, forgotten: bool) -> Visit:
     """Hands what is held for this visitor to the lane, or refuses it. `forgotten`: the person was erased a short while ago."""
     visitor, facts, changes = visit.who.id, context.facts, context.intake.changes
-    identified, held = facts.visitor(visitor).identified, visit.all_held(facts, context.request.now)
-    if visit.left is not None or not identified:
-        changes.append(Identified(visitor, lane_key(email)))
+    known, held = facts.visitor(visitor), visit.all_held(facts, context.request.now)
+    person = NOBODY if forgotten else lane_key(email)
+    if visit.heir is not None or not known.identified or known.person != person:
+        changes.append(Identified(visitor, person))
     if held:
-        until = -inf if forgotten else visits.bound_until(visit.left, lane_key(email), identified)
+        until = -inf if forgotten else visits.bound_until(visit.heir, email, known.identified)
         changes.append(visits.bind(held, visitor, email, trust, until=until, policy=context.policy))
-    return _replace(visit, left=None, held=(), emptied=visit.emptied | {visitor})
+    return _replace(visit, heir=None, held=(), emptied=visit.emptied | {visitor})
 
 
-def _reset(context: Context, visit: Visit, push_id: str) -> _Step:
-    left = visit.left if visit.who.email is None else lane_key(visit.who.email)
+def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None) -> _Step:
+    if lost_log_in is not None:
+        return _lose_log_in(context, visit, push_id, lost_log_in)
+    heir = visit.heir or context.facts.visitor(visit.who.id).person
+    if visit.who.email is not None:
+        heir = lane_key(visit.who.email)
     trace = _leaves_trace(context, visit)
-    visit = _replace(_start_anew(context, visit, push_id, trace=trace), left=left)
-    if left is not None:
-        context.intake.changes.append(Born(visit.who.id, left))
+    visit = _replace(_start_anew(context, visit, push_id, trace=trace), heir=heir)
+    if heir is not None:
+        context.intake.changes.append(Born(visit.who.id, heir))
     return visit, context.accept(push_id, visit.who, trace=trace)
+
+
+def _lose_log_in(context: Context, visit: Visit, push_id: str, person: str) -> _Step:
+    """A log-in that got no answer while its page was open. As that person's, it changes nothing; as another's, it is a log-out."""
+    after = _make_way(context, visit, push_id, person, heir=person)
+    if after is visit:
+        return visit, Result(push_id, Status.ACCEPTED)  # not remembered: the log-in itself may still come
+    return after, context.accept(push_id, after.who)
 
 
 def _consent(context: Context, visit: Visit, push_id: str, *, granted: bool) -> _Step:
@@ -428,7 +396,7 @@ def _start_anew(context: Context, visit: Visit, push_id: str, *, trace: bool = T
     """Retires this visitor and its `s`, and goes on as a new anonymous one."""
     if trace:
         context.intake.changes += [
-            Retire(visitor) for visitor in visits.to_retire(visit, context.facts, context.request.now)
+            Retire(visitor) for visitor in visits.to_retire(visit, context.cookie, context.facts, context.request.now)
         ]
     return visits.start_anew(visit, push_id, context.facts.site_key)
 
@@ -438,7 +406,7 @@ def _leaves_trace(context: Context, visit: Visit) -> bool:
 
     That of a known visitor always is; of unknown ones, only so many an hour: anybody can send them.
     """
-    if visit.who.email is not None or visit.left is not None or visit.held or visit.holding(context.facts):
+    if visit.who.email is not None or visit.heir is not None or visit.held or visit.holding(context.facts):
         return True
     if context.facts.visitor(visit.who.id).identified is not None:
         return True  # a tab without the cookie of the person who is logged in

@@ -54,7 +54,13 @@ class Track(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class Reset(msgspec.Struct, frozen=True):
-    """Forget who this browser is: log-out."""
+    """Forget who this browser is: log-out.
+
+    `lost_log_in`: `visitors.fingerprint` of the address of a log-in that got no answer while its page was open. Neither token nor address is
+    stored in a browser, so the next page sends this in its place, under its id.
+    """
+
+    lost_log_in: str | None = None
 
 
 class Consent(msgspec.Struct, frozen=True):

@@ -32,8 +32,8 @@ class Seen(msgspec.Struct, frozen=True):
 class VisitorFacts(msgspec.Struct, frozen=True):
     """What is known of a visitor id. `identified`: when a browser identified as it (Unix seconds); `holding`: pushes held for it.
 
-    `person`: lane key of who identified as it; until somebody has, of the only person who may, see `Born`. `shown`: when a request first
-    carried its cookie (Unix seconds).
+    `person`: lane key of who identified as it; until somebody has, of the only one who may (see `Born`). `shown`: when a request first
+    carried a cookie with it (Unix seconds), that of the visitor `shown_by`.
     """
 
     retired: bool = False
@@ -41,12 +41,18 @@ class VisitorFacts(msgspec.Struct, frozen=True):
     person: str | None = None
     holding: int = 0
     shown: float | None = None
+    shown_by: str | None = None
+
+    @property
+    def heir(self) -> str | None:
+        """The only person who may identify as this visitor, None if anybody may, or somebody has."""
+        return self.person if self.identified is None else None
 
 
 class LaneFacts(msgspec.Struct, frozen=True):
     """What is known of a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent.
 
-    `bytes`: of the bodies of those pushes.
+    `bytes`: of the bodies that wait.
     """
 
     verified: bool = False
@@ -133,23 +139,24 @@ class Retire(Change, frozen=True):
 
 
 class Born(Change, frozen=True):
-    """Begins a visitor where the person with lane key `person` logged out."""
+    """Begins a visitor as whom nobody but `person` may identify: a lane key, or what `visitors.may_be` takes for one."""
 
     visitor: str
     person: str
 
 
 class Identified(Change, frozen=True):
-    """Marks the visitor as identified by the person with lane key `person`: a log-out that it was born of no longer matters."""
+    """Marks the visitor as identified by the person with lane key `person`."""
 
     visitor: str
     person: str
 
 
 class Shown(Change, frozen=True):
-    """Notes that a request has carried the visitor's cookie, and keeps what is known of the visitor from growing old."""
+    """Marks the visitor as shown by a cookie, that of the visitor `by`."""
 
     visitor: str
+    by: str
 
 
 class Drop(Change, frozen=True):

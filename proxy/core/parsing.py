@@ -18,6 +18,7 @@ from proxy.core.attributes import Faults, read_attributes, read_track
 from proxy.core.calls import Attributes, BadPush, Batch, Call, Consent, Identify, Push, Reset, Track
 from proxy.core.emails import carriable_address, clean_address
 from proxy.core.reasons import MAX_TEXT, MAX_TOKEN, Reason
+from proxy.core.visitors import NOBODY
 from proxy.errors import RequestError
 
 MAX_PUSHES = 50
@@ -122,12 +123,20 @@ def _parse_call(call: Any) -> Call:
     if method == "identify":
         return parse_identify(_argument(call))
     if method == "reset":
-        return Reset()
+        return _parse_reset(call)
     if method == "consent":
         if len(call) < 2 or call[1] not in ("granted", "denied"):
             raise _BadCall(Reason.BAD_SHAPE, "call[1]")
         return Consent(call[1] == "granted")
     raise _BadCall(Reason.UNKNOWN_METHOD, "call[0]")
+
+
+def _parse_reset(call: list[Any]) -> Reset:
+    """Whatever does not look exactly like the script's fingerprint of a lost log-in is ignored."""
+    number = call[1] if len(call) > 1 else None
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**32:
+        return Reset(f"{NOBODY}{number}")
+    return Reset()
 
 
 def _argument(call: list[Any]) -> dict[str, Any]:

@@ -31,10 +31,15 @@ class Vouched(msgspec.Struct, frozen=True):
 
 
 class TokenProblem(msgspec.Struct, frozen=True):
-    """Why a token is refused; `detail` is for the operator and quotes nothing of the token."""
+    """Why a token is refused; `detail` is for the operator and quotes nothing of the token.
+
+    `names`: the address in a token whose signature verifies, "" if that is none; None if it does not verify. A site that signs for somebody
+    says that nobody else is here, even where that somebody cannot be let in.
+    """
 
     reason: Reason
     detail: str
+    names: str | None = None
 
 
 class TokenCodec:
@@ -69,9 +74,9 @@ class TokenCodec:
             return claims
         try:
             # A back end that cuts a text in the middle of an emoji signs half a surrogate pair, which no UTF-8 can hold.
-            return _expired(claims, now) or _vouched(mended(claims))
+            return _judge(mended(claims), now)
         except RecursionError:
-            return _bad("its claims are nested too deeply")
+            return msgspec.structs.replace(_bad("its claims are nested too deeply"), names="")
 
     def _signed_claims(self, token: str) -> dict[str, Any] | TokenProblem:
         try:
@@ -88,8 +93,8 @@ class TokenCodec:
                 return _bad("it is not signed with HS256")
             except jwt.InvalidAudienceError:
                 return _bad('its aud is not "scq"')
-            except jwt.MissingRequiredClaimError as error:
-                return _bad(f"the claim {error.claim} is missing")
+            except jwt.MissingRequiredClaimError:
+                return _bad("the claim aud is missing")
             except (jwt.PyJWTError, ValueError, RecursionError):
                 return _bad("its claims cannot be read")
         return problem
@@ -100,9 +105,9 @@ class TokenCodec:
         return self._unnamed + tuple(self._named.values())
 
 
-# PyJWT compares with its own clock; here the time is an argument, so these three are checked below.
+# PyJWT compares with its own clock; here the time is an argument, so these three are checked below, with what else may be missing.
 _UNTIMED: Any = {
-    "require": ["email", "iat", "exp", "aud"],
+    "require": ["aud"],
     **dict.fromkeys(("verify_exp", "verify_iat", "verify_nbf", "verify_sub", "verify_jti"), False),
 }
 
@@ -111,11 +116,28 @@ def _bad(detail: str) -> TokenProblem:
     return TokenProblem(Reason.BAD_TOKEN, detail)
 
 
-def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
+def _judge(claims: Mapping[str, Any], now: float) -> Vouched | TokenProblem:
+    """Judges claims whose signature verifies: whatever is wrong with them, the answer says whom they name."""
+    email = claims.get("email")
+    address = carriable_address(email) if isinstance(email, str) else None
+    missing = [name for name in ("email", "iat", "exp") if claims.get(name) is None]
+    if missing:
+        problem = _bad(f"the claim {missing[0]} is missing")
+    elif address is None:
+        problem = _bad("its email is not an e-mail address")
+    elif (untimely := _untimely(claims, now)) is not None:
+        problem = untimely
+    else:
+        attributes, ignored = parse_contact(claims.get("contact"))
+        return Vouched(address, attributes, ignored, claims["iat"])
+    return msgspec.structs.replace(problem, names=address or "")
+
+
+def _untimely(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     times = [claims["iat"], claims["exp"], claims.get("nbf", 0)]
     numbers = [time for time in times if isinstance(time, int | float) and not isinstance(time, bool)]
     if len(numbers) < len(times) or not all(-_ALL_TIME < time < _ALL_TIME for time in numbers):
-        return _bad("iat and exp are Unix seconds, and one of them is no such number")
+        return _bad("iat and exp are Unix seconds, and one of them is not such a number")
     issued, expires, not_before = times
     leeway = TOKEN_LEEWAY.total_seconds()
     if now > expires + leeway:
@@ -125,12 +147,3 @@ def _expired(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     if not expires <= now + TOKEN_AGE.total_seconds() + leeway:
         return _bad("its exp is more than an hour ahead")
     return None
-
-
-def _vouched(claims: Mapping[str, Any]) -> Vouched | TokenProblem:
-    email = claims["email"]
-    address = carriable_address(email) if isinstance(email, str) else None
-    if address is None:
-        return _bad("its email is no e-mail address")
-    attributes, ignored = parse_contact(claims.get("contact"))
-    return Vouched(address, attributes, ignored, claims["iat"])

@@ -9,6 +9,8 @@ from typing import Self
 
 import msgspec
 
+from proxy.core.emails import lane_key
+
 CACHED_VISITORS = 8_192  # each by its cookie and by its browser-session value
 
 
@@ -41,6 +43,36 @@ class Visitor(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.issued == other.issued:
             return self.email is not None and other.email is None
         return self.issued > other.issued
+
+
+NOBODY = "#"  # as the person who alone may identify as a visitor
+_FNV_BASIS, _FNV_PRIME = 2_166_136_261, 16_777_619
+
+
+def fingerprint(text: str) -> str:
+    """Returns what stands for an address whose log-in got no answer, in the place of a lane key: "#" and a number of 32 bits.
+
+    The script makes the number of the address in the token (FNV-1a over UTF-16, lower-case), because neither of the two may be stored in the
+    browser. Equal numbers are a hint of who was about to log in, never a proof.
+    """
+    units = text.strip().lower().encode("utf-16-le", "surrogatepass")
+    value = _FNV_BASIS
+    for low, high in zip(units[::2], units[1::2], strict=True):
+        value = (value ^ (low | high << 8)) * _FNV_PRIME & 0xFFFF_FFFF
+    return f"{NOBODY}{value}"
+
+
+def may_be(person: str | None, email: str) -> bool:
+    """Returns whether `email` is the person's. `person`: a lane key, a `fingerprint`, NOBODY, or None for anybody."""
+    if person is None or "@" in person:
+        return person in (None, lane_key(email))
+    # A script without a decoder for UTF-8 sees the bytes of a token as Latin-1.
+    return person in (fingerprint(email), fingerprint(email.encode("utf-8", "replace").decode("latin-1")))
+
+
+def is_same(person: str, other: str) -> bool:
+    """Returns whether the two are one person. `person`: what is known, `other`: who comes; each as `may_be` takes it."""
+    return person == other != NOBODY or ("@" in person and may_be(other, person))
 
 
 def derived_visitor(session: str, site_key: bytes) -> str:

@@ -3,26 +3,30 @@
 Pure functions of a visit and of `Facts`. They report nothing and store nothing: `admission` does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from math import inf
 
 import msgspec
 
-from proxy.core.calls import BadPush, Identify, Push
+from proxy.core.calls import BadPush, Identify, Push, Reset
 from proxy.core.cookies import RENEW_AFTER
-from proxy.core.decision import Bind, Facts, HeldPush, Hold, VisitorFacts
+from proxy.core.decision import Bind, Facts, HeldPush, Hold, Seen, Shown, VisitorFacts
 from proxy.core.emails import lane_key
 from proxy.core.policy import Policy
 from proxy.core.reasons import Reason
-from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
+from proxy.core.request import Request
+from proxy.core.visitors import Trust, Visitor, derived_visitor, is_same, may_be, next_session
 
 _replace = msgspec.structs.replace
 
-# For so long after a log-in, pushes under the browser's earlier ids still count: they were on their way. Later, somebody who knew the browser
-# before could push as the person who is in it now.
+# For so long after a log-in, or after a visitor's cookie was first seen, what comes under its `s` alone still counts: it was on its way.
+# Later, `s` proves nothing: every script and recorder of a page can read it.
 _STRAGGLER_SECONDS = 60.0
-_REPEAT_SECONDS = 3_600.0  # in which a repeated log-in logs in: as long as its token may be good for
+_REPEAT_SECONDS = {  # in which a repeated log-in logs in: as long as its token may be good for, and as the script keeps a typed address
+    Trust.VERIFIED: timedelta(hours=1).total_seconds(),
+    Trust.ASSERTED: timedelta(days=1).total_seconds(),
+}
 _REVERIFY_AFTER = timedelta(hours=1)  # a log-in on every page need not renew the cookie on every page
 
 
@@ -30,14 +34,14 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
     """Who the browser is, between two pushes of one request.
 
     `derived`: the visitor id of the browser-session value in use; `stale_session`: that value was retired before this request.
-    `left`: lane key of the person whose log-out this visitor was born of. `next_session`: the `s` to answer with.
+    `heir`: the only person who may identify as this visitor (see `visitors.may_be`), None if anybody may. `next_session`: the `s` to answer with.
     `moved`: this request has said who the browser is, so what is known from earlier comes too late; `resumed`: what is known has said it.
     `held`: by this request, for this visitor; `emptied`: visitors of whom this request has taken all that the store holds.
     """
 
     who: Visitor
     derived: str | None
-    left: str | None
+    heir: str | None
     stale_session: bool
     next_session: str | None = None
     moved: bool = False
@@ -49,6 +53,12 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
         """Returns whether this is the visitor's own address, in any spelling."""
         return self.who.email is not None and lane_key(email) == lane_key(self.who.email)
 
+    def is_of(self, person: str) -> bool:
+        """Returns whether this is that person's visit, or waits for them (see `visitors.may_be`)."""
+        if self.who.email is not None:
+            return may_be(person, self.who.email)
+        return self.heir is not None and is_same(self.heir, person)
+
     def holding(self, facts: Facts) -> int:
         """Returns how many pushes the store holds for the visitor, less those that this request has taken."""
         return 0 if self.who.id in self.emptied else facts.visitor(self.who.id).holding
@@ -59,17 +69,49 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
         return [*stored, *[HeldPush(hold.id, hold.track, now) for hold in self.held]]
 
 
-def enter(cookie: Visitor | None, session: str | None, stranger: str, facts: Facts) -> Visit:
-    """Returns the visit before the first push. `cookie`: as it counts today; `stranger`: the visitor id without a cookie or `session`."""
+def enter(cookie: Visitor | None, request: Request, facts: Facts) -> Visit:
+    """Returns the visit before the first push. `cookie`: as it counts today.
+
+    A new session value is made of the first id, so that a retry of the request gets the same one.
+    """
+    session = request.session
     derived = derived_visitor(session, facts.site_key) if session else None
-    stale = derived is not None and facts.visitor(derived).retired
-    who = cookie or Visitor(derived or stranger)
-    return Visit(who=who, derived=derived, left=_left(facts.visitor(who.id)), stale_session=stale)
+    known = facts.visitor(derived) if derived else _UNKNOWN
+    following = None
+    if cookie is None and not known.retired and is_settled(known, request.now):
+        ids = [candidate.push.id for candidate in request.candidates if candidate.push.id is not None]
+        following = next_session(
+            f"entry:{ids[0] if ids else None}", facts.site_key
+        )  # not the one that follows a log-out with this id
+        derived = derived_visitor(following, facts.site_key)
+    who = cookie or Visitor(derived or request.stranger)
+    return Visit(
+        who=who, derived=derived, heir=facts.visitor(who.id).heir, stale_session=known.retired, next_session=following
+    )
 
 
-def _left(known: VisitorFacts) -> str | None:
-    """Returns the lane key of the person whose log-out the visitor was born of, None once somebody has identified as it."""
-    return known.person if known.identified is None else None
+def is_settled(known: VisitorFacts, now: float) -> bool:
+    """Returns whether the browser-session value of the visitor proves nothing any more: its browser has had a cookie for a while."""
+    return _is_past(known.identified, now) or _is_past(known.shown, now)
+
+
+def _is_past(at: float | None, now: float) -> bool:
+    return at is not None and at < now - _STRAGGLER_SECONDS
+
+
+def to_show(cookie: Visitor, derived: str | None, visit: Visit, facts: Facts, *, renewed: bool) -> list[Shown]:
+    """Returns the marks that a request with this cookie leaves: from here on, the browser-session value alone will not do.
+
+    `derived`: the visitor of that value, another than the cookie's where the script had to draw a new one; `visit`: after the last push. A
+    visitor that was identified needs no mark, and one that has ended none. A mark is kept young with its cookie (`renewed`).
+    """
+    marks = []
+    for visitor in {cookie.id: None, derived: None}:
+        known = facts.visitor(visitor) if visitor else _UNKNOWN
+        due = known.shown is None or (renewed and visitor == cookie.id)
+        if visitor and due and not (known.identified or known.retired or visitor in visit.emptied):
+            marks.append(Shown(visitor, cookie.id))
+    return marks
 
 
 def present(cookie: Visitor, facts: Facts) -> Visitor | None:
@@ -86,30 +128,48 @@ def present(cookie: Visitor, facts: Facts) -> Visitor | None:
     return cookie
 
 
-def still_says(after: Visitor, at: float, push: Push | BadPush, now: float) -> bool:
-    """Returns whether a repeat of a push first seen `at` still says that the browser is `after`.
+def still_says(seen: Seen, push: Push | BadPush, session_visitors: Collection[str | None], now: float) -> bool:
+    """Returns whether a repeat of a known push still says who the browser is. `session_visitors`: whom the session value of the repeat names.
 
-    An id that others saw must not be a log-in for ever, nor in another call than its own.
+    An id that others saw must not be a log-in for ever, nor in another call than its own, or the log-out as which the script keeps a log-in.
     """
+    after = seen.after
+    if after is None:
+        return False
     if after.email is None:
         return True
-    fresh = after.trust is not Trust.VERIFIED or now <= at + _REPEAT_SECONDS
-    return fresh and isinstance(push, Push) and isinstance(push.call, Identify)
+    if not isinstance(push, Push) or now > seen.at + _REPEAT_SECONDS[after.trust]:
+        return False
+    if after.trust is Trust.ASSERTED and not {seen.shown, after.id}.intersection(session_visitors):
+        return False
+    match push.call:
+        case Identify():
+            return True
+        case Reset(lost_log_in):
+            return may_be(lost_log_in, after.email)
+    return False
 
 
-def resume(visit: Visit, push_id: str, after: Visitor, cookie: Visitor | None, facts: Facts) -> Visit:
+def resume(
+    visit: Visit, push_id: str, after: Visitor, cookie: Visitor | None, session: str | None, facts: Facts
+) -> Visit:
     """Returns the visit that goes on as `after`, the visitor that a known push left. `cookie`: as it counts today."""
     newer = cookie is not None and cookie.id == after.id and cookie.supersedes(after)
     who = visit.who if newer else present(after, facts) or Visitor(after.id, consent=after.consent)
-    session = next_session(push_id, facts.site_key)
-    anew = derived_visitor(session, facts.site_key) == after.id
+    of_session = derived_visitor(session, facts.site_key) if session else None
+    derived, following = of_session, None
+    for value in (visit.next_session, next_session(push_id, facts.site_key)):
+        if value is not None and derived_visitor(value, facts.site_key) == after.id != of_session:
+            derived, following = after.id, value
     return _replace(
         visit,
         who=who,
-        left=_left(facts.visitor(after.id)),
+        derived=derived,
+        heir=facts.visitor(after.id).heir,
         stale_session=False,
-        next_session=session if anew else visit.next_session,
+        next_session=following,
         resumed=True,
+        held=visit.held if after.id == visit.who.id else (),
     )
 
 
@@ -127,26 +187,35 @@ def start_anew(visit: Visit, push_id: str, site_key: bytes) -> Visit:
     )
 
 
-def to_retire(visit: Visit, facts: Facts, now: float) -> list[str]:
-    """Returns the visitor ids that count for nothing once this visitor ends.
+def to_retire(visit: Visit, cookie: Visitor | None, facts: Facts, now: float) -> list[str]:
+    """Returns the visitor ids that count for nothing once this visitor ends. `cookie`: as it counts today.
 
-    Ids that an earlier user of the browser may know are left out: knowing an old `s` or cookie must not log anybody out.
+    Ids of which the request shows no more than the session value are left out once their browser has had a cookie for a while: knowing an old
+    `s` must not log anybody out.
     """
-    proven = visit.who.id if visit.who.email is not None else None
-    known = [(visitor, facts.visitor(visitor).identified) for visitor in _ending(visit)]
-    return [visitor for visitor, at in known if visitor == proven or at is None or now <= at + _STRAGGLER_SECONDS]
+    ending = []
+    for visitor in _ending(visit):
+        known = facts.visitor(visitor)
+        proven = visitor == visit.who.id and visit.who.email is not None
+        if cookie is not None and not _is_past(
+            known.identified, now
+        ):  # else this may be a cookie from before that log-in
+            proven = proven or cookie.id in (visitor, known.shown_by)
+        if proven or not is_settled(known, now):
+            ending.append(visitor)
+    return ending
 
 
 def _ending(visit: Visit) -> list[str]:
     return list(dict.fromkeys([visit.who.id, visit.derived or visit.who.id]))
 
 
-def bound_until(left: str | None, key: str, identified: float | None) -> float:
-    """Returns until when (Unix seconds) what was held is that of the person with lane key `key`.
+def bound_until(heir: str | None, email: str, identified: float | None) -> float:
+    """Returns until when (Unix seconds) what was held is that of the person with this address.
 
-    `left`: who logged out where the visitor began; `identified`: when a browser identified as the visitor.
+    `heir`: the only person who may identify as the visitor; `identified`: when a browser did.
     """
-    if left not in (None, key):
+    if not may_be(heir, email):
         return -inf
     return inf if identified is None else identified + _STRAGGLER_SECONDS
 
@@ -175,3 +244,6 @@ def next_cookie(old: Visitor | None, new: Visitor, facts: Facts, now: float) -> 
     fresh = now - old.issued < RENEW_AFTER.total_seconds()
     just_verified = new.verified - old.verified < _REVERIFY_AFTER.total_seconds()
     return None if fresh and just_verified else _replace(new, issued=int(now))
+
+
+_UNKNOWN = VisitorFacts()

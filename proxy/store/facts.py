@@ -91,13 +91,13 @@ class LaneChange:
 class VisitorChange:
     """What a group says of a visitor. `person`: its new lane key, None: stays as it is.
 
-    The time of the row is when the visitor was identified, so a row that is only `shown` leaves that of an identified visitor as it is.
+    The time of the row is when the visitor was identified, so a row that only says `shown_by` whom leaves that of an identified visitor as it is.
     """
 
     retired: bool = False
     identified: bool = False
     person: str | None = None
-    shown: bool = False
+    shown_by: str | None = None
 
 
 PushRow = tuple[str, str, str, int, str, bytes, float, int]

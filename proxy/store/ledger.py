@@ -213,9 +213,11 @@ class Ledger:
         facts = self.visitor(change.visitor)
         if facts.shown is not None and facts.identified is not None:
             return  # nothing would change
-        self.writes.visitors.setdefault(change.visitor, VisitorChange()).shown = True
-        shown = self.known.now if facts.shown is None else facts.shown
-        self._visitors[change.visitor] = msgspec.structs.replace(facts, shown=shown)
+        row = self.writes.visitors.setdefault(change.visitor, VisitorChange())
+        row.shown_by = row.shown_by or change.by
+        if facts.shown is None:
+            facts = msgspec.structs.replace(facts, shown=self.known.now, shown_by=change.by)
+        self._visitors[change.visitor] = facts
 
     def _change_visitor(
         self, visitor: str, *, retired: bool = False, identified: bool = False, person: str | None = None

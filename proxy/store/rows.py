@@ -124,7 +124,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
         "key",
     ),
     "seen": ("id", "at", "shown", "after", "after_key"),
-    "visitors": ("id", "at", "retired", "identified", "person", "shown"),
+    "visitors": ("id", "at", "retired", "identified", "person", "shown", "shown_by"),
     "aliases": ("key", "lane", "at"),
     "tombstones": ("hash", "at"),
     "counters": ("name", "value"),

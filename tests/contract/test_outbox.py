@@ -40,7 +40,7 @@ from proxy.core.decision import (
 )
 from proxy.core.gate import Closure, Halt
 from proxy.core.reasons import Reason
-from proxy.core.visitors import Trust, Visitor
+from proxy.core.visitors import NOBODY, Trust, Visitor
 from proxy.errors import StoreUnavailable
 from proxy.store.outbox import Outbox
 from proxy.store.postgres.outbox import open_outbox as open_postgres_outbox
@@ -325,15 +325,15 @@ async def test_a_visitor_born_of_a_log_out_knows_who_left_until_it_is_identified
 
 
 async def test_a_visitor_is_shown_once_and_an_identified_one_keeps_its_time(outbox: Outbox) -> None:
-    await carry_out(outbox, Shown("v"), Identified("w", "ada@example.com"))
+    await carry_out(outbox, Shown("v", "v"), Identified("w", "ada@example.com"))
     first, identified = (await visitor(outbox, "v")).shown, (await visitor(outbox, "w")).identified
     assert first == pytest.approx(time.time(), abs=60)
-    await carry_out(outbox, Shown("v"), Shown("w"))
+    await carry_out(outbox, Shown("v", "v"), Shown("w", "w"))
     assert (await visitor(outbox, "v")).shown == first
     shown = await visitor(outbox, "w")
     assert (shown.identified, shown.person) == (identified, "ada@example.com")
     assert shown.shown is not None
-    await carry_out(outbox, Shown("w"), Retire("w"))
+    await carry_out(outbox, Shown("w", "w"), Retire("w"))
     assert await visitor(outbox, "w") == msgspec.structs.replace(
         shown, retired=True, identified=(await visitor(outbox, "w")).identified
     )
@@ -343,9 +343,9 @@ async def test_what_the_store_knows_of_a_visitor_outlives_a_restart(
     adapter: str, outbox: Outbox, tmp_path: Path
 ) -> None:
     """As does the time of identification, which being shown must not move."""
-    await carry_out(outbox, Identified("v", "ada@example.com"), Born("w", "ada@example.com"), Shown("x"))
+    await carry_out(outbox, Identified("v", "ada@example.com"), Born("w", "ada@example.com"), Shown("x", "x"))
     before = [await visitor(outbox, name) for name in "vwx"]
-    await carry_out(outbox, Shown("v"))
+    await carry_out(outbox, Shown("v", "v"))
     await outbox.close()
     reopened = await ADAPTERS[adapter](tmp_path)
     try:
@@ -627,15 +627,15 @@ async def test_erasing_a_person_leaves_nothing_of_them_but_a_hash(outbox: Outbox
     await carry_out(
         outbox, Remember(identify, "v", after), Born("w", "secret-name@example.com"), Verify("secret-name@example.com")
     )
-    await carry_out(outbox, Identified("x", "secret-name@example.com"), Shown("x"))
+    await carry_out(outbox, Identified("x", "secret-name@example.com"), Shown("x", "x"))
     await carry_out(
         outbox, queued("Secret-Name@example.com"), Hold(push_id(), "v", Track(("a",))), queued("b@example.com")
     )
     erased = await outbox.erase("secret-name@example.com")
     assert erased == Erased(waiting=1, held=1, dead=1, identities=1)
     assert await read(outbox, lambda facts: told(facts.seen(identify))) == Seen("", None)
-    assert await visitor(outbox, "w") == VisitorFacts()
-    assert (await visitor(outbox, "x")).person is None
+    assert await visitor(outbox, "w") == VisitorFacts(person=NOBODY)
+    assert (await visitor(outbox, "x")).person == NOBODY
     assert await read(outbox, lambda facts: facts.lane("secret-name@example.com")) == LaneFacts()
     assert isinstance(await read(outbox, lambda facts: facts.erased_at("secret-name@example.com")), float)
     assert await read(outbox, lambda facts: facts.erased_at("b@example.com")) is None

@@ -9,8 +9,9 @@ from math import inf
 import msgspec
 import pytest
 
-from proxy.core.admission import judge, lane_room, next_turn, reads_of
+from proxy.core.admission import judge, reads_of
 from proxy.core.calls import Attributes, BadPush, Call, Consent, Identify, Push, Reset, Track
+from proxy.core.context import lane_room, next_turn
 from proxy.core.decision import (
     Alias,
     Bind,
@@ -37,7 +38,7 @@ from proxy.core.policy import Policy
 from proxy.core.reasons import Reason, Status
 from proxy.core.request import Candidate, Limits, PushAnswer, Request
 from proxy.core.tokens import TokenProblem, Vouched
-from proxy.core.visitors import Trust, Visitor, derived_visitor, next_session
+from proxy.core.visitors import NOBODY, Trust, Visitor, derived_visitor, fingerprint, next_session
 from proxy.core.visits import bind, bound_until, enter, next_cookie, present, resume, start_anew, still_says, to_retire
 
 NOW = 1_700_000_000.0
@@ -101,6 +102,12 @@ def visitor(email: str | None = None, trust: Trust | None = None, *, issued: flo
     if trust is None:
         trust = Trust.ANONYMOUS if email is None else Trust.VERIFIED
     return Visitor("v", email, trust, int(issued), int(issued) if trust is Trust.VERIFIED else 0)
+
+
+def request(
+    *candidates: Candidate, cookie: Visitor | None = None, session: str | None = None, gpc: bool = False
+) -> Request:
+    return Request(now=NOW, cookie=cookie, session=session, gpc=gpc, candidates=candidates, stranger="stranger")
 
 
 # --- Bounds
@@ -186,33 +193,47 @@ def test_an_anonymous_cookie_does_not_undo_the_log_in_of_another_tab() -> None:
 @pytest.mark.parametrize(
     ("after", "age", "call", "says_so"),
     [
+        (None, 0.0, Track(("a",)), False),
         (visitor(), 365 * DAY, Reset(), True),  # a log-out for ever
         (visitor(ADA), HOUR, Identify(Attributes()), True),
         (visitor(ADA), HOUR + 1.0, Identify(Attributes()), False),
         (visitor(ADA), 0.0, Track(("a",)), False),
-        (visitor(ADA, Trust.ASSERTED), 365 * DAY, Identify(Attributes()), True),
+        (visitor(ADA), HOUR, Reset(), True),  # as which the script keeps it
+        (visitor(ADA), HOUR, Reset(fingerprint(" Ada@Example.com")), True),
+        (visitor(ADA), 0.0, Reset(fingerprint(BOB)), False),
+        (visitor(ADA), HOUR + 1.0, Reset(), False),
+        (visitor(ADA, Trust.ASSERTED), DAY, Identify(Attributes()), True),
+        (visitor(ADA, Trust.ASSERTED), DAY + 1.0, Identify(Attributes()), False),
     ],
 )
 def test_a_known_id_is_not_a_log_in_for_ever_nor_in_another_call(
-    *, after: Visitor, age: float, call: Call, says_so: bool
+    *, after: Visitor | None, age: float, call: Call, says_so: bool
 ) -> None:
-    assert still_says(after, NOW - age, Push("p", call), NOW) is says_so
+    assert still_says(Seen("v", after, NOW - age), Push("p", call), ("v",), NOW) is says_so
+
+
+@pytest.mark.parametrize("trust", [Trust.ASSERTED, Trust.VERIFIED])
+def test_the_id_of_a_typed_log_in_logs_in_under_its_own_session_value_only(trust: Trust) -> None:
+    seen, push = Seen("v", visitor(ADA, trust), NOW), Push("p", Identify(Attributes()))
+    assert still_says(seen, push, ("v", "other"), NOW)
+    assert still_says(seen, push, ("other",), NOW) is (trust is Trust.VERIFIED)
+    assert still_says(seen, push, (), NOW) is (trust is Trust.VERIFIED)
 
 
 def test_a_bad_push_with_a_known_id_is_not_a_log_in() -> None:
-    assert not still_says(visitor(ADA), NOW, BadPush("p", Reason.BAD_SHAPE), NOW)
+    assert not still_says(Seen("v", visitor(ADA), NOW), BadPush("p", Reason.BAD_SHAPE), ("v",), NOW)
 
 
 def test_a_known_log_out_gives_the_same_session_again() -> None:
     session = next_session("p", KEY)
     after = Visitor(derived_visitor(session, KEY))
-    visit = resume(enter(None, "s", "", Known()), "p", after, None, Known())
+    visit = resume(enter(None, request(session="s"), Known()), "p", after, None, "s", Known())
     assert (visit.who, visit.next_session, visit.resumed) == (after, session, True)
 
 
 def test_a_newer_cookie_is_not_replaced_by_what_an_older_push_left() -> None:
     cookie = visitor(ADA)
-    visit = resume(enter(cookie, None, "", Known()), "p", visitor(issued=LONG_AGO), cookie, Known())
+    visit = resume(enter(cookie, request(), Known()), "p", visitor(issued=LONG_AGO), cookie, None, Known())
     assert (visit.who, visit.next_session) == (cookie, None)
 
 
@@ -220,7 +241,7 @@ def test_a_newer_cookie_is_not_replaced_by_what_an_older_push_left() -> None:
 
 
 def test_a_new_visitor_follows_from_the_push_that_ended_the_old_one() -> None:
-    visit = enter(visitor(ADA), "s", "", Known())
+    visit = enter(visitor(ADA), request(session="s"), Known())
     anew = start_anew(visit, "p", KEY)
     assert anew.who == Visitor(derived_visitor(next_session("p", KEY), KEY))
     assert anew.emptied == {"v", derived_visitor("s", KEY)}
@@ -228,29 +249,54 @@ def test_a_new_visitor_follows_from_the_push_that_ended_the_old_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cookie", "identified", "retired"),
+    ("cookie", "known", "retired"),
     [
-        (visitor(), None, True),
-        (visitor(), NOW - 60.0, True),  # perhaps on its way when somebody logged in
-        (visitor(), NOW - 61.0, False),  # a cookie from before that log-in
-        (visitor(ADA), NOW - 61.0, True),
+        (visitor(), VisitorFacts(), True),
+        (None, VisitorFacts(), True),
+        (None, VisitorFacts(identified=NOW - 60.0), True),  # perhaps on its way when somebody logged in
+        (None, VisitorFacts(shown=NOW - 60.0), True),
+        (visitor(ADA), VisitorFacts(identified=NOW - 61.0), True),
+        (visitor(), VisitorFacts(shown=NOW - DAY, shown_by="v"), True),  # its own cookie
+        (
+            visitor(),
+            VisitorFacts(identified=NOW - 61.0, shown=NOW - DAY, shown_by="v"),
+            False,
+        ),  # from before that log-in
+        (Visitor("w"), VisitorFacts(shown=NOW - DAY, shown_by="v"), False),  # another one, and somebody's session value
+        (Visitor("v"), VisitorFacts(shown=NOW - DAY, shown_by="v"), True),
+        (Visitor("w"), VisitorFacts(identified=NOW - DAY), False),
+        (Visitor("w", BOB), VisitorFacts(shown=NOW - DAY, shown_by="v"), False),
+        (Visitor("w", BOB), VisitorFacts(shown=NOW - DAY, shown_by="w"), True),  # the value that this browser drew anew
     ],
 )
-def test_an_earlier_user_of_the_browser_logs_nobody_out(
-    *, cookie: Visitor, identified: float | None, retired: bool
+def test_a_session_value_that_somebody_knows_logs_nobody_out(
+    *, cookie: Visitor | None, known: VisitorFacts, retired: bool
 ) -> None:
-    known = Known(visitors={"v": VisitorFacts(identified=identified)})
-    assert to_retire(enter(cookie, None, "", known), known, NOW) == (["v"] if retired else [])
+    of_session = derived_visitor("s", KEY)
+    cookie = msgspec.structs.replace(cookie, id=of_session) if cookie and cookie.id == "v" else cookie
+    by = of_session if known.shown_by == "v" else known.shown_by
+    facts = Known(visitors={of_session: msgspec.structs.replace(known, shown_by=by)})
+    ending = to_retire(enter(cookie, request(session="s"), facts), cookie, facts, NOW)
+    assert (of_session in ending) is retired
 
 
 @pytest.mark.parametrize(
-    ("left", "identified", "until"),
-    [(None, None, inf), (ADA, None, inf), (BOB, None, -inf), (None, NOW, NOW + 60.0), (ADA, NOW, NOW + 60.0)],
+    ("heir", "identified", "until"),
+    [
+        (None, None, inf),
+        (ADA, None, inf),
+        (BOB, None, -inf),
+        (fingerprint(ADA), None, inf),
+        (fingerprint(BOB), None, -inf),
+        (NOBODY, None, -inf),
+        (None, NOW, NOW + 60.0),
+        (ADA, NOW, NOW + 60.0),
+    ],
 )
 def test_what_was_held_is_bound_to_the_person_who_did_it(
-    left: str | None, identified: float | None, until: float
+    heir: str | None, identified: float | None, until: float
 ) -> None:
-    assert bound_until(left, ADA, identified) == until
+    assert bound_until(heir, "Ada@Example.com", identified) == until
 
 
 def test_what_is_bound_is_judged_again_under_the_trust_it_ends_up_with() -> None:
@@ -274,8 +320,8 @@ def judged(
     limits: Limits = LIMITS,
 ) -> Decision[PushAnswer]:
     candidates = [push if isinstance(push, Candidate) else Candidate(Push(*push)) for push in pushes]
-    request = Request(now=NOW, cookie=cookie, session=session, gpc=gpc, candidates=candidates, stranger="stranger")
-    return judge(request, known or Known(), policy, limits)
+    asked = request(*candidates, cookie=cookie, session=session, gpc=gpc)
+    return judge(asked, known or Known(), policy, limits)
 
 
 def outcomes(decision: Decision[PushAnswer]) -> list[Status | Reason]:
@@ -291,7 +337,7 @@ def typed(email: str) -> Identify:
 
 
 TRACK = Track(("news",))
-IDENTIFIED = Known(visitors={"v": VisitorFacts(identified=NOW - DAY)})
+IDENTIFIED = Known(visitors={"v": VisitorFacts(identified=NOW - DAY, person=ADA)})
 
 
 def test_a_track_of_a_known_visitor_is_queued_and_remembered_and_nothing_else() -> None:
@@ -320,7 +366,8 @@ def test_what_a_visitor_did_before_an_identify_goes_right_behind_it() -> None:
 
 def test_what_a_tab_without_a_cookie_did_is_bound_at_the_next_push_of_the_known_visitor() -> None:
     waiting = {"v": [HeldPush("in time", TRACK, NOW - DAY + 1.0), HeldPush("too late", TRACK, NOW)]}
-    known = Known(visitors={"v": VisitorFacts(identified=NOW - DAY, holding=2)}, waiting=waiting)
+    facts = VisitorFacts(identified=NOW - DAY, person=ADA, holding=2)
+    known = Known(visitors={"v": facts}, waiting=waiting)
     change = judged(cookie=visitor(ADA), known=known).changes
     assert change == (Bind("v", ADA, ADA, Trust.VERIFIED, ("in time",), (("too late", Reason.IDENTITY_CHANGED),)),)
 
@@ -334,14 +381,6 @@ def test_a_log_in_as_another_person_retires_visitor_and_session() -> None:
     assert decision.answer.session == session
     assert decision.answer.visitor is not None
     assert decision.answer.visitor.id == derived_visitor(session, KEY)
-
-
-def test_a_full_lane_logs_nobody_out() -> None:
-    known = Known(lanes={BOB: LaneFacts(waiting=1_000)})
-    decision = judged(log_in("p", BOB), cookie=visitor(ADA), known=known)
-    assert outcomes(decision) == [Reason.LANE_FULL]
-    assert (Refused(Reason.LANE_FULL),) == decision.changes[-1:]
-    assert decision.answer.session is None
 
 
 @pytest.mark.parametrize(("size", "status"), [(4_096_000 - 1, Status.ACCEPTED), (4_096_000, Reason.LANE_FULL)])
@@ -457,12 +496,10 @@ def test_a_refusal_says_where_and_stores_nothing_but_its_count(
 def test_a_request_names_what_its_judgement_will_ask_for() -> None:
     typed = Candidate(Push("b" * 32, Identify(Attributes(), email="Bob@Example.com")))
     cookie = Visitor("v", "ann@example.com", Trust.VERIFIED, issued=1)
-    request = Request(now=NOW, cookie=cookie, session="s" * 16, gpc=False, candidates=[typed], stranger="")
-    reads = reads_of(request, b"k" * 32)
+    reads = reads_of(request(typed, cookie=cookie, session="s" * 16), b"k" * 32)
     assert (list(reads.ids), set(reads.keys)) == (["b" * 32], {"bob@example.com", "ann@example.com"})
     assert set(reads.visitors) == {"v", derived_visitor("s" * 16, b"k" * 32)}
 
 
 def test_a_browser_that_shows_nothing_is_the_stranger_of_its_request() -> None:
-    request = Request(now=NOW, cookie=None, session=None, gpc=False, candidates=[], stranger="stranger")
-    assert list(reads_of(request, b"k" * 32).visitors) == ["stranger"]
+    assert list(reads_of(request(), b"k" * 32).visitors) == ["stranger"]

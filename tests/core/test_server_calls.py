@@ -11,7 +11,7 @@ from proxy.core.server_calls import Outcome, ServerCall, ServerPush, admit
 from tests.core.test_admission import ADA, BOB, Known
 
 LANE_MAX = 10
-CALL = ServerCall("track", (ServerPush(ADA, Track(("a",))), ServerPush(BOB, Track(("a",)))), ("i", "j"))
+CALL = ServerCall("track", (ServerPush(ADA, Track(("a",))), ServerPush(BOB, Track(("a",)))), ("i", "j"), "the shop")
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,35 @@ def test_a_token_is_refused(kind: str) -> None:
     assert "ada" not in problem.detail
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (token(exp=int(NOW) - 31), "ada@example.com"),
+        (token(email=" Ada@Example.com ", iat=int(NOW) + 31), "Ada@Example.com"),
+        (token(exp=None), "ada@example.com"),
+        (token(email=None), ""),
+        (token(email="ada"), ""),
+        (token(email=["ada@example.com"]), ""),
+        (token(OTHER, exp=int(NOW) - 31), None),
+        (token(aud="other"), None),
+        (UNSIGNED, None),
+        ("a.b.c", None),
+    ],
+)
+def test_a_refused_token_says_for_whom_it_was_signed_if_it_was(text: str, names: str | None) -> None:
+    problem = TokenCodec([(None, NEW)]).verify(text, NOW)
+    assert isinstance(problem, TokenProblem)
+    assert problem.names == names
+
+
+@pytest.mark.parametrize("contact", [[], ["x"], "x", 7, {"tags": "x"}])
+def test_a_contact_that_is_none_costs_nobody_their_log_in(contact: Any) -> None:
+    vouched = TokenCodec([(None, NEW)]).verify(token(contact=contact), NOW)
+    assert isinstance(vouched, Vouched)
+    assert vouched.attributes == Attributes()
+    assert bool(vouched.ignored) is (contact != [])
+
+
 def test_thirty_seconds_of_leeway_are_given() -> None:
     codec = TokenCodec([(None, NEW)])
     assert isinstance(codec.verify(token(exp=int(NOW) - 30), NOW), Vouched)

@@ -112,7 +112,7 @@ def test_what_decisions_announce_is_read_together() -> None:
         Retire("v"),
         Born("v", KEY),
         Identified("v", KEY),
-        Shown("v"),
+        Shown("v", "v"),
         Verify(KEY),
         EndAlias(KEY),
         Remember("i", "v"),
@@ -147,8 +147,10 @@ def test_a_decision_sees_what_the_decisions_before_it_change() -> None:
     assert ledger.schedule(Schedule.TRACES) == 7.0
     carry_out(ledger, Born("v", KEY))
     assert ledger.visitor("v") == VisitorFacts(person=KEY)
-    carry_out(ledger, Shown("v"), Identified("v", "b@example.com"), Retire("v"))
-    assert ledger.visitor("v") == VisitorFacts(retired=True, identified=NOW, person="b@example.com", shown=NOW)
+    carry_out(ledger, Shown("v", "v"), Identified("v", "b@example.com"), Retire("v"))
+    assert ledger.visitor("v") == VisitorFacts(
+        retired=True, identified=NOW, person="b@example.com", shown=NOW, shown_by="v"
+    )
 
 
 def test_a_visitor_who_is_shown_again_is_written_only_to_keep_it_from_growing_old() -> None:
@@ -156,7 +158,7 @@ def test_a_visitor_who_is_shown_again_is_written_only_to_keep_it_from_growing_ol
     store.visitors["v"] = VisitorFacts(shown=5.0)
     store.visitors["w"] = VisitorFacts(identified=6.0, person=KEY, shown=5.0)
     ledger = Ledger(store, nobody)
-    carry_out(ledger, Shown("v"), Shown("w"))
+    carry_out(ledger, Shown("v", "v"), Shown("w", "w"))
     assert (ledger.visitor("v"), ledger.visitor("w")) == (store.visitors["v"], store.visitors["w"])
     assert list(ledger.writes.visitors) == ["v"]
 

@@ -87,7 +87,7 @@ async def require_kept(outbox: Outbox) -> None:
     assert (first.body, second.body) == (Track(("a",)), Track(("a", "b")))
     await outbox.settle(Settlement(lease, (Settled(first.seq, Fate.DELIVERED),)))
     assert (await outbox.append(lanes)).answer == [LaneFacts(waiting=1, bytes=len(BODIES[1])), LaneFacts()]
-    await carry_out(outbox, Shown("born"), Identified("born", "bob@example.com"))
+    await carry_out(outbox, Shown("born", "born"), Identified("born", "bob@example.com"))
     assert (await visitor(outbox, "born")).person == "bob@example.com"
 
 

@@ -52,11 +52,11 @@ async def names(outbox: Outbox) -> set[str]:
 
 async def test_a_visitor_who_was_only_shown_is_forgotten_two_weeks_after_what_it_pushed(outbox: Outbox) -> None:
     known = [Identified("identified", "a@example.com"), Born("born", "a@example.com"), Retire("retired")]
-    shown = [Shown(name) for name in ("young", "old", "back", "identified", "born", "retired")]
+    shown = [Shown(name, name) for name in ("young", "old", "back", "identified", "born", "retired")]
     await carry_out(outbox, *known, *shown)
     await age(outbox, HOLD_DAYS + 15)
     await age(outbox, HOLD_DAYS + 13, "id = 'young'")
-    await carry_out(outbox, Shown("back"))
+    await carry_out(outbox, Shown("back", "back"))
     await outbox.sweep()
     assert await names(outbox) == {"young", "back", "identified", "born", "retired"}
     assert (await visitor(outbox, "old")).shown is None
@@ -67,7 +67,7 @@ async def test_a_visitor_who_was_only_shown_is_forgotten_two_weeks_after_what_it
 
 async def test_however_many_were_only_shown_they_are_forgotten(outbox: Outbox) -> None:
     many = 2 * BATCH + 7
-    await carry_out(outbox, *(Shown(f"visitor-{number}") for number in range(many)), Retire("retired"))
+    await carry_out(outbox, *(Shown(f"visitor-{number}", "v") for number in range(many)), Retire("retired"))
     await age(outbox, HOLD_DAYS + 15)
     await outbox.sweep()
     assert await names(outbox) == {"retired"}

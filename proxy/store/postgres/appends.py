@@ -171,14 +171,14 @@ def _writes(writes: Writes, tallies: Counter[str], known: Known) -> tuple[list[Q
     """Returns the queries in the order of locks, and how many rows some must find."""
     old = {key: change for key, change in writes.lanes.items() if known.lanes[key] is not None}
     new = {key: change for key, change in writes.lanes.items() if key not in old}
-    visitors = [(each, row.retired, row.identified, row.person, row.shown) for each, row in writes.visitors.items()]
+    visitors = [(each, row.retired, row.identified, row.person, row.shown_by) for each, row in writes.visitors.items()]
     held = [(visitor, *row[1:]) for visitor, rows in writes.held.items() for row in rows]
     queries = (
         ("lock_lanes", {"keys": list(old)}),
         ("change_lanes", _lane_columns(old)),
         ("new_lanes", _lane_columns(new)),
         ("enqueue", _push_columns(writes)),
-        ("change_visitors", columns("ids retired identified persons shown", visitors)),
+        ("change_visitors", columns("ids retired identified persons shown_by", visitors)),
         ("unhold", {"seqs": sorted(writes.unheld)}),
         ("hold", columns("visitors ids bodies sinces", held)),
         ("end_aliases", {"keys": list(writes.ended_aliases)}),

@@ -1,6 +1,7 @@
 """Moves and erases whole people in the PostgreSQL outbox."""
 
 from proxy.core.emails import lane_key
+from proxy.core.visitors import fingerprint
 from proxy.store.postgres.database import Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.reads import tally
@@ -52,7 +53,7 @@ async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes
     visitors = {visitor.id for _, after in known.rows if (visitor := decode_visitor(after)) is not None}
     theirs = {"lanes": [row[0] for row in lanes.rows]}
     _, held, _, identities, waiting, dead, *_ = await transaction.run(
-        ("forget_person", asked),
+        ("forget_person", {"keys": [*keys, *map(fingerprint, keys)]}),
         ("unhold_visitors", {"visitors": list(visitors)}),
         ("remove_aliases", {**theirs, **asked}),
         ("forget_afters", {"ids": [push_id for push_id, _ in known.rows]}),  # the ids themselves stay known

@@ -62,7 +62,7 @@ LEFT JOIN tombstones t ON t.hash = p.hash;
 
 -- name: visitors
 SELECT w.id, coalesce(v.retired, false), CASE WHEN v.identified THEN v.at END, v.person,
-  (SELECT count(*) FROM held WHERE visitor = w.id), v.shown
+  (SELECT count(*) FROM held WHERE visitor = w.id), v.shown, v.shown_by
 FROM unnest(%(visitors)s::text[]) AS w (id) LEFT JOIN visitors v ON v.id = w.id;
 
 -- name: held
@@ -104,15 +104,16 @@ JOIN lanes l ON l.key = p.key ORDER BY p.place;
 
 -- name: change_visitors
 -- That somebody was shown does not move when the visitor was identified.
-INSERT INTO visitors AS v (id, at, retired, identified, person, shown)
-SELECT id, {now}, retired, identified, person, CASE WHEN shown THEN {now} END
-FROM unnest(%(ids)s::text[], %(retired)s::bool[], %(identified)s::bool[], %(persons)s::text[], %(shown)s::bool[])
-  AS c (id, retired, identified, person, shown)
+INSERT INTO visitors AS v (id, at, retired, identified, person, shown, shown_by)
+SELECT id, {now}, retired, identified, person, CASE WHEN shown_by IS NOT NULL THEN {now} END, shown_by
+FROM unnest(%(ids)s::text[], %(retired)s::bool[], %(identified)s::bool[], %(persons)s::text[], %(shown_by)s::text[])
+  AS c (id, retired, identified, person, shown_by)
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
 at = CASE WHEN v.identified AND NOT excluded.retired AND NOT excluded.identified AND excluded.person IS NULL THEN v.at ELSE excluded.at END,
 retired = v.retired OR excluded.retired, identified = v.identified OR excluded.identified,
-person = coalesce(excluded.person, v.person), shown = coalesce(v.shown, excluded.shown);
+person = coalesce(excluded.person, v.person), shown = coalesce(v.shown, excluded.shown),
+shown_by = coalesce(v.shown_by, excluded.shown_by);
 
 -- name: unhold
 DELETE FROM held WHERE seq = ANY (%(seqs)s::bigint[]);
@@ -372,7 +373,8 @@ DELETE FROM held WHERE visitor = ANY (%(visitors)s::text[]) RETURNING length(bod
 DELETE FROM aliases WHERE lane = ANY (%(lanes)s::bigint[]) OR key = ANY (%(keys)s::text[]);
 
 -- name: forget_person
-UPDATE visitors SET person = NULL
+-- What they did as a visitor is nobody's.
+UPDATE visitors SET person = '#'
 WHERE id IN (SELECT id FROM visitors WHERE person = ANY (%(keys)s::text[]) ORDER BY id FOR NO KEY UPDATE);
 
 -- name: bury_person

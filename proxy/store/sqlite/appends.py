@@ -126,7 +126,7 @@ class Appends:
             self._write_lanes(writes, now)
         if writes.visitors:
             rows: list[tuple[Any, ...]] = [
-                (visitor, now, change.retired, change.identified, change.person, change.shown)
+                (visitor, now, change.retired, change.identified, change.person, change.shown_by)
                 for visitor, change in writes.visitors.items()
             ]
             connection.executemany(SQL["change_visitor"], rows)

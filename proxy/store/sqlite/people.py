@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from proxy.core.emails import lane_key
+from proxy.core.visitors import fingerprint
 from proxy.store.records import Erased
 from proxy.store.rows import decode_visitor, tombstone
 from proxy.store.sqlite.file import SQL
@@ -51,7 +52,7 @@ def erase_person(
         waiting += connection.execute(SQL["remove_pushes"], (lane,)).rowcount
         dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
         connection.execute(SQL["remove_aliases"], (lane, each))
-        connection.execute(SQL["forget_person"], (each,))
+        connection.execute(SQL["forget_person"], (each, fingerprint(each)))
         connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
         connection.execute(SQL["begin_erasure"], (each, now))
         if leased:

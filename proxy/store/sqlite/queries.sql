@@ -11,7 +11,8 @@ INSERT INTO schedules (name, until) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE
 
 -- name: visitors
 -- A JSON array of ids.
-SELECT w.value, coalesce(v.retired, 0), CASE WHEN v.identified THEN v.at END, v.person, (SELECT count(*) FROM held WHERE visitor = w.value), v.shown
+SELECT w.value, coalesce(v.retired, 0), CASE WHEN v.identified THEN v.at END, v.person, (SELECT count(*) FROM held WHERE visitor = w.value),
+v.shown, v.shown_by
 FROM json_each(?) w LEFT JOIN visitors v ON v.id = w.value;
 
 -- name: seen
@@ -61,10 +62,12 @@ INSERT INTO held (visitor, id, body, since) VALUES (?, ?, ?, ?);
 DELETE FROM held WHERE seq = ?;
 
 -- name: change_visitor
--- ?3: retired; ?4: identified; ?5: lane key of the person, NULL: as it is; ?6: shown. That alone does not move when it was identified.
-INSERT INTO visitors (id, at, retired, identified, person, shown) VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN ?6 THEN ?2 END)
+-- ?3: retired; ?4: identified; ?5: lane key of the person, NULL: as it is; ?6: shown, by whom. That alone does not move when it was identified.
+INSERT INTO visitors (id, at, retired, identified, person, shown, shown_by)
+VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN ?6 IS NOT NULL THEN ?2 END, ?6)
 ON CONFLICT (id) DO UPDATE SET at = CASE WHEN identified AND NOT ?3 AND NOT ?4 AND ?5 IS NULL THEN at ELSE ?2 END,
-retired = retired OR ?3, identified = identified OR ?4, person = coalesce(?5, person), shown = coalesce(shown, excluded.shown);
+retired = retired OR ?3, identified = identified OR ?4, person = coalesce(?5, person), shown = coalesce(shown, excluded.shown),
+shown_by = coalesce(shown_by, excluded.shown_by);
 
 -- name: end_alias
 DELETE FROM aliases WHERE key = ?;
@@ -263,7 +266,8 @@ DELETE FROM dead WHERE lane = ?1 OR key = ?2;
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
 
 -- name: forget_person
-UPDATE visitors SET person = NULL WHERE person = ?;
+-- What they did as a visitor is nobody's.
+UPDATE visitors SET person = '#' WHERE person IN (?, ?);
 
 -- name: seen_afters
 -- A step through all of them, in the order of their ids.

@@ -2,7 +2,8 @@
 ALTER TABLE lanes ADD COLUMN bytes bigint NOT NULL DEFAULT 0;
 UPDATE lanes l SET bytes = p.bytes FROM (SELECT lane, sum(length(body)) AS bytes FROM pushes GROUP BY lane) p WHERE p.lane = l.id;
 
-ALTER TABLE visitors ADD COLUMN person text COLLATE "C", ADD COLUMN shown double precision;
+ALTER TABLE visitors ADD COLUMN person text COLLATE "C", ADD COLUMN shown double precision,
+  ADD COLUMN shown_by text COLLATE "C";
 UPDATE visitors SET person = left_key WHERE left_key IS NOT NULL;
 CREATE INDEX visitors_person ON visitors (person) WHERE person IS NOT NULL;
 CREATE INDEX visitors_shown ON visitors (at) WHERE NOT retired AND NOT identified AND person IS NULL;

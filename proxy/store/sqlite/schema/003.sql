@@ -1,7 +1,8 @@
--- person: lane key of who identified as the visitor; until somebody has, of the person whose log-out it was born of. shown: when a request first
--- carried its cookie. There are visitors of whom nothing else is known: they are forgotten sooner.
+-- person: lane key of who identified as the visitor; until somebody has, of the only one who may (see proxy.core.visitors). shown: when a request
+-- first carried a cookie with it, that of the visitor shown_by. There are visitors of whom nothing else is known: they are forgotten sooner.
 ALTER TABLE visitors RENAME COLUMN left TO person;
 ALTER TABLE visitors ADD COLUMN shown REAL;
+ALTER TABLE visitors ADD COLUMN shown_by TEXT;
 DROP INDEX visitors_left;
 CREATE INDEX visitors_person ON visitors (person) WHERE person IS NOT NULL;
 CREATE INDEX visitors_shown ON visitors (at) WHERE retired = 0 AND identified = 0 AND person IS NULL;

@@ -1,0 +1,117 @@
+"""What a push is judged against, the `Context` of its request, and what the request has brought so far, its `Intake`."""
+
+from datetime import timedelta
+
+import msgspec
+
+from proxy.core.decision import (
+    Change,
+    Enqueue,
+    Facts,
+    LaneFacts,
+    NotOffered,
+    Remember,
+    Schedule,
+    Scheduled,
+)
+from proxy.core.policy import Policy
+from proxy.core.reasons import Status
+from proxy.core.request import LANE_BYTES_PER_PUSH, Limits, Request, Result
+from proxy.core.visitors import Trust, Visitor
+
+_TYPED_AGE = timedelta(days=1)
+_NAMES_COUNTED = 20  # per request, of what is not offered
+_STRANGERS_SHARE = 250  # pushes that may wait for an address that nobody has vouched for
+_ASSERTED_SHARE = 4  # pushes of asserted trust may fill one part in this many of a lane
+_HOUR = 3_600.0  # seconds
+
+
+class Intake(msgspec.Struct):
+    """What the request has brought so far; it only grows.
+
+    `ids`: accepted or held; `queued`: pushes by lane key; `busy`: schedules as this request leaves them.
+    """
+
+    changes: list[Change] = []
+    ids: set[str] = set()
+    queued: dict[str, int] = {}
+    busy: dict[Schedule, float] = {}
+    not_offered: set[tuple[str, str]] = set()
+
+    def enqueue(self, push: Enqueue) -> None:
+        self.queued[push.key] = self.queued.get(push.key, 0) + 1
+        self.changes.append(push)
+
+    def note_not_offered(self, name: str, setting: str) -> None:
+        if len(self.not_offered) < _NAMES_COUNTED and (name, setting) not in self.not_offered:
+            self.not_offered.add((name, setting))
+            self.changes.append(NotOffered(name, setting))
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What every push of the request is judged against. `cookie`: as it counts today; `shown`: the visitor id that the request shows."""
+
+    request: Request
+    facts: Facts
+    policy: Policy
+    limits: Limits
+    cookie: Visitor | None
+    shown: str
+    intake: Intake = msgspec.field(default_factory=Intake)
+
+    def trust(self, who: Visitor) -> Trust:
+        return who.trust_at(self.request.now, self.limits.verified_for)
+
+    def is_full(self, key: str, trust: Trust) -> bool:
+        """The bytes that this request has queued are not counted: they are few."""
+        lane = self.facts.lane(key)
+        room = lane_room(lane, trust, self.limits.lane_max)
+        return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH
+
+    def recently_erased(self, key: str) -> bool:
+        """Returns whether a typed address may be older than its erasure: the shim keeps one for a day. The answer does not show it."""
+        erased_at = self.facts.erased_at(key)
+        return erased_at is not None and self.request.now <= erased_at + _TYPED_AGE.total_seconds()
+
+    def take_turn(self, name: Schedule, per_hour: float) -> float:
+        """Returns when the next turn comes (Unix seconds), and takes it."""
+        if not per_hour:
+            return self.request.now
+        at, until = next_turn(self.busy_until(name), per_hour, self.request.now)
+        self.intake.busy[name] = until
+        self.intake.changes.append(Scheduled(name, until))
+        return at
+
+    def busy_until(self, name: Schedule) -> float:
+        return self.intake.busy.get(name) or self.facts.schedule(name)
+
+    def accept(
+        self, push_id: str, after: Visitor | None = None, *, trace: bool = True, dropped: tuple[str, ...] = ()
+    ) -> Result:
+        self.remember(push_id, after, trace=trace)
+        return Result(push_id, Status.ACCEPTED, dropped=dropped)
+
+    def remember(self, push_id: str, after: Visitor | None = None, *, trace: bool = True) -> None:
+        """Knows the id again. `after`: who the browser is from here on, None if the push does not say; `trace`: by the store, too."""
+        self.intake.ids.add(push_id)
+        if after is not None:
+            after = msgspec.structs.replace(after, issued=int(self.request.now))
+        if trace:
+            self.intake.changes.append(Remember(push_id, self.shown, after))
+
+
+def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:
+    """Returns how many pushes may wait in the lane before one of this trust is refused.
+
+    Anybody can assert any address: that must not fill the lane of the person who owns it.
+    """
+    if trust is Trust.VERIFIED:
+        return lane_max
+    room = max(1, lane_max // _ASSERTED_SHARE)
+    return room if lane.verified else min(room, _STRANGERS_SHARE)
+
+
+def next_turn(busy_until: float, per_hour: float, now: float) -> tuple[float, float]:
+    """Returns when the next turn comes and until when the schedule is busy after it (Unix seconds)."""
+    until = max(busy_until, now) + _HOUR / per_hour
+    return max(until - _HOUR, now), until
