@@ -88,14 +88,29 @@ try {
     waiting = waiting.filter((push, about) => {
       about = push.call[1] || 0;
       // Settled, or older than a week, in ms: the proxy remembers ids for 8 days. A typed address stays on a shared computer for
-      // less than one. Or of a log-in on an earlier page, of which only this much was stored: it has no time.
+      // less than one. "Not newer", as what an earlier version of this script left of a log-in has no time.
       if (!(push.t + (about.email ? 8e7 : 6e8) > Date.now())) return !delete store[push.id];
       if (missing && push.p) return 1;
       try {
         // One session value for all tabs. Never of an id: that of a log-in gets its cookie once more.
         push.scq = push.scq || (store.scq = store.scq || crypto.getRandomValues(new Uint32Array(4)).join``);
-        // Of a log-in only that there was one: the next page takes a new session value.
-        store[push.id] = JSON.stringify(push, about.token && ["id", "call"]);
+        // Of a log-in neither token nor address, but a log-out under its id, for the next page to send. If the proxy knows the id, that
+        // repeats the log-in; if not, what stands behind it is not the person's before. Unless it is the same person, who logs in on
+        // every page: the number, 32 bits of FNV-1a of the address, tells. A token that cannot be read throws, and logs nobody in.
+        store[push.id] = JSON.stringify(
+          about.token
+            ? {
+                ...push,
+                call: [
+                  "reset",
+                  JSON.parse(atob(about.token.split`.`[1].replace(/-/g, "+").replace(/_/g, "/")))
+                    .email.trim()
+                    .toLowerCase()
+                    .split``.reduce((mark, letter) => Math.imul(mark ^ letter.charCodeAt(), 16777619), 2166136261) >>> 0,
+                ],
+              }
+            : push,
+        );
       } catch (error) {} // full
       // Some 20 kB and one session value: two requests fit into the 64 KiB that browsers allow for keepalive.
       size += push.scq == (s = s || push.scq) ? JSON.stringify(push).length + 500 : 2e4;
@@ -144,7 +159,9 @@ try {
   /** Plain words for whoever builds the site. In the debug build only. */
   let explain = (push, reason, result = {}) => {
     let what = push.call
-      ? JSON.stringify(push.call, (key, value) => (key == "token" ? "…" : value)) // a log-in is nobody else's to read
+      ? push.call[1] > -1
+        ? "a log-in on an earlier page, which got no answer there," // see `flush`
+        : JSON.stringify(push.call, (key, value) => (key == "token" ? "…" : value)) // a log-in is nobody else's to read
       : "a push";
     let where = result.where && result.where.replace("call[1]", "");
     let part = where && where.match(/\w+/g).reduce((value, name) => value && value[name], push.call[1]);

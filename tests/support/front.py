@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 from tests.support.live import eventually
 
 # A proxy that is down (503), in the way of too many (429, Retry-After: 2), or gone (reset); a request that reaches nobody and is
-# never answered (hang); one that reaches the proxy, whose answer stays on its way until `mend` (late).
-Fault = Literal["503", "429", "reset", "hang", "late"]
+# never answered (hang); one that reaches the proxy, whose answer stays on its way until `mend` (late) or never arrives (lost).
+Fault = Literal["503", "429", "reset", "hang", "late", "lost"]
 RETRY_AFTER = 2
 
 _addresses = itertools.count(2)
@@ -163,7 +163,7 @@ class Front:
         attempt.results = json.loads(answer.partition(b"\r\n\r\n")[2]).get("results", [])
         if fault == "late":
             await self._mended.wait()
-        return answer
+        return b"" if fault == "lost" else answer
 
     async def _hand_on(self, request: _Request) -> bytes:
         """Ask the proxy, and return its answer with the length that keeps the connection to the browser open."""

@@ -119,7 +119,7 @@ def stored(tab: Tab) -> str:
 
 def await_empty_storage(tab: Tab) -> None:
     """Wait until no push is left in storage."""
-    eventually(lambda: "addTags" not in stored(tab) and "identify" not in stored(tab))
+    eventually(lambda: not any(name in stored(tab) for name in ("addTags", "identify", "reset")))
 
 
 class Behind:

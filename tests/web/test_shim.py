@@ -27,7 +27,7 @@ STATIC = ROOT / "static"
 NPM = ROOT / ".venv" / "npm" / "node_modules"
 SMALL = (STATIC / "scq.min.js").read_bytes()
 DEBUG = load_debug_shim().source
-BROTLI_CAP, GZIP_CAP = 1_000, 1_200
+BROTLI_CAP, GZIP_CAP = 1_125, 1_280  # Fathom Lite, which repeats nothing, has 1,309 after gzip
 
 
 def needs_npm() -> None:
@@ -186,6 +186,17 @@ def test_the_console_tells_each_outcome_once(site: Site, visit: Visit) -> None:
     page.clock.run_for(11_000)  # beyond the time-out of a push
     assert page.evaluate("outcomes.length") == 1
     assert len(said) == 1
+
+
+@pytest.mark.browser
+def test_the_console_calls_a_log_in_that_an_earlier_page_left_behind_by_its_name(site: Site, visit: Visit) -> None:
+    said: list[str] = []
+    visit.context.on("console", lambda message: said.append(message.text))
+    left = 'localStorage.scq1 = JSON.stringify({id: "scq1".repeat(4), call: ["reset", 4294967295], t: Date.now()})'
+    page = visit.open(site.put("/", f"<script>{left}</script>", DEBUG_TAG))
+    eventually(lambda: page.evaluate("1") and said)
+    assert "a log-in on an earlier page" in said[0]
+    assert "4294967295" not in said[0]
 
 
 @pytest.mark.browser

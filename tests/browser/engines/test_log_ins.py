@@ -1,0 +1,205 @@
+"""A log-in that got no answer, on three engines: whose contact gets what was pushed behind it, on that page and on the next ones."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.engines import Tab
+from tests.support.front import Fault
+from tests.support.live import eventually
+from tests.support.server import new_email, token
+from tests.support.shim import (
+    DOWN,
+    Site,
+    await_empty_storage,
+    identify,
+    link,
+    log_in,
+    outcomes,
+    stored,
+    succeeded,
+)
+
+pytestmark = pytest.mark.browser
+
+UNREACHED: tuple[Fault, ...] = (*DOWN, "hang")
+# `written`: what was put into the page's storage at any time.
+WATCHED = """
+const storage = localStorage, written = [];
+const set = (target, key, value) => { written.push(value); target[key] = value; return true; };
+Object.defineProperty(window, "localStorage", {configurable: true, get: () => new Proxy(storage, {set})});
+"""
+
+
+def mark_of(address: str) -> int:
+    """What the shim keeps of an address: 32 bits of FNV-1a."""
+    mark = 2166136261
+    for letter in address.strip().lower():
+        mark = ((mark ^ ord(letter)) * 16777619) % 2**32
+    return mark
+
+
+def kept(tab: Tab) -> list[dict[str, Any]]:
+    """The pushes in the browser's storage, oldest first."""
+    found: dict[str, str] = tab.run("localStorage")
+    return [json.loads(found[key]) for key in sorted(found) if key.startswith("scq1")]
+
+
+def follow(tab: Tab, path: str) -> None:
+    """Click at the page's link, and wait until the shim of that page runs."""
+    tab.click("#away")
+    tab.wait(f"location.pathname === '{path}' && _scq.push !== [].push")
+
+
+def leave_a_log_in(site: Site, tab: Tab, email: str, fault: Fault) -> None:
+    """Log in and push `t-1` while the proxy cannot be reached, or cannot answer; then go to /next, which cannot either."""
+    site.set(fault)
+    tab.run(f"[{identify(email)}, track('t-1')]")
+    eventually(lambda: any("identify" in str(attempt.calls) for attempt in site.tries if attempt.fault))
+    tab.click("#away")
+    tab.wait("location.pathname === '/next'")
+    eventually(lambda: any("reset" in str(attempt.calls) for attempt in site.tries))
+
+
+# What is kept of it, and what is sent
+
+
+@pytest.mark.parametrize("fault", UNREACHED)
+def test_another_page_sends_a_log_out_under_the_id_of_a_log_in_without_an_answer(site: Site, fault: Fault) -> None:
+    tab, _ = site.logged_in(body=link(site.page("/next")))
+    bob = new_email("bob")
+    leave_a_log_in(site, tab, bob, fault)
+    own = [attempt for attempt in site.tries if attempt.calls[0][0] == "identify" and attempt.fault]
+    (log_in_id,) = {attempt.ids[0] for attempt in own}
+    assert all("eyJ" in str(attempt.calls[0]) for attempt in own)  # the page that has the token
+    kept_log_in, kept_track = kept(tab)
+    assert set(kept_log_in) == {"id", "call", "t", "scq"} == set(kept_track)
+    assert kept_log_in["id"] == log_in_id
+    assert kept_log_in["call"] == ["reset", mark_of(bob)]
+    assert kept_log_in["scq"] == kept_track["scq"]
+    site.mend()
+    tab.wait("_scq.push !== [].push")
+    await_empty_storage(tab)
+    later = next(attempt for attempt in site.tries if attempt.results and "t-1" in str(attempt.calls))
+    assert later.ids[0] == log_in_id
+    assert later.calls == [["reset", mark_of(bob)], ["track", {"addTags": ["t-1"]}]]
+
+
+def test_the_page_itself_repeats_the_log_in_with_its_token(site: Site) -> None:
+    tab, ann = site.logged_in()
+    bob = new_email("bob")
+    site.set("503")
+    tab.run(f"[{identify(bob)}, track('t-1')]")
+    eventually(lambda: len([attempt for attempt in site.tries if attempt.fault]) >= 2)
+    assert [push["call"][0] for push in kept(tab)] == ["reset", "track"]
+    site.mend()
+    site.await_story(bob, "identify", "+t-1")
+    assert {attempt.calls[0][0] for attempt in site.tries} == {"identify"}
+    assert site.story(ann) == ["identify"]
+
+
+def test_neither_a_token_nor_its_address_is_ever_in_storage(site: Site) -> None:
+    third = site.page("/third", WATCHED)
+    second = site.page("/next", WATCHED, body=link(third))
+    tab, _ = site.logged_in()
+    bob = new_email("bob")
+    tab.go(site.page("/", WATCHED, body=link(second)))
+    tab.wait("_scq.push !== [].push")
+    argument = {"token": token(bob, contact={"firstName": "Robert"}), "email": bob, "firstName": "Roberta"}
+    everything: list[str] = []
+
+    def look() -> None:
+        everything.extend(tab.run("[...written, ...Object.values(localStorage)]"))
+
+    site.set("503")
+    tab.run(f"void _scq.push(['identify', {json.dumps(argument)}], ['track', {{addTags: ['t-1']}}])")
+    eventually(lambda: len([attempt for attempt in site.tries if attempt.fault]) >= 2)
+    look()
+    follow(tab, "/next")
+    eventually(lambda: any(attempt.calls[0][0] == "reset" for attempt in site.tries))
+    look()
+    site.mend()
+    follow(tab, "/third")
+    await_empty_storage(tab)
+    look()
+    log_in(tab, bob)
+    assert outcomes(tab, 1) == succeeded("identify")
+    look()
+    told = " ".join(everything)
+    assert str(mark_of(bob)) in told
+    assert "t-1" in told
+    assert [secret for secret in ("eyJ", "@", "bob", "ann", "Robert", "token") if secret in told] == []
+
+
+def signed(payload: str) -> str:
+    """Something like a token around this text."""
+    encoded = base64.urlsafe_b64encode(payload.encode()).decode().rstrip("=")
+    return f"eyJhbGciOiJIUzI1NiJ9.{encoded}.c2ln"
+
+
+def test_an_address_leaves_the_same_mark_however_its_token_is_written(site: Site) -> None:
+    tokens = {
+        signed('{"email":"ann@example.com"}'): mark_of("ann@example.com"),
+        signed('{"exp":1, "email" : " Ann@Example.COM\\n", "newEmail": "x@example.com"}'): mark_of("ann@example.com"),
+        signed('{"name":"???>>>~~~ÿþ","email":"a?b~c>d@example.com"}'): mark_of("a?b~c>d@example.com"),
+        signed('{"contact":{"email":"x@example.com"},"email":"ann+1@example.com"}'): mark_of("ann+1@example.com"),
+        signed('{"email":"j\\u00fcrgen@example.com"}'): mark_of("jürgen@example.com"),
+        signed('{"email":"jürgen@example.com"}'): mark_of("jürgen@example.com".encode().decode("latin-1")),
+    }
+    assert any("-" in each.split(".")[1] and "_" in each.split(".")[1] for each in tokens)
+    tab = site.browser.open(site.page("/"))
+    tab.wait("_scq.push !== [].push")
+    site.set("503")
+    tab.run(f"void {json.dumps(list(tokens))}.map((token) => _scq.push(['identify', {{token}}]))")
+    eventually(lambda: len(kept(tab)) == len(tokens))
+    assert [push["call"] for push in kept(tab)] == [["reset", mark] for mark in tokens.values()]
+    assert all(0 <= mark < 2**32 for mark in tokens.values())
+    assert any(mark >= 2**31 for mark in tokens.values())
+    tab.run("_scq.push(['consent', 'denied'])")
+    site.mend()
+    await_empty_storage(tab)
+
+
+@pytest.mark.parametrize(
+    "found",
+    ["secret", "a.b", "a.b.c", "..", signed("ann@example.com"), signed('{"sub":"ann"}'), signed('{"email":["ann"]}')],
+)
+def test_of_a_token_that_names_nobody_nothing_is_kept(site: Site, found: str) -> None:
+    tab = site.browser.open(site.page("/"))
+    tab.wait("_scq.push !== [].push")
+    site.set("503")
+    tab.run(f"[_scq.push(['identify', {{token: '{found}', ...told('identify')}}]), track('t-1')]")
+    eventually(lambda: "t-1" in stored(tab))
+    assert [push["call"][0] for push in kept(tab)] == ["track"]
+    site.mend()
+    assert outcomes(tab, 2) == [["identify", "failure", "bad-token"], *succeeded("t-1", status="held")]
+
+
+def test_a_page_cannot_push_such_a_log_out_by_mistake(site: Site) -> None:
+    """What has anything but an object behind `reset` is not ours, and stays in the array."""
+    tab, ann = site.logged_in()
+    tab.run("void _scq.push(['reset', 1], ['reset', '2166136261'], ['reset', [1]], ['reset', 'x'], ['reset', 1, 2])")
+    tab.run("track('t-1')")
+    site.await_story(ann, "identify", "+t-1")
+    assert [call for attempt in site.tries for call in attempt.calls if call[0] == "reset"] == []
+    assert tab.run("_scq.length") == 5
+    tab.run("void _scq.push(['reset', {}])")
+    tab.run("track('t-2')")
+    assert outcomes(tab, 2)[1:] == succeeded("t-2", status="held")
+    await_empty_storage(tab)
+    assert [call for attempt in site.tries for call in attempt.calls if call[0] == "reset"] == [["reset", {}]]
+
+
+def test_a_denial_drops_a_log_in_that_an_earlier_page_left_behind_and_what_stood_behind_it(site: Site) -> None:
+    tab, ann = site.logged_in(body=link(site.page("/next")))
+    bob = new_email("bob")
+    leave_a_log_in(site, tab, bob, "503")
+    tab.wait("_scq.push !== [].push")
+    tab.run("void _scq.push(['consent', 'denied'])")
+    site.mend()
+    await_empty_storage(tab)
+    assert (site.story(ann), site.story(bob)) == (["identify"], [])
