@@ -574,6 +574,21 @@ async def test_if_the_new_address_has_a_lane_what_waits_there_goes_first_and_the
     assert await read(outbox, lambda facts: facts.lane("old@example.com")) == LaneFacts()
 
 
+@pytest.mark.parametrize("has_lane", [True, False])
+async def test_visitors_of_a_person_who_moves_stay_that_persons(outbox: Outbox, has_lane: bool) -> None:
+    """Whoever gets the old address next is somebody else."""
+    if has_lane:
+        await carry_out(outbox, Verify("new@example.com"))
+    await carry_out(
+        outbox, Identified("v", "old@example.com"), Born("w", "old@example.com"), Born("x", "b@example.com")
+    )
+    before = (await visitor(outbox, "v")).identified
+    await delivered_move(outbox, "old@example.com", "new@example.com")
+    known = [await visitor(outbox, name) for name in "vwx"]
+    assert [each.person for each in known] == ["new@example.com", "new@example.com", "b@example.com"]
+    assert known[0].identified == pytest.approx(before, abs=0.5)
+
+
 async def test_an_address_that_moves_twice_and_back_keeps_one_person(outbox: Outbox) -> None:
     await delivered_move(outbox, "a@example.com", "b@example.com")
     await delivered_move(outbox, "b@example.com", "c@example.com")

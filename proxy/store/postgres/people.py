@@ -18,7 +18,12 @@ async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
     mine, others = await transaction.run(("lane_keys", {"lanes": [lane]}), ("lane_by_key", {"key": new}))
     if not mine.rows or mine.rows[0][1] == new:
         return  # the lane is one with another already, or only the spelling changes
-    await transaction.run(("end_aliases", {"keys": [new]}), ("add_alias", {"key": mine.rows[0][1], "lane": lane}))
+    old = mine.rows[0][1]
+    await transaction.run(
+        ("move_person", {"old": old, "new": new}),
+        ("end_aliases", {"keys": [new]}),
+        ("add_alias", {"key": old, "lane": lane}),
+    )
     if not others.rows:
         await transaction.run(("rename_lane", {"lane": lane, "key": new, "address": address}))
         return

@@ -320,6 +320,10 @@ ORDER BY id FOR UPDATE;
 -- name: rename_lane
 UPDATE lanes SET key = %(key)s, address = %(address)s WHERE id = %(lane)s;
 
+-- name: move_person
+UPDATE visitors SET person = %(new)s
+WHERE id IN (SELECT id FROM visitors WHERE person = %(old)s::text ORDER BY id FOR NO KEY UPDATE);
+
 -- name: add_alias
 INSERT INTO aliases (key, lane, at) VALUES (%(key)s, %(lane)s, {now}) ON CONFLICT (key) DO UPDATE SET lane = excluded.lane, at = excluded.at;
 

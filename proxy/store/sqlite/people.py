@@ -22,6 +22,7 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
     if old is None or old == new:
         return  # the lane is one with another already, or only the spelling changes
     other = value(connection, "lane_by_key", new)
+    connection.execute(SQL["move_person"], (old, new))
     connection.execute(SQL["end_alias"], (new,))
     connection.execute(SQL["add_alias"], (old, lane, now))
     if other is None:

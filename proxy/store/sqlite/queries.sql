@@ -214,6 +214,9 @@ UPDATE lanes SET key = ?2, address = ?3 WHERE id = ?1;
 -- name: readdress_lane
 UPDATE lanes SET address = ?2 WHERE id = ?1;
 
+-- name: move_person
+UPDATE visitors SET person = ?2 WHERE person = ?1;
+
 -- name: add_alias
 INSERT INTO aliases (key, lane, at) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET lane = ?2, at = ?3;
 
