@@ -63,7 +63,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return who.trust_at(self.request.now, self.limits.verified_for)
 
     def is_full(self, key: str, trust: Trust) -> bool:
-        """The bytes that this request has queued are not counted: they are few."""
+        """Returns whether the lane has no room left. What this request has queued counts as pushes and not in bytes, which are few."""
         lane = self.facts.lane(key)
         room = lane_room(lane, trust, self.limits.lane_max)
         return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH

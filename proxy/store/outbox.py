@@ -67,7 +67,7 @@ class Outbox(Protocol):
         """Forget the person with this lane key; leaves a keyed hash, so that late retries do not bring them back."""
 
     async def sweep(self) -> None:
-        """Expire what is over its age: holds, remembered ids, dead letters, idle lanes, refused names."""
+        """Expire what is over its age: holds, remembered ids, visitors, dead letters, idle lanes, refused names."""
 
     async def ready(self) -> None:
         """Raises `StoreUnavailable` if an append could not be stored now."""
