@@ -25,8 +25,8 @@ _OWN_NAME = re.compile(r"_[A-Za-z][A-Za-z0-9_]*")
 def queue_name(text: str) -> str:
     """The callback of a name for the queue."""
     if _OWN_NAME.fullmatch(text) is None:
-        wrong = "a page may have something of this name already. Give one that begins with an underscore and a letter, such as _scp."
-        raise typer.BadParameter(wrong)
+        wrong = "a page may have this name already, or cannot have it at all."
+        raise typer.BadParameter(f"{wrong} Give one that begins with an underscore and a letter, such as _scp.")
     if text in SENDX_NAMES and text != "_scq":
         raise typer.BadParameter(f"{text} is SendX's own, beside its queue. Give another name, such as _scp.")
     return text

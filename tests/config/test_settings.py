@@ -299,6 +299,13 @@ def test_a_value_in_quotes_is_refused_by_name(spec: Spec, quote: str) -> None:
         )
 
 
+@pytest.mark.parametrize("comment", [" # from SendX", "\t#", "  # don't"])
+@pytest.mark.parametrize("name", ["SCQ_API_KEY", "SCQ_TAGS", "SCQ_SECRET_KEYS"])
+def test_a_comment_behind_the_quotes_does_not_hide_them(name: str, comment: str) -> None:
+    problem = only_problem(enough(**{name: f'"{KEY}"{comment}'}))
+    assert (problem.variable, "is in quotes" in problem.wrong) == (name, True)
+
+
 @pytest.mark.parametrize("name", SECRET_NAMES)
 def test_quotes_are_refused_in_a_secrets_file_and_around_its_path(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text(f'"{HUSH * 8}"\n')
@@ -326,7 +333,7 @@ def test_an_entry_in_quotes_is_refused_by_its_place(name: str, text: str, where:
     assert problem.wrong == f"{where}is in quotes, which would be part of the value; remove them"
 
 
-@pytest.mark.parametrize("value", ['"', "'", '"key', "key'", "\"key'", 'k"e"y', "'t is"])
+@pytest.mark.parametrize("value", ['"', "'", '"key', "key'", "\"key'", 'k"e"y', '"a" b', '"a"#', "'t is"])
 def test_a_quote_that_has_no_match_belongs_to_the_value(value: str) -> None:
     assert loaded(SCQ_API_KEY=value).api_key.reveal() == value
     assert loaded(SCQ_TAGS=f"a,{value},b").tags == ("a", value, "b")

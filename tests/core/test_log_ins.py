@@ -307,3 +307,12 @@ def test_an_erased_persons_late_log_in_is_remembered_with_the_visitor_that_follo
     assert outcomes(decision) == [Status.ACCEPTED]
     assert decision.answer.visitor is not None
     assert [change.after for change in decision.changes if isinstance(change, Remember)] == [decision.answer.visitor]
+
+
+def test_what_follows_a_log_in_too_old_to_say_who_is_its_persons_or_nobodys() -> None:
+    known = Known(visitors={V: facts_of(ADA)}, pushes={"old": Seen(V, here(ADA), NOW - 2 * HOUR)})
+    for later, kept in ((ADA, ("after",)), (BOB, ())):
+        decision = judged(log_in("old", ADA), ("after", TRACK), log_in("later", later), session=S, known=known)
+        [bound] = [change for change in decision.changes if isinstance(change, Bind)]
+        assert outcomes(decision) == [Status.DUPLICATE, Status.HELD, Status.ACCEPTED]
+        assert (bound.key, bound.keep) == (later, kept)
