@@ -86,9 +86,10 @@ class Front:
         self._loop.call_soon_threadsafe(self._mended.set)
 
     def accepted(self) -> Counter[str]:
-        """How often the proxy took each push, by id."""
-        taken = [r for attempt in self.tries for r in attempt.results if r["status"] in ("accepted", "held")]
-        return Counter(result["id"] for result in taken)
+        """How often the proxy took each push, by id. Not what is known of an unanswered log-in, which may follow under the same id."""
+        answers = [pair for attempt in self.tries for pair in zip(attempt.calls, attempt.results, strict=False)]
+        taken = [result for call, result in answers if call[0] != "reset" or not isinstance(call[-1], int)]
+        return Counter(result["id"] for result in taken if result["status"] in ("accepted", "held"))
 
     async def serve(self, stop: asyncio.Event, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
