@@ -52,7 +52,7 @@ from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason, Status
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
-from proxy.core.visitors import NOBODY, Trust, Visitor, derived_visitor, is_same
+from proxy.core.visitors import NOBODY, Trust, Visitor, derived_visitor, is_same, may_be
 from proxy.core.visits import Visit
 
 _HOUR = 3_600.0  # seconds
@@ -89,18 +89,20 @@ def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Dec
     visit = visits.enter(cookie, request, facts)
     shown_id = shown.id if shown else visit.who.id
     context = Context(request=request, facts=facts, policy=policy, limits=limits, cookie=cookie, shown=shown_id)
-    session_visitor, visit = visit.derived, _bind_stragglers(context, visit)
+    entered, visit = visit, _bind_stragglers(context, visit)
     results: list[Result] = []
     for candidate in request.candidates:
         visit, result = _judge_push(context, visit, candidate)
         results.append(result)
     new_cookie = new_session = None
-    if context.intake.ids or visit.resumed or visit.moved:  # else the browser may stay as it is
+    if (
+        context.intake.ids or visit.resumed or visit.moved or visit.heir is not None
+    ):  # else the browser may stay who it is
         new_session = visit.next_session
         if not visit.stale_session:
             new_cookie = visits.next_cookie(cookie, visit.who, facts, request.now)
     if cookie is not None and context.intake.ids:
-        context.intake.changes += visits.to_show(cookie, session_visitor, visit, facts, renewed=new_cookie is not None)
+        context.intake.changes += visits.to_show(cookie, entered.derived, visit, facts, renewed=new_cookie is not None)
     return Decision(tuple(context.intake.changes), PushAnswer(tuple(results), new_cookie, new_session))
 
 
@@ -251,7 +253,7 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
     if context.is_full(key, Trust.VERIFIED):
         visit = _make_way(context, visit, push_id, key, heir=key)
         return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
-    visit = _part(context, visit, push_id, key)
+    visit = _part(context, visit, push_id, token.email)
     if visit.who.email is not None and not visit.owns(token.email):
         visit = _start_anew(context, visit, push_id)
     who = visit.who
@@ -264,24 +266,28 @@ def _make_way(context: Context, visit: Visit, push_id: str, person: str, *, heir
     """Ends who the browser was before a log-in that cannot be taken in. What follows is for `heir`: that person, or nobody."""
     if visit.is_of(person):
         return visit
-    parted = _part(context, visit, push_id, person)
-    if parted is visit:
-        known = context.facts.visitor(visit.who.id)
-        if visit.who.email is not None or visit.heir is not None:
-            parted = _start_anew(context, visit, push_id)
-        elif known.identified is not None or not _leaves_trace(context, visit):
-            return visit
-    context.intake.changes.append(Born(parted.who.id, heir))
-    return _replace(parted, heir=heir)
+    facts = context.facts
+    known = facts.visitor(visit.who.id)
+    if visit.who.email is None and known.identified is not None:
+        if is_same(known.person or NOBODY, person) and not visits.is_past(known.identified, context.request.now):
+            return visit  # a tab that has no cookie yet
+        visit = visits.start_anew(visit, push_id, facts.site_key)
+    elif visit.who.email is not None or visit.heir is not None:
+        visit = _start_anew(context, visit, push_id)
+    elif not _leaves_trace(context, visit):
+        return visit
+    context.intake.changes.append(Born(visit.who.id, heir))
+    return _replace(visit, heir=heir)
 
 
-def _part(context: Context, visit: Visit, push_id: str, person: str) -> Visit:
-    """Returns a new visitor's visit for a log-in as somebody else than identified this one, of whom the request shows no more than the id."""
-    if visit.who.email is None:
-        known = context.facts.visitor(visit.who.id)
-        if known.identified is not None and not is_same(known.person or NOBODY, person):
-            return visits.start_anew(visit, push_id, context.facts.site_key)
-    return visit
+def _part(context: Context, visit: Visit, push_id: str, email: str) -> Visit:
+    """Returns the visit on which this person may log in: a new visitor's if this one is another's, as far as is known."""
+    if visit.who.email is not None:
+        return visit
+    known = context.facts.visitor(visit.who.id)
+    if known.identified is not None and not may_be(known.person or NOBODY, email):
+        return visits.start_anew(visit, push_id, context.facts.site_key)  # knowing its id proves nothing
+    return visit if may_be(visit.heir, email) else _start_anew(context, visit, push_id)
 
 
 def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, email: str, *, excess: bool) -> _Step:
@@ -290,7 +296,7 @@ def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, em
     if excess:
         return _refuse(context, visit, push_id, Refusal(Reason.TOO_MANY_ADDRESSES, "call[1].email"))
     verified = context.trust(visit.who) is Trust.VERIFIED
-    visit = _part(context, visit, push_id, lane_key(email))
+    visit = _part(context, visit, push_id, email)
     after = None if verified else Visitor(visit.who.id, email, Trust.ASSERTED, consent=visit.who.consent)
     return _accept_identify(context, visit, push_id, identify, _Identity(email, Trust.ASSERTED, after))
 

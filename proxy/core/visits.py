@@ -92,10 +92,10 @@ def enter(cookie: Visitor | None, request: Request, facts: Facts) -> Visit:
 
 def is_settled(known: VisitorFacts, now: float) -> bool:
     """Returns whether the browser-session value of the visitor proves nothing any more: its browser has had a cookie for a while."""
-    return _is_past(known.identified, now) or _is_past(known.shown, now)
+    return is_past(known.identified, now) or is_past(known.shown, now)
 
 
-def _is_past(at: float | None, now: float) -> bool:
+def is_past(at: float | None, now: float) -> bool:
     return at is not None and at < now - _STRAGGLER_SECONDS
 
 
@@ -180,6 +180,7 @@ def start_anew(visit: Visit, push_id: str, site_key: bytes) -> Visit:
         visit,
         who=Visitor(derived, consent=visit.who.consent),
         derived=derived,
+        heir=None,
         next_session=session,
         moved=True,
         held=(),
@@ -197,7 +198,7 @@ def to_retire(visit: Visit, cookie: Visitor | None, facts: Facts, now: float) ->
     for visitor in _ending(visit):
         known = facts.visitor(visitor)
         proven = visitor == visit.who.id and visit.who.email is not None
-        if cookie is not None and not _is_past(
+        if cookie is not None and not is_past(
             known.identified, now
         ):  # else this may be a cookie from before that log-in
             proven = proven or cookie.id in (visitor, known.shown_by)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -203,3 +204,21 @@ class Browsers(RuleBasedStateMachine):
 
 TestBrowsers = Browsers.TestCase
 TestBrowsers.settings = settings(max_examples=400, stateful_step_count=60)
+
+
+@pytest.mark.parametrize("logged_out", [False, True])
+def test_a_log_in_too_old_to_say_who_is_told_to_the_browser(*, logged_out: bool) -> None:
+    """What follows comes under another session value, which another tab has drawn."""
+    browsers = Browsers()
+    if logged_out:
+        browsers.log_out(0)
+    browsers.consent(0, 1, granted=True)
+    browsers.log_in(0, "ann@example.com", None)
+    browsers.send(0, 0, answered=False)
+    browsers.next_page(0, 1)
+    browsers.time_passes(2 * HOUR)
+    browsers.track(0, 0)
+    browsers.send(0, 0, answered=True)
+    browsers.log_in(0, "carl@example.com", None)
+    browsers.send(0, 0, answered=False)
+    browsers.nothing_lands_on_somebody_who_is_not_there()

@@ -95,8 +95,9 @@ def test_what_follows_such_a_log_in_is_bound_to_nobody_else(kind: str) -> None:
         decision = judged(
             candidate, ("after", TRACK), log_in("later", CARL), cookie=here(before), session=S, known=known
         )
-        [bound] = [change for change in decision.changes if isinstance(change, Bind)]
-        assert (bound.keep, bound.refuse) == ((), (("after", Reason.IDENTITY_CHANGED),))
+        [held] = [change for change in decision.changes if isinstance(change, Hold)]
+        assert Retire(held.visitor) in decision.changes
+        assert not [change for change in decision.changes if isinstance(change, Bind)]
         if heir == BOB and not known.lanes:
             decision = judged(
                 candidate, ("after", TRACK), log_in("later", BOB), cookie=here(before), session=S, known=known
@@ -180,9 +181,10 @@ def test_a_lost_log_in_of_another_person_ends_who_was_here_and_waits_for_them(be
     pushes = (("lost", LOST), ("after", TRACK))
     for later, kept in ((BOB, ("after",)), (ADA, ()), (CARL, ())):
         decision = judged(*pushes, log_in("later", later), cookie=here(before), session=S, known=known)
-        [bound] = [change for change in decision.changes if isinstance(change, Bind)]
-        assert (bound.key, bound.keep) == (later, kept)
-        assert (Retire(V) in decision.changes) is (before is not None)
+        assert [change.keep for change in decision.changes if isinstance(change, Bind)] == ([kept] if kept else [])
+        [held] = [change for change in decision.changes if isinstance(change, Hold)]
+        assert (Retire(held.visitor) in decision.changes) is (not kept)
+        assert (held.visitor == V) is (before is None)
 
 
 def test_a_lost_log_in_does_not_take_what_the_visitor_did_before_it() -> None:
@@ -313,6 +315,5 @@ def test_what_follows_a_log_in_too_old_to_say_who_is_its_persons_or_nobodys() ->
     known = Known(visitors={V: facts_of(ADA)}, pushes={"old": Seen(V, here(ADA), NOW - 2 * HOUR)})
     for later, kept in ((ADA, ("after",)), (BOB, ())):
         decision = judged(log_in("old", ADA), ("after", TRACK), log_in("later", later), session=S, known=known)
-        [bound] = [change for change in decision.changes if isinstance(change, Bind)]
         assert outcomes(decision) == [Status.DUPLICATE, Status.HELD, Status.ACCEPTED]
-        assert (bound.key, bound.keep) == (later, kept)
+        assert [change.keep for change in decision.changes if isinstance(change, Bind)] == ([kept] if kept else [])
