@@ -106,12 +106,11 @@ def to_show(cookie: Visitor, derived: str | None, visit: Visit, facts: Facts, *,
     visitor that was identified needs no mark, and one that has ended none. A mark is kept young with its cookie (`renewed`).
     """
     marks = []
-    for visitor in {cookie.id: None, derived: None}:
-        known = facts.visitor(visitor) if visitor else _UNKNOWN
-        due = known.shown is None or (renewed and visitor == cookie.id)
-        if visitor and due and not (known.identified or known.retired or visitor in visit.emptied):
-            marks.append(Shown(visitor, cookie.id))
-    return marks
+    for visitor in (cookie.id,) if derived in (None, cookie.id) else (cookie.id, derived):
+        known = facts.visitor(visitor)
+        if known.identified is None and (known.shown is None or (renewed and visitor == cookie.id)):
+            marks.append(visitor)
+    return [Shown(each, cookie.id) for each in marks if not (facts.visitor(each).retired or each in visit.emptied)]
 
 
 def present(cookie: Visitor, facts: Facts) -> Visitor | None:
