@@ -157,10 +157,23 @@ def _recognise(context: Context, visit: Visit, push_id: str, candidate: Candidat
         visit = visits.resume(visit, push_id, after, context.cookie, request.session, context.facts)
         if after.email is None and known.identified is None and isinstance(candidate.token, Vouched):
             return visit, None  # the log-in that an earlier page gave up on, come late
-    elif after.email is not None and visit.who.email is None and not visit.stale_session:
+    elif (
+        (person := _was_about(after, candidate.push))
+        and visit.who.email is None
+        and (context.cookie or not visit.stale_session)
+    ):
         # It no longer says that its person is here, but what follows it is theirs or nobody's.
-        visit = _make_way(context, visit, push_id, lane_key(after.email), heir=lane_key(after.email))
+        visit = _replace(
+            _make_way(context, visit, push_id, person, heir=person), moved=False
+        )  # a later id may know more
     return visit, duplicate
+
+
+def _was_about(after: Visitor, push: Push | BadPush) -> str | None:
+    """Returns the person of a known log-in (see `visitors.may_be`), None if the push was not one."""
+    if after.email is not None:
+        return lane_key(after.email)
+    return push.call.lost_log_in if isinstance(push, Push) and isinstance(push.call, Reset) else None
 
 
 def _barred(context: Context, visit: Visit, push: Push, token: Vouched | TokenProblem | None) -> _Step | None:

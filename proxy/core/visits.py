@@ -110,7 +110,14 @@ def to_show(cookie: Visitor, derived: str | None, visit: Visit, facts: Facts, *,
         known = facts.visitor(visitor)
         if known.identified is None and (known.shown is None or (renewed and visitor == cookie.id)):
             marks.append(visitor)
-    return [Shown(each, cookie.id) for each in marks if not (facts.visitor(each).retired or each in visit.emptied)]
+    return [Shown(each, cookie.id) for each in marks if not _is_over(each, visit, facts)]
+
+
+def _is_over(visitor: str, visit: Visit, facts: Facts) -> bool:
+    """Returns whether the visitor has ended or been identified by now."""
+    if visitor == visit.who.id:
+        return visit.who.email is not None
+    return visitor in visit.emptied or facts.visitor(visitor).retired
 
 
 def present(cookie: Visitor, facts: Facts) -> Visitor | None:

@@ -128,6 +128,9 @@ class Browsers(RuleBasedStateMachine):
         if at.tabs[tab]:
             at.tabs[tab] = [each.left_behind() for each in at.tabs[tab]]
             at.session = self._name("s")
+            for waiting in at.tabs[1]:
+                # Under a value that the proxy may never have seen. It cannot know to end it with whoever is here.
+                self.allowed[waiting.id] = at.people
 
     # What the network does
 
@@ -221,4 +224,22 @@ def test_a_log_in_too_old_to_say_who_is_told_to_the_browser(*, logged_out: bool)
     browsers.send(0, 0, answered=True)
     browsers.log_in(0, "carl@example.com", None)
     browsers.send(0, 0, answered=False)
+    browsers.nothing_lands_on_somebody_who_is_not_there()
+
+
+@pytest.mark.parametrize("earlier", [(), ("ann@example.com",)])
+def test_a_lost_log_in_counts_again_in_a_browser_that_has_become_another_visitor_since(
+    earlier: tuple[str, ...],
+) -> None:
+    browsers = Browsers()
+    for person in earlier:
+        browsers.log_in(0, person, None)
+    browsers.log_in(0, "carl@example.com", None)
+    browsers.next_page(0, 0)
+    browsers.send(0, 0, answered=False)
+    browsers.track(0, 1)
+    browsers.send(0, 1, answered=True)
+    browsers.track(0, 0)
+    browsers.log_in(0, "ann@example.com", None)
+    browsers.send(0, 0, answered=True)
     browsers.nothing_lands_on_somebody_who_is_not_there()
