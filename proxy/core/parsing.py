@@ -17,7 +17,7 @@ import msgspec
 from proxy.core.attributes import Faults, read_attributes, read_track
 from proxy.core.calls import Attributes, BadPush, Batch, Call, Consent, Identify, Push, Reset, Track
 from proxy.core.emails import carriable_address, clean_address
-from proxy.core.reasons import MAX_TEXT, MAX_TOKEN, Reason
+from proxy.core.reasons import MAX_TEXT, Reason
 from proxy.core.visitors import NOBODY
 from proxy.errors import RequestError
 
@@ -75,7 +75,7 @@ def _decode_leniently(body: bytes) -> Any:
     """
     try:
         text = body.decode("utf-8")
-        return mended(json.loads(text, parse_constant=_no_constant, parse_int=_bounded_int))
+        return mended(json.loads(text, parse_constant=_no_constant, parse_int=bounded_int))
     except RecursionError:
         raise _malformed("The body is nested too deeply.") from None
     except ValueError:
@@ -86,7 +86,7 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
 
 
-def _bounded_int(digits: str) -> float:
+def bounded_int(digits: str) -> float:
     """Python refuses to read integers of thousands of digits; as numbers beyond a double they are refused where they stand."""
     return int(digits) if len(digits) <= MAX_TEXT else float("inf")
 
@@ -203,6 +203,4 @@ def _token(argument: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(token, str):
         raise _BadCall(Reason.BAD_TOKEN, "call[1].token")
-    if len(token) > MAX_TOKEN:
-        raise _BadCall(Reason.TOO_LONG, "call[1].token")
     return token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -48,6 +49,13 @@ def test_a_minted_token_is_believed() -> None:
         assert codec.verify(minted, NOW) == Vouched("ada@example.com", Attributes(tags=("a",)), issued=NOW)
 
 
+def signed(payload: str | bytes) -> str:
+    """Returns a token that says this, which need not be JSON."""
+    return jwt.PyJWS().encode(payload if isinstance(payload, bytes) else payload.encode(), NEW)
+
+
+CLAIMS_IN_LATIN_1 = json.dumps(claims(contact={"firstName": "Jürgen"}), ensure_ascii=False).encode("latin-1")
+DIGITS = json.dumps(claims(contact={"firstName": 7, "lastName": "L"})).replace(": 7,", f": {'7' * 5_000},")
 UNSIGNED = jwt.encode(claims(), None, algorithm="none")
 REFUSED_TOKENS: dict[str, tuple[str, Reason, str]] = {
     "of another key": (token(OTHER), Reason.BAD_TOKEN, "signature"),
@@ -67,6 +75,14 @@ REFUSED_TOKENS: dict[str, tuple[str, Reason, str]] = {
     "not valid yet": (token(nbf=int(NOW) + 31), Reason.BAD_TOKEN, "clocks"),
     "with a text as expiry": (token(exp=f"{int(NOW)}"), Reason.BAD_TOKEN, ""),
     "with infinity as expiry": (token(exp=float("inf")), Reason.BAD_TOKEN, ""),
+    "over the length": (
+        token(contact={"customFields": {f"f{n}": "x" * 200 for n in range(50)}}),
+        Reason.TOO_LONG,
+        "8,192",
+    ),
+    "nested too deeply": (signed('{"contact":' + "[" * 3_000 + "]" * 3_000 + "}"), Reason.BAD_TOKEN, "deeply"),
+    "in Latin-1": (signed(CLAIMS_IN_LATIN_1), Reason.BAD_TOKEN, "UTF-8"),
+    "that says a list": (signed('["ada@example.com"]'), Reason.BAD_TOKEN, "object"),
     "that is none": ("a.b.c", Reason.BAD_TOKEN, "JWT"),
     "that is empty": ("", Reason.BAD_TOKEN, "JWT"),
     "of an unknown kid": (token(NEW, kid="unknown"), Reason.BAD_TOKEN, ""),
@@ -93,7 +109,12 @@ def test_a_token_is_refused(kind: str) -> None:
         (token(email=None), ""),
         (token(email="ada"), ""),
         (token(email=["ada@example.com"]), ""),
+        (REFUSED_TOKENS["over the length"][0], "ada@example.com"),
+        (REFUSED_TOKENS["nested too deeply"][0], ""),
+        (REFUSED_TOKENS["in Latin-1"][0], ""),
+        (REFUSED_TOKENS["that says a list"][0], ""),
         (token(OTHER, exp=int(NOW) - 31), None),
+        (token(OTHER, contact={"firstName": "x" * 9_000}), None),
         (token(aud="other"), None),
         (UNSIGNED, None),
         ("a.b.c", None),
@@ -103,6 +124,12 @@ def test_a_refused_token_says_for_whom_it_was_signed_if_it_was(text: str, names:
     problem = TokenCodec([(None, NEW)]).verify(text, NOW)
     assert isinstance(problem, TokenProblem)
     assert problem.names == names
+
+
+def test_a_number_of_thousands_of_digits_costs_nobody_their_log_in() -> None:
+    vouched = TokenCodec([(None, NEW)]).verify(signed(DIGITS), NOW)
+    assert isinstance(vouched, Vouched)
+    assert vouched.attributes.fields == {"lastName": "L"}
 
 
 @pytest.mark.parametrize("contact", [[], ["x"], "x", 7, {"tags": "x"}])
