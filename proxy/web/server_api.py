@@ -21,6 +21,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from proxy.core.calls import Attributes, Track
+from proxy.core.emails import holds_address
 from proxy.core.reasons import MAX_TEXT
 from proxy.core.server_calls import (
     MAX_BULK_BODY,
@@ -178,7 +179,7 @@ def _dropped(operation: Operation, pushes: Sequence[ServerPush]) -> tuple[Header
     Names are percent-encoded, so that a comma or a blank is never part of one. Those without room are counted: `birthday,tags[1],...and 12 more`.
     """
     names = [
-        quote(f"{index}.{name[:_MAX_NAME]}" if operation.bulk else name[:_MAX_NAME], safe="[]")
+        quote(f"{index}.{_shown(name)}" if operation.bulk else _shown(name), safe="[]")
         for index, push in enumerate(pushes)
         for name in push.dropped
     ]
@@ -190,6 +191,11 @@ def _dropped(operation: Operation, pushes: Sequence[ServerPush]) -> tuple[Header
         shown += 1
     more = [f"...and {len(names) - shown} more"] if shown < len(names) else []
     return ((b"scq-dropped", ",".join([*names[:shown], *more]).encode("ascii")),)
+
+
+def _shown(name: str) -> str:
+    """Returns what the header says of a name: it may be logged on its way, and some name a field after a person."""
+    return "...an-address" if holds_address(name) else name[:_MAX_NAME]
 
 
 def _legacy_identified(address: str, attributes: Attributes) -> bytes:
