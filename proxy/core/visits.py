@@ -200,13 +200,13 @@ def to_retire(visit: Visit, cookie: Visitor | None, facts: Facts, now: float) ->
     Ids of which the request shows no more than the session value are left out once their browser has had a cookie for a while: knowing an old
     `s` must not log anybody out.
     """
+    if cookie is not None and cookie.email is None and is_past(facts.visitor(cookie.id).identified, now):
+        cookie = None  # it may be a copy from before that log-in
     ending = []
     for visitor in _ending(visit):
         known = facts.visitor(visitor)
         proven = visitor == visit.who.id and visit.who.email is not None
-        if cookie is not None and not is_past(
-            known.identified, now
-        ):  # else this may be a cookie from before that log-in
+        if cookie is not None and not is_past(known.identified, now):
             proven = proven or cookie.id in (visitor, known.shown_by)
         if proven or not is_settled(known, now):
             ending.append(visitor)

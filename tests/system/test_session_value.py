@@ -7,7 +7,7 @@ visitor who was there before all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -18,6 +18,7 @@ from tests.support.server import (
     COOKIE_KEY,
     IDENTITY_KEY,
     Browser,
+    Cookies,
     Server,
     arrives,
     identify,
@@ -43,6 +44,7 @@ class Victims:
     taken_over: Browser  # its script has drawn a new session value: it is not the cookie's
     back_again: Browser  # will come back with a cookie whose key was dropped
     mark: str
+    copied: Cookies = field(default_factory=dict)  # of `taken_over`, from before its log-in
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -59,6 +61,8 @@ def settled(server: Server) -> Victims:
     victims.logged_in.logs_in(ann)
     victims.anonymous.push(track(mark))
     victims.anonymous.push(track("cart-0"))  # shows its cookie
+    victims.taken_over.push(track("cart-0"))
+    victims.copied = dict(victims.taken_over.cookies)
     victims.taken_over.logs_in(ann)
     victims.taken_over.s = new_id()
     victims.taken_over.push(track("cart-0"))
@@ -97,6 +101,14 @@ def test_somebody_with_a_cookie_of_their_own_logs_nobody_out_either(settled: Vic
     assert settled.logged_in.statuses(track("cart-1")) == ["accepted"]
     assert settled.taken_over.statuses(track("cart-1")) == ["accepted"]
     assert settled.anonymous.statuses(track("cart-1")) == ["held"]
+
+
+def test_a_copied_cookie_from_before_the_log_in_logs_nobody_out_either(settled: Victims) -> None:
+    victim = settled.taken_over
+    for calls in ([["reset"]], [login(new_email("eve")), ["reset"]], [["consent", "denied"], ["reset"]]):
+        answer = victim.request(*calls, cookies=settled.copied)
+        assert set(outcomes(answer.json()["results"])) == {"accepted"}
+    assert victim.statuses(track("cart-1")) == ["accepted"]
 
 
 @pytest.mark.parametrize("by", ["token", "typed"])
