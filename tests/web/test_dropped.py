@@ -225,7 +225,10 @@ def test_a_name_in_the_header_is_encoded_and_a_long_list_of_them_is_cut(server: 
 
 
 def test_the_header_names_no_address(server: Server) -> None:
-    says = {"email": new_email(), "customFields": {"ann@example.com": ["x"], "of" * 25 + "%40ann@example.com": ["x"]}}
+    says: dict[str, Any] = {
+        "email": new_email(),
+        "customFields": {"ann@example.com": ["x"], "of" * 25 + "%40ann@example.com": ["x"]},
+    }
     says |= {"bob@example.com": "x" * 300, "tags": [["x"]]}
     assert names_of(call(server, IDENTIFY, says)) == ["...an-address", "...an-address", "tags[0]", "...an-address"]
     names = names_of(call(server, BULK, [{"email": new_email()}, says]))
