@@ -87,7 +87,8 @@ class Settings:
     upstream: str = _setting("SCQ_UPSTREAM", parsers.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
         f"base URL of SendX's API, plain http to loopback only; with `legacy` the default is {DEFAULT_UPSTREAMS[Dialect.LEGACY]}")
     secret_keys: tuple[Secret, ...] = _setting("SCQ_SECRET_KEYS", parsers.keys, None,
-        "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify", example=_KEYGEN, secret=True)
+        "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify; dropping one logs out"
+        " the visitors whose cookies it signed", example=_KEYGEN, secret=True)
     identify: IdentifyMode = _setting("SCQ_IDENTIFY", parsers.choice(IdentifyMode), "verified",
         "`verified`: only signed tokens identify; `asserted`: an address typed in the page does too")
     identity_keys: tuple[IdentityKey, ...] = _setting("SCQ_IDENTITY_KEYS", parsers.identity_keys, "",

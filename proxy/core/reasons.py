@@ -65,10 +65,10 @@ class Reason(StrEnum):
         "Known methods: identify, track, reset, consent.")
     BAD_EMAIL = (
         "bad-email", (_PAGE, _SERVER), "not an e-mail address",
-        "That is no e-mail address: ask the visitor to correct it.")
+        "That is not an e-mail address: ask the visitor to correct it.")
     BAD_TOKEN = (
-        "bad-token", (_PAGE,), "the identity token does not verify",
-        "The identity token does not verify: sign it with HS256 and a key of SCQ_IDENTITY_KEYS, aud scq, exp within an hour.")
+        "bad-token", (_PAGE,), "the identity token does not verify, or one of its claims is missing or malformed",
+        "The identity token does not verify: sign email, iat, exp (within an hour) and aud scq with HS256 and a key of SCQ_IDENTITY_KEYS.")
     EXPIRED_TOKEN = (
         "expired-token", (_PAGE,), "the identity token has expired",
         "The identity token has expired: fetch a fresh one from the site's back end.")
