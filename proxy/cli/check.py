@@ -66,20 +66,20 @@ def check_settings(settings: Settings) -> list[Finding]:
         found.append(_mend("SCQ_ASSERTED_TAGS has no effect with SCQ_IDENTIFY=verified: remove it or set asserted."))
     if wide := [str(network) for network in settings.trusted_proxies if _is_too_wide(network)]:
         wrong = (
-            f"SCQ_TRUSTED_PROXIES covers strangers with {' and '.join(wide)}: they could choose the client address that limits are "
-            "counted by. List the addresses of your own proxies."
+            f"SCQ_TRUSTED_PROXIES is too wide with {' and '.join(wide)}: strangers in it could choose the client address that limits "
+            "are counted by. List the addresses of your own proxies."
         )
         found.append(_mend(wrong))
     for names in _sharing_a_key(settings):
-        shared = f"{', '.join(names[:-1])} and {names[-1]} hold the same key: one leak gives them all away."
+        shared = f"{', '.join(names[:-1])} and {names[-1]} hold the same key: one leak compromises every one of them."
         found.append(_mend(f"{shared} Give each its own; `scq-proxy keygen` makes one."))
     return found
 
 
 def _is_too_wide(network: IPv4Network | IPv6Network) -> bool:
-    """Returns whether no proxies' own network is so large.
+    """Returns whether the network is larger than any that one operator has.
 
-    The largest are 10.0.0.0/8, and in IPv6 the private blocks and the /16 that a few operators have.
+    The largest are 10.0.0.0/8, and in IPv6 the private blocks and the /16 of a few operators.
     """
     if isinstance(network, IPv4Network):
         return network.prefixlen < 8
@@ -87,7 +87,7 @@ def _is_too_wide(network: IPv4Network | IPv6Network) -> bool:
 
 
 def _sharing_a_key(settings: Settings) -> Sequence[tuple[str, ...]]:
-    """Returns the names of settings that have a key in common. An identity key counts with its kid and without."""
+    """Returns the names of settings that have a key in common. An identity key counts with and without its kid."""
     identity = [key.secret for key in settings.identity_keys]
     identity += [Secret(f"{key.kid}={key.secret.reveal()}") for key in settings.identity_keys if key.kid is not None]
     given = {
@@ -176,7 +176,7 @@ def explain_token(settings: Settings, token: str, now: float) -> list[Finding]:
         return [_mend(f"token: {outcome.reason}, {outcome.detail}")]
     findings = [_fine("token: it identifies its e-mail address as verified")]
     if outcome.ignored:
-        findings.append(_mend(f"token: SendX could not take {', '.join(outcome.ignored)}, which is dropped"))
+        findings.append(_mend(f"token: dropped, because SendX could not take it: {', '.join(outcome.ignored)}"))
     return findings
 
 

@@ -28,7 +28,7 @@ SENDX_SNIPPET = """\
  })();
 </script>
 """
-SENDX_NAMES = frozenset(re.findall(r"^ var (\w+) =", SENDX_SNIPPET, re.MULTILINE))  # the globals that it makes
+SENDX_NAMES = frozenset(re.findall(r"^ var (\w+) =", SENDX_SNIPPET, re.MULTILINE))  # the globals that it sets
 OWN_HOST = "www.example.com"  # stands for the site's own where we do not know it
 
 

@@ -17,18 +17,18 @@ from proxy.config.settings import load_one
 from proxy.resources import shipped
 from proxy.web.shim import load_debug_shim, load_shim
 
-# The queue becomes a global, and the page must have none of its name: `location = …` leaves the page. No interface of a browser begins with
-# an underscore (https://webidl.spec.whatwg.org/#reserved-identifier), no word of JavaScript does, and its own properties begin with two.
+# The queue becomes a global, and the page must not have one of its name yet: `location = …` leaves the page. No Web IDL name begins with an
+# underscore (https://webidl.spec.whatwg.org/#reserved-identifier), no keyword of JavaScript does, and `__proto__` and its like have two.
 _OWN_NAME = re.compile(r"_[A-Za-z][A-Za-z0-9_]*")
 
 
 def queue_name(text: str) -> str:
-    """The callback of a name for the queue."""
+    """Checks the name of the queue, as the option's callback."""
     if _OWN_NAME.fullmatch(text) is None:
-        wrong = "a page may have this name already, or cannot have it at all."
+        wrong = "a page may already have a global of this name, or cannot have one."
         raise typer.BadParameter(f"{wrong} Give one that begins with an underscore and a letter, such as _scp.")
     if text in SENDX_NAMES and text != "_scq":
-        raise typer.BadParameter(f"{text} is SendX's own, beside its queue. Give another name, such as _scp.")
+        raise typer.BadParameter(f"{text} is a global of SendX's own snippet. Give another name, such as _scp.")
     return text
 
 

@@ -41,12 +41,12 @@ def env_file_of(given: Path | None) -> Path | None:
 
 
 def address(text: str | None) -> str | None:
-    """The callback of a parameter that is an e-mail address, as a back end may vouch for one. None: an option not given."""
+    """Checks an e-mail address as a parameter's callback, as leniently as one that a back end vouches for. None: an option not given."""
     if text is None:
         return None
     cleaned = carriable_address(text)
     if cleaned is None:
-        raise typer.BadParameter("this is no e-mail address; an example is ada@example.com.")
+        raise typer.BadParameter("this is not an e-mail address; an example is ada@example.com.")
     return cleaned
 
 

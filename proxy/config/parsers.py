@@ -34,12 +34,12 @@ def shown(value: str) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-# A comment behind them is kept by the same readers.
+# The same readers keep a comment behind the quotes.
 _QUOTED = re.compile(r"""(["']).*\1(\s+#.*)?""", re.DOTALL)
 
 
 def unquoted(text: str) -> str:
-    """Refuses matching quotes: a shell and a `.env` file take them off, `docker run --env-file` and a list in a compose file keep them."""
+    """Refuses matching quotes: a shell and a `.env` file strip them, `docker run --env-file` and a list in a compose file do not."""
     if _QUOTED.fullmatch(text) is not None:
         raise Wrong("is in quotes, which would be part of the value; remove them")
     return text

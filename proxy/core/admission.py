@@ -9,16 +9,16 @@ goes into its `Intake`. The rules about who the browser is are functions of a vi
 
 The rules of one browser, several people and several tabs:
 
-1. A retired cookie is not a cookie. Without a cookie the visitor id is derived from the browser-session value `s`, for as long as the proxy has
-   not seen that visitor's cookie, nor anybody identify as it, over a minute ago. `s` is not a proof: after that, the request is a new visitor's.
+1. A retired cookie is not a cookie. Without a cookie the visitor id is derived from the browser-session value `s`, until a minute after the proxy
+   first saw that visitor's cookie or somebody identified as it. `s` is not a proof: after that, the request is a new visitor's.
 2. What was pushed under an `s` that was retired is refused `identity-changed`, until a known id says who the browser is now.
 3. An id is looked up before anything else. A repeated identify, reset or consent changes nothing, but the person whom it made the browser
    still owns what follows, if the request shows the visitor of the first try, or none. If it comes too late for that, what follows is that
    person's or nobody's.
-4. A log-in by token as another person, and a reset, retire visitor and `s`; the answer carries the next `s`. Of a log-in that holds as long as
-   the token is the site's: an expired one, say, is refused, and who was here has ended all the same.
-5. What was held goes right behind the identify that binds it, judged again under the trust it ends up with. What a visitor did who was born of
-   a log-out, or of a log-in that failed or got lost, is bound to that person (the visitor's heir), or to nobody.
+4. A log-in by token as another person, and a reset, retire visitor and `s`; the answer carries the next `s`. A log-in does so
+   whenever the site has signed its token: one that has expired, say, is refused, and still ends who was here.
+5. What was held goes right behind the identify that binds it, judged again under the trust it ends up with. The pushes of a visitor
+   born of a log-out, or of a log-in that failed or got lost, are bound to that person (the visitor's heir), or to nobody.
 6. A typed address never takes the place of a verified one: it is delivered once and changes nothing.
 """
 
@@ -162,10 +162,9 @@ def _recognise(context: Context, visit: Visit, push_id: str, candidate: Candidat
         and visit.who.email is None
         and (context.cookie or not visit.stale_session)
     ):
-        # It no longer says that its person is here, but what follows it is theirs or nobody's.
-        visit = _replace(
-            _make_way(context, visit, push_id, person, heir=person), moved=False
-        )  # a later id may know more
+        # Too late to say that its person is here; what follows is still theirs, or nobody's.
+        visit = _make_way(context, visit, push_id, person, heir=person)
+        visit = _replace(visit, moved=False)  # a later id may know more
     return visit, duplicate
 
 
@@ -183,7 +182,9 @@ def _barred(context: Context, visit: Visit, push: Push, token: Vouched | TokenPr
     if visit.who.consent or push.released or isinstance(push.call, Consent | Reset):
         return None
     if (person := _signed_for(token)) is not None:
-        visit = _make_way(context, visit, push.id, person, heir=NOBODY)  # of somebody who denies, nothing is stored
+        visit = _make_way(
+            context, visit, push.id, person, heir=NOBODY
+        )  # nothing is stored of somebody who denies consent
     return _refuse(context, visit, push.id, Refusal(Reason.CONSENT_DENIED))
 
 
@@ -394,7 +395,7 @@ def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None
 
 
 def _lose_log_in(context: Context, visit: Visit, push_id: str, person: str) -> _Step:
-    """A log-in that got no answer while its page was open. As that person's, it changes nothing; as another's, it is a log-out."""
+    """Takes in a log-in that got no answer while its page was open: it logs out anybody but its person."""
     after = _make_way(context, visit, push_id, person, heir=person)
     if after is visit:
         return visit, Result(push_id, Status.ACCEPTED)  # not remembered: the log-in itself may still come

@@ -3,8 +3,8 @@
     JSON → read_attributes → Attributes
     JSON → read_track → Track
 
-A value that SendX could not take is dropped and named, and the rest goes on; nothing here raises. What is empty by nature (null, an empty
-list, an empty text in a list) vanishes silently: back ends and form plug-ins send every field they know.
+A value that SendX could not take is dropped and named, and the rest goes on; nothing here raises. Empty values (null, an empty
+list, an empty text in a list) vanish silently: back ends and form plug-ins send every field they know.
 """
 
 import math
@@ -54,7 +54,7 @@ def read_attributes(argument: Mapping[str, Any], faults: Faults) -> Attributes:
 
 
 def read_track(argument: Mapping[str, Any], faults: Faults) -> Track:
-    """Returns the tags that a track adds and removes. Whether it goes on without those that are faults is for the caller to say."""
+    """Returns the tags that a track adds and removes. The caller decides whether it goes on without the faulty ones."""
     added = read_tags("addTags", argument.get("addTags"), faults)
     return Track(added, read_tags("removeTags", argument.get("removeTags"), faults))
 
@@ -83,7 +83,7 @@ def read_tags(key: str, value: Any, faults: Faults) -> tuple[str, ...]:
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """Returns a list, also one that PHP has written as an object (`array_filter` leaves gaps: `{"1":"vip"}`); None for all else."""
+    """Returns the list, also where PHP has written it as an object (`array_filter` leaves gaps: `{"1":"vip"}`); None for all else."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and all(key.isascii() and key.isdecimal() for key in value):
@@ -92,14 +92,14 @@ def as_list(value: Any) -> list[Any] | None:
 
 
 def _contact_text(key: str, value: Any, faults: Faults) -> str | None:
-    if isinstance(value, bool):  # a box that was ticked, never a name
+    if isinstance(value, bool):  # a ticked checkbox, never a name
         faults[key] = Reason.BAD_SHAPE
         return None
     text = _text(value, faults, key)
     if key != "birthday" or text is None:
         return text
     text = text.strip()
-    if not _is_date(text):  # SendX refuses the whole identify for it, also for an empty one
+    if not _is_date(text):  # for which SendX refuses the whole identify; an empty one, too
         faults[key] = Reason.BAD_SHAPE
         return None
     return text

@@ -1,4 +1,4 @@
-"""What a push is judged against, the `Context` of its request, and what the request has brought so far, its `Intake`."""
+"""The `Context` of a request, against which its pushes are judged, and its `Intake`, which gathers what they bring."""
 
 from datetime import timedelta
 
@@ -27,7 +27,7 @@ _HOUR = 3_600.0  # seconds
 
 
 class Intake(msgspec.Struct):
-    """What the request has brought so far; it only grows.
+    """Gathers what the request has brought so far; it only grows.
 
     `ids`: accepted or held; `queued`: pushes by lane key; `busy`: schedules as this request leaves them.
     """
@@ -49,7 +49,7 @@ class Intake(msgspec.Struct):
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What every push of the request is judged against. `cookie`: as it counts today; `shown`: the visitor id that the request shows."""
+    """Holds what every push of the request is judged against. `cookie`: as it counts today; `shown`: the visitor id that the request shows."""
 
     request: Request
     facts: Facts
@@ -63,7 +63,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return who.trust_at(self.request.now, self.limits.verified_for)
 
     def is_full(self, key: str, trust: Trust) -> bool:
-        """Returns whether the lane has no room left. What this request has queued counts as pushes and not in bytes, which are few."""
+        """Returns whether the lane has no room left. What this request itself has queued counts as pushes only: its bytes are few."""
         lane = self.facts.lane(key)
         room = lane_room(lane, trust, self.limits.lane_max)
         return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH
@@ -92,7 +92,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return Result(push_id, Status.ACCEPTED, dropped=dropped)
 
     def remember(self, push_id: str, after: Visitor | None = None, *, trace: bool = True) -> None:
-        """Knows the id again. `after`: who the browser is from here on, None if the push does not say; `trace`: by the store, too."""
+        """Remembers the id. `after`: who the browser is from here on, None if the push does not say; `trace`: in the store, too."""
         self.intake.ids.add(push_id)
         if after is not None:
             after = msgspec.structs.replace(after, issued=int(self.request.now))

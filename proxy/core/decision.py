@@ -50,9 +50,9 @@ class VisitorFacts(msgspec.Struct, frozen=True):
 
 
 class LaneFacts(msgspec.Struct, frozen=True):
-    """What is known of a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent.
+    """Facts about a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent.
 
-    `bytes`: of the bodies that wait.
+    `bytes`: size of the bodies that wait.
     """
 
     verified: bool = False
@@ -139,7 +139,7 @@ class Retire(Change, frozen=True):
 
 
 class Born(Change, frozen=True):
-    """Begins a visitor as whom nobody but `person` may identify: a lane key, or what `visitors.may_be` takes for one."""
+    """Begins a visitor as whom only `person` may identify: a lane key, or anything else that `visitors.may_be` takes."""
 
     visitor: str
     person: str
@@ -153,7 +153,7 @@ class Identified(Change, frozen=True):
 
 
 class Shown(Change, frozen=True):
-    """Marks the visitor as shown by a cookie, that of the visitor `by`."""
+    """Marks the visitor as shown, by the cookie of the visitor `by`."""
 
     visitor: str
     by: str

@@ -1,8 +1,8 @@
-"""E-mail addresses: what is one, and which spellings are one person's.
+"""E-mail addresses: which texts are one, and which spellings belong to one person.
 
-Two rules, by who says the address. One that somebody vouches for (`carriable_address`) exists, whatever its syntax: mobile carriers have given
-out `foo..bar.@docomo.ne.jp`, and mail inside a company goes to `bob@company.local`. So it is held only to what could break a header, a URL or a
-lane. A typed one (`clean_address`) must have the syntax of an e-mail address, too.
+There are two rules. An address that a back end vouches for (`carriable_address`) exists, whatever its syntax: mobile carriers have given out
+`foo..bar.@docomo.ne.jp`, and mail inside a company goes to `bob@company.local`. So it is refused only if it could break a header, a URL or a lane.
+A typed one (`clean_address`) must have the syntax of an e-mail address as well.
 """
 
 import re
@@ -15,16 +15,14 @@ from email_validator import EmailNotValidError, validate_email
 MAX_ADDRESS = 320  # bytes in UTF-8: the cookie carries it
 _CACHED_KEYS = 8_192  # a push asks several times for that of its person
 _CACHED_DOMAINS = 1_024
-_MAX_IDN = (
-    64  # characters of a domain that is taken for an international one: looking at it takes microseconds for each
-)
-_MAX_IDN_LABELS = 4  # the same where it is written in ASCII
+_MAX_IDN = 64  # characters of an international domain: IDNA takes microseconds for each
+_MAX_IDN_LABELS = 4  # of one that is written in ASCII
 
-# As pages write it: percent-encoded, too, or with the wide signs of an East Asian keyboard.
+# As pages write them: also percent-encoded, or in full-width forms.
 _AT, _DOT = r"(?:[@\uff20\ufe6b]|%(?:25)*40)", r"(?:[.\u3002\uff0e\uff61]|%(?:25)*2[Ee])"
-_INSIDE = re.compile(rf"[^\s@]{_AT}(?:(?!{_AT})\S)+?{_DOT}[^\s@]")  # no @ is passed over: that would take time
+_INSIDE = re.compile(rf"[^\s@]{_AT}(?:(?!{_AT})\S)+?{_DOT}[^\s@]")  # not past an @: that would backtrack
 
-# White space of any kind, controls, and what is invisible or turns the direction of text: what copying an address brings along at its ends.
+# White space of any kind, controls, invisible characters and direction marks: they come along at the ends when an address is copied.
 _INVISIBLE = "".join(
     chr(code)
     for codes in (
@@ -37,13 +35,12 @@ _INVISIBLE = "".join(
 )
 _PART = r"""[^@()<>\[\]:;,\\"\x00-\x20\x7f]+"""  # without the specials of RFC 5322
 _CARRIABLE = re.compile(f"{_PART}@{_PART}")
-_UNCARRIABLE = frozenset(
-    ("Cc", "Cf", "Cs", "Zs", "Zl", "Zp")
-)  # Unicode's controls, formats (bidi among them), surrogates, separators
+# Unicode's controls, formats (bidi among them), surrogates and separators.
+_UNCARRIABLE = frozenset(("Cc", "Cf", "Cs", "Zs", "Zl", "Zp"))
 
 
 def carriable_address(text: str) -> str | None:
-    """Returns an address that somebody vouches for, without what is invisible around it; None if it could do harm on its way."""
+    """Returns an address that is vouched for, trimmed of invisible characters; None if it could do harm on its way."""
     address = text.strip(_INVISIBLE)
     if len(address) > MAX_ADDRESS or not _CARRIABLE.fullmatch(address):
         return None
@@ -55,7 +52,7 @@ def carriable_address(text: str) -> str | None:
 
 
 def clean_address(text: str) -> str | None:
-    """Returns a typed address, without what is invisible around it; None if it is not one. Syntax only: no DNS look-up."""
+    """Returns a typed address, trimmed of invisible characters; None if it is not one. Syntax only: no DNS look-up."""
     address = carriable_address(text)
     if address is None:
         return None
@@ -65,7 +62,7 @@ def clean_address(text: str) -> str | None:
         form = _ascii_domain(domain)
         if form is None:
             return None
-        judged = f"{local}@{form.replace('xn--', 'xn-a')}"  # IDNA is done with: once is enough, it takes the most time of all
+        judged = f"{local}@{form.replace('xn--', 'xn-a')}"  # not IDNA a second time: it is the slowest part
     try:
         # The test environment admits the reserved name .test, which staging sites use; nothing else changes.
         validate_email(judged, check_deliverability=False, test_environment=True, strict=True)
@@ -88,12 +85,12 @@ def lane_key(address: str) -> str:
 
 
 def _apes(address: str) -> bool:
-    """Returns whether normalizing makes ASCII of something else: nobody types the Kelvin sign for a K but to write another person's address."""
+    """Returns whether normalization turns another character into ASCII: a Kelvin sign for a K is there to imitate another person's address."""
     return _ascii_letters(unicodedata.normalize("NFC", address)) > _ascii_letters(address)
 
 
 def holds_address(text: str) -> bool:
-    """Returns whether an e-mail address may stand in the text: anything of the form x@y.z, as the text must not be shown then."""
+    """Returns whether the text may contain an e-mail address, and so must not be shown: anything of the form x@y.z."""
     return _INSIDE.search(text) is not None
 
 
@@ -114,7 +111,7 @@ def _lowered(text: str) -> str:
 
 @lru_cache(maxsize=_CACHED_DOMAINS)
 def _ascii_domain(domain: str) -> str | None:
-    """Returns an international domain as DNS knows it, in lower case; None if it has no such form or takes too long to look at."""
+    """Returns an international domain as DNS has it, in lower case; None if it has no such form or would take too long to encode."""
     if len(domain) > _MAX_IDN if not domain.isascii() else domain.lower().count("xn--") > _MAX_IDN_LABELS:
         return None
     try:

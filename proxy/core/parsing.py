@@ -3,8 +3,8 @@
     bytes → parse_batch → Batch(session, items)      item: Push(id, call) or BadPush(id, reason, where)
 
 A request is one JSON object, as README describes it. What makes the whole request unreadable raises `RequestError`; what is
-wrong with one push makes that push a `BadPush` and leaves its neighbours alone; of an identify, that is only who it is about:
-what it says is read leniently (`attributes`). Nothing here decides who may do what: that is `policy`.
+wrong with one push makes that push a `BadPush` and leaves its neighbours alone. In an identify only the address or the token can be
+wrong in that way: its values are read leniently (`attributes`). Nothing here decides who may do what: that is `policy`.
 """
 
 import json
@@ -132,7 +132,7 @@ def _parse_call(call: Any) -> Call:
 
 
 def _parse_reset(call: list[Any]) -> Reset:
-    """Whatever does not look exactly like the script's fingerprint of a lost log-in is ignored."""
+    """Reads a log-out. Ignores anything behind it but the script's fingerprint of a lost log-in."""
     number = call[1] if len(call) > 1 else None
     if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**32:
         return Reset(f"{NOBODY}{number}")
@@ -140,7 +140,7 @@ def _parse_reset(call: list[Any]) -> Reset:
 
 
 def _argument(call: list[Any]) -> dict[str, Any]:
-    """What stands behind the object is nobody's: pages pass on what they were called with."""
+    """Returns the object of a call. Ignores what stands behind it: pages pass on what they were called with."""
     if len(call) < 2 or not isinstance(call[1], dict):
         raise _BadCall(Reason.BAD_SHAPE, "call[1]")
     return call[1]
@@ -166,7 +166,7 @@ def parse_identify(argument: Mapping[str, Any]) -> Identify:
 
 
 def parse_contact(contact: Any) -> tuple[Attributes, tuple[str, ...]]:
-    """Returns what the `contact` of an identity token sets, and the names of what was dropped of it."""
+    """Returns what the `contact` of an identity token sets, and the names of the values dropped from it."""
     if contact is None or contact == []:  # PHP's empty map
         return Attributes(), ()
     if not isinstance(contact, dict):
@@ -187,7 +187,7 @@ def _typed_address(argument: Mapping[str, Any]) -> str | None:
 
 
 def _address_beside_token(argument: Mapping[str, Any], faults: Faults) -> str | None:
-    """The token says who it is: the page's address counts for nothing, and is read only to tell whether it is the same."""
+    """Returns the page's address, which only tells whether it is the same: the token says who it is."""
     value = argument.get("email")
     if value is None:
         return None

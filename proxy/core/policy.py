@@ -1,7 +1,7 @@
 """The operator's lists of tags and fields against what a browser asks for.
 
 Pure. A track with a tag that is not offered is refused whole, because half a track can start the wrong automation; an identify
-loses what is not offered and goes on. A wildcard stands for what a person can see: control characters, line and paragraph separators and
+loses what is not offered and goes on. A wildcard stands only for what a person can see: control characters, line and paragraph separators and
 direction marks pass only where the operator has spelled them out. It does not judge what the site's own servers vouch for (a token's
 `contact`, a server key).
 """

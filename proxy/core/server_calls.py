@@ -63,7 +63,7 @@ OPERATIONS: Mapping[str, Operation] = {
 
 
 class ServerPush(msgspec.Struct, frozen=True):
-    """One contact's part of a call. `dropped`: names of what SendX could not take of it."""
+    """One contact's part of a call. `dropped`: names of the values in it that SendX could not take."""
 
     address: str
     body: Attributes | Track
@@ -143,12 +143,12 @@ def _address(value: Any, place: str = "") -> str:
         raise unprocessable(f"{place}email is missing")
     address = carriable_address(value) if isinstance(value, str) else None
     if address is None:
-        raise unprocessable(f"{place}email is no e-mail address")
+        raise unprocessable(f"{place}email is not an e-mail address")
     return address
 
 
 def _passed_on(message: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
-    """Returns the keys that are passed on as they are. The limits of known keys hold for unknown ones, too."""
+    """Returns the keys that are passed on as they are. Unknown keys have the limits of known ones."""
     extra: dict[str, Any] = {}
     for key, value in message.items():
         if value is None or key in _SPELLINGS:

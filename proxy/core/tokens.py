@@ -34,8 +34,8 @@ class Vouched(msgspec.Struct, frozen=True):
 class TokenProblem(msgspec.Struct, frozen=True):
     """Why a token is refused; `detail` is for the operator and quotes nothing of the token.
 
-    `names`: the address in a token whose signature verifies, "" if that is none; None if it does not verify. A site that signs for somebody
-    says that nobody else is here, even where that somebody cannot be let in.
+    `names`: the address in a token whose signature verifies, "" if it has none that is usable; None if the signature does not verify. By
+    signing for one person, the site says that nobody else is here, even if that person cannot be let in.
     """
 
     reason: Reason
@@ -93,7 +93,7 @@ class TokenCodec:
         try:
             kid = jwt.get_unverified_header(token).get("kid")
         except (jwt.PyJWTError, ValueError, RecursionError):
-            return _bad("it is no JWT")
+            return _bad("it is not a JWT")
         problem = _bad("SCQ_IDENTITY_KEYS has no key for its kid")
         for key in self._candidates(kid):
             try:
@@ -123,7 +123,7 @@ def _bad(detail: str) -> TokenProblem:
 
 
 def _judge(claims: Mapping[str, Any], now: float) -> Vouched | TokenProblem:
-    """Judges claims whose signature verifies: whatever is wrong with them, the answer says whom they name."""
+    """Judges claims whose signature verifies. Whatever is wrong with them, the result says whom they name."""
     if (stray := _stray(claims.get("aud"))) is not None:
         return stray
     email = claims.get("email")

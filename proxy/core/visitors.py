@@ -45,15 +45,15 @@ class Visitor(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.issued > other.issued
 
 
-NOBODY = "#"  # as the person who alone may identify as a visitor
+NOBODY = "#"  # in place of a lane key: nobody may identify as the visitor
 _FNV_BASIS, _FNV_PRIME = 2_166_136_261, 16_777_619
 
 
 def fingerprint(text: str) -> str:
-    """Returns what stands for an address whose log-in got no answer, in the place of a lane key: "#" and a number of 32 bits.
+    """Returns what stands for an address whose log-in got no answer, in place of a lane key: "#" and a number of 32 bits.
 
-    The script makes the number of the address in the token (FNV-1a over UTF-16, lower-case), because neither of the two may be stored in the
-    browser. Equal numbers are a hint of who was about to log in, never a proof.
+    The script computes the number from the address in the token (FNV-1a over UTF-16, lower case), because neither token nor address may be
+    stored in the browser. Equal numbers hint at who was about to log in; they prove nothing.
     """
     units = text.strip().lower().encode("utf-16-le", "surrogatepass")
     value = _FNV_BASIS
@@ -66,12 +66,12 @@ def may_be(person: str | None, email: str) -> bool:
     """Returns whether `email` is the person's. `person`: a lane key, a `fingerprint`, NOBODY, or None for anybody."""
     if person is None or "@" in person:
         return person in (None, lane_key(email))
-    # A script without a decoder for UTF-8 sees the bytes of a token as Latin-1.
+    # The script has no UTF-8 decoder: it reads the bytes of a token as Latin-1.
     return person in (fingerprint(email), fingerprint(email.encode("utf-8", "replace").decode("latin-1")))
 
 
 def is_same(person: str, other: str) -> bool:
-    """Returns whether the two are one person. `person`: what is known, `other`: who comes; each as `may_be` takes it."""
+    """Returns whether the two are one person. `person` is the one known, `other` the one who comes; each as `may_be` takes it."""
     return person == other != NOBODY or ("@" in person and may_be(other, person))
 
 

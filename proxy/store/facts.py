@@ -89,9 +89,9 @@ class LaneChange:
 
 @dataclass(slots=True)
 class VisitorChange:
-    """What a group says of a visitor. `person`: its new lane key, None: stays as it is.
+    """What a group changes about a visitor. `person`: its new lane key, None: stays as it is.
 
-    The time of the row is when the visitor was identified, so a row that only says `shown_by` whom leaves that of an identified visitor as it is.
+    The row's time is that of the identification, so a change of `shown_by` alone leaves it as it is.
     """
 
     retired: bool = False

@@ -222,7 +222,7 @@ class Ledger:
     def _change_visitor(
         self, visitor: str, *, retired: bool = False, identified: bool = False, person: str | None = None
     ) -> None:
-        """`identified` is when the row was last changed, but for `shown`, as in the tables."""
+        """Changes a visitor. The time of an identified one becomes that of the change, as in the tables; not so in `_shown`."""
         facts, row = self.visitor(visitor), self.writes.visitors.setdefault(visitor, VisitorChange())
         row.retired, row.identified = row.retired or retired, row.identified or identified
         row.person = person or row.person

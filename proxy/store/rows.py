@@ -20,7 +20,7 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
-SHOWN_AGE = timedelta(days=14)  # beyond that of holds, of visitors of whom nothing is known but that they were shown
+SHOWN_AGE = timedelta(days=14)  # beyond that of holds, for visitors of whom nothing is known but that they were shown
 MAX_REFUSED_NAMES = 500
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
@@ -72,7 +72,7 @@ def make_stats(
 
 
 def with_address(refused_names: Iterable[tuple[Any, ...]]) -> list[tuple[str, str]]:
-    """Returns setting and name of the rows that hold an e-mail address: none is added any more, but an older store may have some."""
+    """Returns setting and name of the rows that hold an e-mail address: none is added any more, but an older store may hold some."""
     return [(setting, name) for name, setting, *_ in refused_names if holds_address(name)]
 
 

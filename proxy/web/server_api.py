@@ -140,7 +140,7 @@ def _values(scope: Scope, name: bytes) -> list[bytes]:
 
 
 def _legacy_query(query_string: bytes) -> Mapping[str, Sequence[str]]:
-    """Returns the values of a legacy call's query by name. A plus in an address is one, since nobody has a blank there."""
+    """Returns the values of a legacy call's query by name. A plus in an address is a plus: no address has a space."""
     text = query_string.decode("utf-8", "replace")
     query = parse_qs(text, keep_blank_values=True)
     if "+" in text and "email" in query:
@@ -174,9 +174,9 @@ def _answer(operation: Operation, pushes: Sequence[ServerPush]) -> bytes:
 
 
 def _dropped(operation: Operation, pushes: Sequence[ServerPush]) -> tuple[Header, ...]:
-    """Returns the header that names what was dropped; in a bulk call each name stands behind its contact's index.
+    """Returns the header that names what was dropped; in a bulk call each name begins with its contact's index.
 
-    Names are percent-encoded, so that a comma or a blank is never part of one. Those without room are counted: `birthday,tags[1],...and 12 more`.
+    Names are percent-encoded, so that a comma or a space is never part of one. Those without room are counted: `birthday,tags[1],...and 12 more`.
     """
     names = [
         quote(f"{index}.{_shown(name)}" if operation.bulk else _shown(name), safe="[]")

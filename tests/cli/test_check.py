@@ -74,7 +74,7 @@ def mended(tmp_path: Path, **more: str) -> list[str]:
 )
 def test_check_finds_proxies_that_anybody_could_be(tmp_path: Path, network: str) -> None:
     (wrong,) = mended(tmp_path, SCQ_TRUSTED_PROXIES=f"127.0.0.1,{network}")
-    assert wrong.startswith(f"SCQ_TRUSTED_PROXIES covers strangers with {network}: ")
+    assert wrong.startswith(f"SCQ_TRUSTED_PROXIES is too wide with {network}: ")
 
 
 def test_check_names_every_network_that_is_too_wide_in_one_sentence(tmp_path: Path) -> None:

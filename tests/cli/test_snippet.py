@@ -216,12 +216,12 @@ undefined NaN Array push let class null await __defineGetter__ $ _ $scq scq _1 _
 
 @pytest.mark.parametrize("name", GLOBALS.split())
 def test_a_queue_of_a_name_that_a_page_may_have_already_is_refused(name: str) -> None:
-    with pytest.raises(typer.BadParameter, match="a page may have this name already"):
+    with pytest.raises(typer.BadParameter, match="a page may already have a global of this name"):
         queue_name(name)
 
 
 def test_a_queue_does_not_take_the_place_of_sendxs_settings() -> None:
-    with pytest.raises(typer.BadParameter, match="_scs is SendX's own"):
+    with pytest.raises(typer.BadParameter, match="_scs is a global of SendX's own"):
         queue_name("_scs")
 
 
@@ -234,7 +234,7 @@ def test_a_queue_of_another_name_is_refused_with_the_option_named(tmp_path: Path
     said = scq("snippet", "--queue", "location", cwd=tmp_path)
     assert (said.code, said.out) == (2, "")
     words = " ".join(said.err.split())
-    assert "'--queue': a page may have this name already, or cannot have it at all. Give one that begins" in words
+    assert "'--queue': a page may already have a global of this name, or cannot have one. Give one that begins" in words
 
 
 def test_the_snippet_follows_the_prefix_of_the_environment_and_of_the_env_file(tmp_path: Path) -> None:

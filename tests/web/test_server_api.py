@@ -437,22 +437,22 @@ DEEP = json.loads("[" * 20 + "]" * 20)
         (REST_IDENTIFY, "x", "JSON object"),
         (REST_IDENTIFY, {}, "email is missing"),
         (REST_IDENTIFY, {"email": None}, "email is missing"),
-        (REST_IDENTIFY, {"email": "nowhere"}, "email is no e-mail address"),
-        (REST_IDENTIFY, {"email": ["a@b.co"]}, "email is no e-mail address"),
-        (REST_IDENTIFY, {"email": ""}, "email is no e-mail address"),
-        (REST_IDENTIFY, {"email": "a@b.co\r\nBcc: c@d.co"}, "email is no e-mail address"),
-        (REST_IDENTIFY, {"email": "a\u202eb@b.co"}, "email is no e-mail address"),
+        (REST_IDENTIFY, {"email": "nowhere"}, "email is not an e-mail address"),
+        (REST_IDENTIFY, {"email": ["a@b.co"]}, "email is not an e-mail address"),
+        (REST_IDENTIFY, {"email": ""}, "email is not an e-mail address"),
+        (REST_IDENTIFY, {"email": "a@b.co\r\nBcc: c@d.co"}, "email is not an e-mail address"),
+        (REST_IDENTIFY, {"email": "a\u202eb@b.co"}, "email is not an e-mail address"),
         (REST_IDENTIFY, {"Email": "a@b.co"}, "email is missing"),
         (REST_BULK, GOOD, "array of 1 to 25"),
         (REST_BULK, [], "array of 1 to 25"),
         (REST_BULK, [GOOD] * 26, "array of 1 to 25"),
-        (REST_BULK, [GOOD, {"email": "nowhere"}], "contact 1: email is no e-mail address"),
+        (REST_BULK, [GOOD, {"email": "nowhere"}], "contact 1: email is not an e-mail address"),
         (REST_BULK, [GOOD, GOOD, None], "contact 2: an identify is a JSON object"),
-        (REST_BULK, {"1": GOOD, "3": {"email": "a b@c.co"}}, "contact 1: email is no e-mail address"),
+        (REST_BULK, {"1": GOOD, "3": {"email": "a b@c.co"}}, "contact 1: email is not an e-mail address"),
         (REST_TRACK, None, "a track is a JSON object"),
         (REST_TRACK, [], "a track is a JSON object"),
         (REST_TRACK, {"addTags": ["x"]}, "email is missing"),
-        (REST_TRACK, {"email": 7, "addTags": ["x"]}, "email is no e-mail address"),
+        (REST_TRACK, {"email": 7, "addTags": ["x"]}, "email is not an e-mail address"),
         (REST_TRACK, GOOD, "hold no usable tag"),
         (REST_TRACK, {**GOOD, "addTags": [], "removeTags": None}, "hold no usable tag"),
         (REST_TRACK, {**GOOD, "addTags": [""], "removeTags": [7]}, "hold no usable tag"),
@@ -460,8 +460,8 @@ DEEP = json.loads("[" * 20 + "]" * 20)
         (LEGACY_IDENTIFY, {"firstName": "A"}, "email is missing"),
         (LEGACY_TRACK, {"addTags": ["x"]}, "the query has one email"),
         (LEGACY_TRACK + "?email=a@b.co&email=c@d.co", {"addTags": ["x"]}, "the query has one email"),
-        (LEGACY_TRACK + "?email=nowhere", {"addTags": ["x"]}, "email is no e-mail address"),
-        (LEGACY_TRACK + "?email=%FF%00@b.co", {"addTags": ["x"]}, "email is no e-mail address"),
+        (LEGACY_TRACK + "?email=nowhere", {"addTags": ["x"]}, "email is not an e-mail address"),
+        (LEGACY_TRACK + "?email=%FF%00@b.co", {"addTags": ["x"]}, "email is not an e-mail address"),
     ],
 )
 def test_what_leaves_nothing_to_do_is_422_and_says_where(cut_off: Server, path: str, body: Any, where: str) -> None:
@@ -550,7 +550,7 @@ def test_sendx_own_sdk_understands_the_errors(server: Server) -> None:
     nobody, somebody = sdk.IdentifyRequest(email="nowhere"), sdk.IdentifyRequest(email=new_email())
     with pytest.raises(sdk.exceptions.UnprocessableEntityException) as caught:
         tracking(server, KEY).identify_contact(nobody)
-    assert caught.value.data.message.endswith("email is no e-mail address.")
+    assert caught.value.data.message.endswith("email is not an e-mail address.")
     with pytest.raises(sdk.exceptions.UnauthorizedException):
         tracking(server, "wrong").identify_contact(somebody)
 

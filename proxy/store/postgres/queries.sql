@@ -103,7 +103,7 @@ FROM unnest(%(keys)s::text[], %(ids)s::text[], %(addresses)s::text[], %(trusts)s
 JOIN lanes l ON l.key = p.key ORDER BY p.place;
 
 -- name: change_visitors
--- That somebody was shown does not move when the visitor was identified.
+-- To be shown does not change the time at which the visitor was identified.
 INSERT INTO visitors AS v (id, at, retired, identified, person, shown, shown_by)
 SELECT id, {now}, retired, identified, person, CASE WHEN shown_by IS NOT NULL THEN {now} END, shown_by
 FROM unnest(%(ids)s::text[], %(retired)s::bool[], %(identified)s::bool[], %(persons)s::text[], %(shown_by)s::text[])
@@ -377,7 +377,7 @@ DELETE FROM held WHERE visitor = ANY (%(visitors)s::text[]) RETURNING length(bod
 DELETE FROM aliases WHERE lane = ANY (%(lanes)s::bigint[]) OR key = ANY (%(keys)s::text[]);
 
 -- name: forget_person
--- What they did as a visitor is nobody's.
+-- The pushes of these visitors belong to nobody.
 UPDATE visitors SET person = '#'
 WHERE id IN (SELECT id FROM visitors WHERE person = ANY (%(keys)s::text[]) ORDER BY id FOR NO KEY UPDATE);
 

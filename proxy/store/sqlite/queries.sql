@@ -62,7 +62,7 @@ INSERT INTO held (visitor, id, body, since) VALUES (?, ?, ?, ?);
 DELETE FROM held WHERE seq = ?;
 
 -- name: change_visitor
--- ?3: retired; ?4: identified; ?5: lane key of the person, NULL: as it is; ?6: shown, by whom. That alone does not move when it was identified.
+-- ?3: retired; ?4: identified; ?5: lane key of the person, NULL: as it is; ?6: shown, by whom; that alone keeps an identified one's time.
 INSERT INTO visitors (id, at, retired, identified, person, shown, shown_by)
 VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN ?6 IS NOT NULL THEN ?2 END, ?6)
 ON CONFLICT (id) DO UPDATE SET at = CASE WHEN identified AND NOT ?3 AND NOT ?4 AND ?5 IS NULL THEN at ELSE ?2 END,
@@ -269,7 +269,7 @@ DELETE FROM dead WHERE lane = ?1 OR key = ?2;
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
 
 -- name: forget_person
--- What they did as a visitor is nobody's.
+-- The pushes of these visitors belong to nobody.
 UPDATE visitors SET person = '#' WHERE person IN (?, ?);
 
 -- name: seen_afters
