@@ -362,7 +362,7 @@ def _asserted(context: Context, visit: Visit, push_id: str, email: str, attribut
     if not (visit.owns(email) or lane.verified or lane.waiting or context.intake.queued.get(key)):
         # One attacker must not close the form, nor use it to mail the whole world at once: half of an hour's worth goes at once, the rest
         # evenly, so that in no hour there are more.
-        not_before = context.take_turn(Schedule.SIGN_UPS, context.limits.sign_ups_per_hour / 2)
+        not_before = context.book(Schedule.SIGN_UPS, context.limits.sign_ups_per_hour / 2)
     if lane.verified:
         attributes = Attributes(tags=attributes.tags)
     return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, not_before)
@@ -431,4 +431,4 @@ def _leaves_trace(context: Context, visit: Visit) -> bool:
     if context.facts.visitor(visit.who.id).identified is not None:
         return True  # a tab without the cookie of the person who is logged in
     free = context.busy_until(Schedule.TRACES) <= context.request.now + _HOUR  # an hour's worth may be taken in one go
-    return free and context.take_turn(Schedule.TRACES, context.limits.traces_per_hour) <= context.request.now
+    return free and context.book(Schedule.TRACES, context.limits.traces_per_hour) <= context.request.now

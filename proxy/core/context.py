@@ -73,11 +73,11 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         erased_at = self.facts.erased_at(key)
         return erased_at is not None and self.request.now <= erased_at + _TYPED_AGE.total_seconds()
 
-    def take_turn(self, name: Schedule, per_hour: float) -> float:
-        """Returns when the next turn comes (Unix seconds), and takes it."""
+    def book(self, name: Schedule, per_hour: float) -> float:
+        """Takes the next place in the schedule, and returns when it is (Unix seconds)."""
         if not per_hour:
             return self.request.now
-        at, until = next_turn(self.busy_until(name), per_hour, self.request.now)
+        at, until = next_booking(self.busy_until(name), per_hour, self.request.now)
         self.intake.busy[name] = until
         self.intake.changes.append(Scheduled(name, until))
         return at
@@ -111,7 +111,7 @@ def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:
     return room if lane.verified else min(room, _STRANGERS_SHARE)
 
 
-def next_turn(busy_until: float, per_hour: float, now: float) -> tuple[float, float]:
-    """Returns when the next turn comes and until when the schedule is busy after it (Unix seconds)."""
+def next_booking(busy_until: float, per_hour: float, now: float) -> tuple[float, float]:
+    """Returns when the next place in a schedule is, and until when it is busy after that (Unix seconds)."""
     until = max(busy_until, now) + _HOUR / per_hour
     return max(until - _HOUR, now), until

@@ -30,7 +30,7 @@ HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, it
 HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
 
 
-def released(sizes: Iterable[int]) -> dict[str, int]:
+def unheld(sizes: Iterable[int]) -> dict[str, int]:
     """Returns what the gauges lose with held pushes whose bodies are of these sizes (bytes)."""
     bodies = list(sizes)
     return {HOLDING: -len(bodies), HELD_BYTES: -sum(bodies) - HELD_OVERHEAD * len(bodies)}
@@ -38,7 +38,7 @@ def released(sizes: Iterable[int]) -> dict[str, int]:
 
 def expired(sizes: Iterable[int]) -> dict[str, int]:
     """Returns the tallies of held pushes that were over their age."""
-    gauges = released(sizes)
+    gauges = unheld(sizes)
     return {"hold_expired": -gauges[HOLDING], Reason.HOLD_EXPIRED.counter: -gauges[HOLDING], **gauges}
 
 

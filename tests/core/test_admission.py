@@ -11,7 +11,7 @@ import pytest
 
 from proxy.core.admission import judge, reads_of
 from proxy.core.calls import Attributes, BadPush, Call, Consent, Identify, Push, Reset, Track
-from proxy.core.context import lane_room, next_turn
+from proxy.core.context import lane_room, next_booking
 from proxy.core.decision import (
     Alias,
     Bind,
@@ -130,10 +130,10 @@ def test_what_anybody_can_assert_fills_only_part_of_a_lane(
     assert lane_room(lane, trust, lane_max) == room
 
 
-def test_an_hours_worth_of_turns_comes_at_once_and_the_rest_evenly() -> None:
+def test_an_hours_worth_comes_at_once_and_the_rest_evenly() -> None:
     busy, turns = 0.0, []
     for _ in range(6):
-        at, busy = next_turn(busy, 4, NOW)
+        at, busy = next_booking(busy, 4, NOW)
         turns.append(at - NOW)
     assert turns == [0.0, 0.0, 0.0, 0.0, HOUR / 4, HOUR / 2]
 
@@ -416,7 +416,7 @@ def test_a_typed_address_overwrites_no_field_of_a_contact_that_was_verified_here
     assert decision.changes[0] == Enqueue("p", ADA, ADA, Trust.ASSERTED, Attributes(tags=("news",)))
 
 
-def test_unknown_addresses_take_turns_and_known_ones_do_not() -> None:
+def test_unknown_addresses_wait_their_turn_and_known_ones_do_not() -> None:
     known = Known(lanes={ADA: LaneFacts(waiting=1)}, busy={Schedule.SIGN_UPS: NOW + HOUR})
     decision = judged(("p1", typed(ADA)), ("p2", typed(BOB)), cookie=visitor("c@example.com"), known=known)
     assert [it.not_before for it in decision.changes if isinstance(it, Enqueue)] == [0.0, NOW + HOUR]

@@ -68,7 +68,7 @@ async def test_an_increment_that_waits_for_its_turn_is_not_ambiguous_after_a_cra
         await push(outbox, f"{number}@example.com", COUNT)
     task = asyncio.create_task(forwarder(outbox, url, rate=2.0).run(), name="delivery-under-test")
     await until(lambda: sandbox.total >= 1)
-    claimed = await outbox._thread.submit(
+    claimed = await outbox._writer.submit(
         lambda connection: connection.execute("SELECT count(*) FROM pushes WHERE started").fetchone()[0]
     )
     assert claimed <= 1, "what has to wait for its turn is not claimed"

@@ -22,8 +22,8 @@ from proxy.store.rows import (
     encode_closure,
     expired,
     make_stats,
-    released,
     tombstone,
+    unheld,
 )
 from proxy.store.sqlite.file import SCHEMA_STEPS as SQLITE_STEPS
 
@@ -65,7 +65,7 @@ def test_a_copy_carries_every_column_that_is_not_named_here() -> None:
 
 
 def test_what_is_held_no_longer_frees_its_body_and_its_overhead() -> None:
-    assert released([10, 20]) == {"gauge:holding": -2, "gauge:held_bytes": -630}
+    assert unheld([10, 20]) == {"gauge:holding": -2, "gauge:held_bytes": -630}
     assert expired(size for size in [10]) == {
         "hold_expired": 1,
         "refused:hold-expired": 1,

@@ -35,7 +35,7 @@ async def outbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 async def execute(outbox: Outbox, statement: str) -> list[tuple[Any, ...]]:
     """Runs a statement that both dialects understand."""
     if isinstance(outbox, SqliteOutbox):
-        return await outbox._thread.submit(lambda connection: connection.execute(statement).fetchall())
+        return await outbox._writer.submit(lambda connection: connection.execute(statement).fetchall())
     assert isinstance(outbox, PostgresOutbox)
     with psycopg.connect(outbox._dsn, autocommit=True) as connection:
         cursor = connection.execute(statement.encode())

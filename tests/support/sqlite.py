@@ -55,7 +55,7 @@ async def push(outbox: SqliteOutbox, count: int = 1, address: str = "ada@example
 
 async def waiting(outbox: SqliteOutbox) -> list[str]:
     """Returns the ids in the store, in order, of all lanes."""
-    return await outbox._thread.submit(
+    return await outbox._writer.submit(
         lambda connection: [push_id for (push_id,) in connection.execute("SELECT id FROM pushes ORDER BY seq")]
     )
 
@@ -66,14 +66,14 @@ async def health(outbox: SqliteOutbox) -> Health:
 
 async def fill(outbox: SqliteOutbox, size: int) -> None:
     """Writes so many bytes in one transaction, which is more than pushes do in a test's time."""
-    await outbox._thread.submit(
+    await outbox._writer.submit(
         lambda connection: connection.execute("REPLACE INTO meta VALUES ('ballast', zeroblob(?))", (size,)).fetchall()
     )
 
 
 async def forget_pages(outbox: SqliteOutbox) -> None:
     """Makes SQLite read the file again: its memory hides what happened to it."""
-    await outbox._thread.submit(lambda connection: connection.execute("PRAGMA shrink_memory").fetchall())
+    await outbox._writer.submit(lambda connection: connection.execute("PRAGMA shrink_memory").fetchall())
 
 
 async def holds(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -6,7 +6,7 @@ from proxy.store.postgres.database import Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.reads import tally
 from proxy.store.records import Erased
-from proxy.store.rows import DEAD, WAITING, decode_visitor, released, tombstone
+from proxy.store.rows import DEAD, WAITING, decode_visitor, tombstone, unheld
 
 
 async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
@@ -64,11 +64,11 @@ async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes
         ("forget_afters", {"ids": [push_id for push_id, _ in known.rows]}),  # the ids themselves stay known
         ("remove_pushes", theirs),
         ("remove_dead", {**theirs, **asked}),
-        ("bury_person", {"hashes": [tombstone(key, site_key) for key in keys]}),
+        ("add_tombstone", {"hashes": [tombstone(key, site_key) for key in keys]}),
         ("empty_lanes", theirs),
         ("remove_idle_lanes", theirs),
     )
     tallies = {"erased": waiting.count + dead.count, WAITING: -waiting.count, DEAD: -dead.count}
-    tallies |= {"hold_erased": held.count, **released(size for (size,) in held.rows)}
+    tallies |= {"hold_erased": held.count, **unheld(size for (size,) in held.rows)}
     await transaction.commit(tally(tallies))
     return Erased(waiting.count, held.count, dead.count, identities.count)

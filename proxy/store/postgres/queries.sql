@@ -381,7 +381,7 @@ DELETE FROM aliases WHERE lane = ANY (%(lanes)s::bigint[]) OR key = ANY (%(keys)
 UPDATE visitors SET person = '#'
 WHERE id IN (SELECT id FROM visitors WHERE person = ANY (%(keys)s::text[]) ORDER BY id FOR NO KEY UPDATE);
 
--- name: bury_person
+-- name: add_tombstone
 INSERT INTO tombstones (hash, at) SELECT hash, {now} FROM unnest(%(hashes)s::bytea[]) AS h (hash) ORDER BY hash
 ON CONFLICT (hash) DO UPDATE SET at = excluded.at;
 

@@ -22,7 +22,7 @@ from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
 from proxy.store.outbox import NO_READS
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
-from proxy.store.rows import DEAD, WAITING, discarded, increments, released, replayed
+from proxy.store.rows import DEAD, WAITING, discarded, increments, replayed, unheld
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.damage import pragma
 from proxy.store.sqlite.file import SQL, StoreFile
@@ -54,14 +54,14 @@ class SqliteOutbox:
         self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
         loop = asyncio.get_running_loop()
         self._appends = Appends(self._tallies, wake=partial(loop.call_soon_threadsafe, self._ready.set))
-        self._thread = Writer(file, self._upkeep, self._appends, opened=self._opened)
+        self._writer = Writer(file, self._upkeep, self._appends, opened=self._opened)
 
     async def open(self) -> None:
-        await self._thread.open()
+        await self._writer.open()
 
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         self._upkeep.require_space()
-        return await self._thread.submit(lambda _: self._appends.append(decide), reads)
+        return await self._writer.submit(lambda _: self._appends.append(decide), reads)
 
     def _submit(
         self, work: Callable[Concatenate[sqlite3.Connection, P], T], *arguments: P.args, **named: P.kwargs
@@ -72,7 +72,7 @@ class SqliteOutbox:
             self._appends.flush()
             return work(connection, *arguments, **named)
 
-        return self._thread.submit(job)
+        return self._writer.submit(job)
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         return await self._submit(self._leases.claim, lanes, per_lane, lease_seconds, probe)
@@ -155,10 +155,10 @@ class SqliteOutbox:
         return Durability("an acknowledged push is in the write-ahead log, synced to the disk", {**settings, **facts})
 
     async def failure(self) -> str:
-        return await asyncio.shield(self._thread.failed)
+        return await asyncio.shield(self._writer.failed)
 
     async def close(self) -> None:
-        await self._thread.close()
+        await self._writer.close()
         self._file.release()
 
     # --- on the thread
@@ -175,7 +175,7 @@ class SqliteOutbox:
 
     def _prove(self, connection: sqlite3.Connection) -> None:
         """Reading proves nothing about writing: after a failure, something is written."""
-        if self._thread.writes:
+        if self._writer.writes:
             value(connection, "counter", "accepted")
         else:
             connection.execute(SQL["tally"], ("gauge:proofs", 1))
@@ -201,7 +201,7 @@ class SqliteOutbox:
         """Returns how many pushes were held, how many log-ins are forgotten, and where to go on."""
         identities, visitors, after_this = forget_identities(connection, keys, after)
         sizes = [size for each in visitors for (size,) in connection.execute(SQL["unhold_visitor"], (each,))]
-        self._tallies.update({"hold_erased": len(sizes), **released(sizes)})
+        self._tallies.update({"hold_erased": len(sizes), **unheld(sizes)})
         self._appends.forget()
         return len(sizes), identities, after_this
 
@@ -215,14 +215,14 @@ class SqliteOutbox:
             (lane,) = connection.execute(SQL["undead"], (letter.seq, increments(letter.body))).fetchone()
             if not connection.execute(SQL["lane_regains"], (lane, time.time(), letter.size)).rowcount:
                 raise sqlite3.IntegrityError("a dead letter's lane is gone")
-            connection.execute(SQL["bury_for_good"], (letter.seq,))
+            connection.execute(SQL["remove_letter"], (letter.seq,))
         self._tallies.update(replayed(len(letters)))
         self._appends.ready_lanes = self._appends.ready_lanes or bool(letters)
         return len(letters)
 
     def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
-        connection.executemany(SQL["bury_for_good"], [(letter.seq,) for letter in letters])
+        connection.executemany(SQL["remove_letter"], [(letter.seq,) for letter in letters])
         self._tallies.update(discarded(len(letters)))
         return len(letters)
 

@@ -54,7 +54,7 @@ def erase_person(
         dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
         connection.execute(SQL["remove_aliases"], (lane, each))
         connection.execute(SQL["forget_person"], (each, fingerprint(each)))
-        connection.execute(SQL["bury_person"], (tombstone(each, site_key), now))
+        connection.execute(SQL["add_tombstone"], (tombstone(each, site_key), now))
         connection.execute(SQL["begin_erasure"], (each, now))
         if leased:
             revoked.add((lane, epoch))

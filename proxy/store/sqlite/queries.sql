@@ -197,7 +197,7 @@ SELECT lane, id, address, trust, kind, body, since, ?2 FROM dead WHERE seq = ?1 
 -- name: lane_regains
 UPDATE lanes SET waiting = waiting + 1, bytes = bytes + ?3, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
 
--- name: bury_for_good
+-- name: remove_letter
 DELETE FROM dead WHERE seq = ?;
 
 -- ──── people
@@ -279,7 +279,7 @@ SELECT id, at, after FROM seen WHERE id > ? ORDER BY id LIMIT ?;
 -- name: forget_after
 UPDATE seen SET shown = '', after = NULL WHERE id = ?;
 
--- name: bury_person
+-- name: add_tombstone
 INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE SET at = ?2;
 
 -- ──── sweep

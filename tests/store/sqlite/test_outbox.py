@@ -116,10 +116,10 @@ async def test_a_transaction_that_fails_fails_for_everybody_in_it_and_the_next_o
         connection.execute("INSERT INTO meta (name, value) VALUES ('x', zeroblob(1000000))")
 
     # Both are submitted before the thread can take either, so they share a transaction, or the second has one of its own.
-    bad, good = outbox._thread.submit(write_too_much), asyncio.ensure_future(outbox.append(one_push))
+    bad, good = outbox._writer.submit(write_too_much), asyncio.ensure_future(outbox.append(one_push))
     failed, _ = await asyncio.gather(bad, good, return_exceptions=True)
     assert isinstance(failed, StoreUnavailable)
-    await outbox._thread.submit(lambda connection: connection.execute("PRAGMA max_page_count=1000000").fetchone())
+    await outbox._writer.submit(lambda connection: connection.execute("PRAGMA max_page_count=1000000").fetchone())
     await outbox.append(one_push)
     assert (await outbox.stats()).counters["accepted"] == (await outbox.stats()).waiting
     await outbox.close()
@@ -148,7 +148,7 @@ async def test_a_job_that_fails_after_it_has_written_is_undone_alone(
         connection.execute("INSERT INTO meta VALUES ('half', 'done')")
         connection.execute("INSERT INTO meta VALUES ('half', 'again')")
 
-    submit, appends = outbox._thread.submit, [asyncio.ensure_future(outbox.append(one_push)) for _ in range(3)]
+    submit, appends = outbox._writer.submit, [asyncio.ensure_future(outbox.append(one_push)) for _ in range(3)]
     jobs: list[asyncio.Future[Any]] = [
         submit(breaks),
         appends[0],
@@ -212,7 +212,7 @@ async def test_a_sweep_takes_many_steps_and_leaves_what_is_still_needed(tmp_path
         connection.execute("UPDATE lanes SET waiting = 0, ready_at = NULL WHERE id > 1")
 
     await outbox.append(fill)
-    await outbox._thread.submit(age)
+    await outbox._writer.submit(age)
     await outbox.sweep()
     await outbox.append(one_push)
 
@@ -222,7 +222,7 @@ async def test_a_sweep_takes_many_steps_and_leaves_what_is_still_needed(tmp_path
         )
         return list(counted.fetchone())
 
-    assert await outbox._thread.submit(counts) == [1, 1, 2]
+    assert await outbox._writer.submit(counts) == [1, 1, 2]
     stats = await outbox.stats()
     assert stats.counters["hold_expired"] == many - 1
     assert (stats.holding, stats.health.log_frames is not None) == (1, True)
@@ -238,7 +238,7 @@ async def test_a_sweep_removes_names_with_an_address_that_an_older_version_kept(
     def kept(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
         return connection.execute("SELECT name FROM not_offered").fetchall()
 
-    assert await outbox._thread.submit(kept) == [("paid user",)]
+    assert await outbox._writer.submit(kept) == [("paid user",)]
     await outbox.close()
 
 
@@ -247,7 +247,7 @@ async def test_an_erasure_that_was_interrupted_is_finished_by_the_next_sweep(tmp
     known = Visitor("v", "new@example.com", Trust.VERIFIED, issued=1)
     ops = (Remember("i" * 32, "v", known), Hold("h" * 32, "v", Track(("a",))))
     await outbox.append(lambda facts: Decision(ops, None))
-    await outbox._thread.submit(lambda connection: outbox._erase(connection, "new@example.com"))
+    await outbox._writer.submit(lambda connection: outbox._erase(connection, "new@example.com"))
     await outbox.close()  # as a crash would: before the steps
     outbox = await opened(tmp_path / "scq.db")
     await outbox.sweep()
@@ -267,7 +267,7 @@ async def test_an_erasure_that_was_rolled_back_leaves_what_its_lease_delivers_de
         raise sqlite3.IntegrityError
 
     with pytest.raises(StoreUnavailable):
-        await outbox._thread.submit(erase)
+        await outbox._writer.submit(erase)
     assert not await outbox.holds(lease)
     assert await outbox.settle(Settlement(lease, (Settled(lease.pushes[0].seq, Fate.DELIVERED),)))
     stats = await outbox.stats()
@@ -288,7 +288,7 @@ async def test_a_settlement_that_is_repeated_after_a_roll_back_still_knows_of_th
         raise sqlite3.IntegrityError
 
     with pytest.raises(StoreUnavailable):
-        await outbox._thread.submit(settle_and_fail)
+        await outbox._writer.submit(settle_and_fail)
     assert await outbox.settle(settlement)
     stats = await outbox.stats()
     assert (stats.waiting, stats.counters["erased"], "delivered" in stats.counters) == (1, 1, False)

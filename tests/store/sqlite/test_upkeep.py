@@ -107,11 +107,11 @@ async def test_a_log_that_grew_large_is_cut_when_there_is_nothing_to_do(tmp_path
 
 async def test_the_sweep_gives_free_pages_back_to_the_disk(tmp_path: Path) -> None:
     outbox = await opened(tmp_path / "scq.db")
-    assert await outbox._thread.submit(lambda c: c.execute("PRAGMA auto_vacuum").fetchone()) == (2,)
+    assert await outbox._writer.submit(lambda c: c.execute("PRAGMA auto_vacuum").fetchone()) == (2,)
     await fill(outbox, 4 * SPARE_PAGES * PAGE)
     await fill(outbox, 1)
     await outbox.sweep()
-    free = await outbox._thread.submit(lambda c: int(c.execute("PRAGMA freelist_count").fetchone()[0]))
+    free = await outbox._writer.submit(lambda c: int(c.execute("PRAGMA freelist_count").fetchone()[0]))
     assert SPARE_PAGES // 2 < free <= SPARE_PAGES
 
     async def is_small() -> bool:

@@ -83,7 +83,7 @@ def test_what_is_answered_as_stored_is_stored_and_nothing_else(batches: list[lis
         for number, kinds in enumerate(batches):
             names = [f"{number}/{place}" for place in range(len(kinds))]
             jobs = [
-                outbox._thread.submit(partial(lambda work, name, connection: work(connection, name), JOBS[kind], name))
+                outbox._writer.submit(partial(lambda work, name, connection: work(connection, name), JOBS[kind], name))
                 for kind, name in zip(kinds, names, strict=True)
             ]
             outcomes = await asyncio.gather(*jobs, return_exceptions=True)
@@ -105,7 +105,7 @@ async def test_a_store_that_is_being_closed_finishes_its_jobs_and_takes_no_more(
     outbox = await opened(tmp_path / "scq.db")
     before = [asyncio.ensure_future(push(outbox)) for _ in range(3)]
     await asyncio.sleep(0)
-    closing_now = asyncio.ensure_future(outbox._thread.close())
+    closing_now = asyncio.ensure_future(outbox._writer.close())
     await asyncio.sleep(0)
     with pytest.raises(StoreUnavailable, match="being closed"):
         await push(outbox)
