@@ -88,15 +88,15 @@ try {
     waiting = waiting.filter((push, about) => {
       about = push.call[1] || 0;
       // Settled, or older than a week, in ms: the proxy remembers ids for 8 days. A typed address stays on a shared computer for
-      // less than one. "Not newer", as what an earlier version of this script left of a log-in has no time.
+      // less than one. "Not newer", because a log-in that an earlier version of this script stored has no time.
       if (!(push.t + (about.email ? 8e7 : 6e8) > Date.now())) return !delete store[push.id];
       if (missing && push.p) return 1;
       try {
         // One session value for all tabs. Never of an id: that of a log-in gets its cookie once more.
         push.scq = push.scq || (store.scq = store.scq || crypto.getRandomValues(new Uint32Array(4)).join``);
-        // Of a log-in neither token nor address, but a log-out under its id, for the next page to send. If the proxy knows the id, that
-        // repeats the log-in; if not, what stands behind it is not the person's before. Unless it is the same person, who logs in on
-        // every page: the number, 32 bits of FNV-1a of the address, tells. A token that cannot be read throws, and logs nobody in.
+        // A log-in is stored without its token and address: as a log-out under its id, which the next page sends. If the proxy knows the
+        // id, that repeats the log-in; if not, it logs out the person before. Not the same person, who logs in on every page: the
+        // number, 32 bits of FNV-1a of the address, tells. A token that cannot be read throws; it would log nobody in.
         store[push.id] = JSON.stringify(
           about.token
             ? {

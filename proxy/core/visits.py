@@ -20,10 +20,10 @@ from proxy.core.visitors import Trust, Visitor, derived_visitor, is_same, may_be
 
 _replace = msgspec.structs.replace
 
-# For so long after a log-in, or after a visitor's cookie was first seen, what comes under its `s` alone still counts: it was on its way.
+# For so long after a log-in, or after a visitor's cookie was first seen, pushes under its `s` alone still count: they were on their way.
 # Later, `s` proves nothing: every script and recorder of a page can read it.
 _STRAGGLER_SECONDS = 60.0
-_REPEAT_SECONDS = {  # in which a repeated log-in logs in: as long as its token may be good for, and as the script keeps a typed address
+_REPEAT_SECONDS = {  # in which a repeated log-in logs in: as long as a token may be valid, and as the script keeps a typed address
     Trust.VERIFIED: timedelta(hours=1).total_seconds(),
     Trust.ASSERTED: timedelta(days=1).total_seconds(),
 }
@@ -72,7 +72,7 @@ class Visit(msgspec.Struct, frozen=True, kw_only=True):
 def enter(cookie: Visitor | None, request: Request, facts: Facts) -> Visit:
     """Returns the visit before the first push. `cookie`: as it counts today.
 
-    A new session value is made of the first id, so that a retry of the request gets the same one.
+    A new session value is derived from the first id, so that a retry of the request gets the same one.
     """
     session = request.session
     derived = derived_visitor(session, facts.site_key) if session else None
@@ -80,9 +80,8 @@ def enter(cookie: Visitor | None, request: Request, facts: Facts) -> Visit:
     following = None
     if cookie is None and not known.retired and is_settled(known, request.now):
         ids = [candidate.push.id for candidate in request.candidates if candidate.push.id is not None]
-        following = next_session(
-            f"entry:{ids[0] if ids else None}", facts.site_key
-        )  # not the one that follows a log-out with this id
+        # Not the value that follows a log-out with this id.
+        following = next_session(f"entry:{ids[0] if ids else None}", facts.site_key)
         derived = derived_visitor(following, facts.site_key)
     who = cookie or Visitor(derived or request.stranger)
     return Visit(
@@ -197,8 +196,8 @@ def start_anew(visit: Visit, push_id: str, site_key: bytes) -> Visit:
 def to_retire(visit: Visit, cookie: Visitor | None, facts: Facts, now: float) -> list[str]:
     """Returns the visitor ids that count for nothing once this visitor ends. `cookie`: as it counts today.
 
-    Ids of which the request shows no more than the session value are left out once their browser has had a cookie for a while: knowing an old
-    `s` must not log anybody out.
+    Ids that the request proves by the session value alone are left out once their browser has had a cookie for a while: knowing an old `s`
+    must not log anybody out.
     """
     if cookie is not None and cookie.email is None and is_past(facts.visitor(cookie.id).identified, now):
         cookie = None  # it may be a copy from before that log-in
@@ -206,6 +205,7 @@ def to_retire(visit: Visit, cookie: Visitor | None, facts: Facts, now: float) ->
     for visitor in _ending(visit):
         known = facts.visitor(visitor)
         proven = visitor == visit.who.id and visit.who.email is not None
+        # Later, this may be a cookie from before that log-in.
         if cookie is not None and not is_past(known.identified, now):
             proven = proven or cookie.id in (visitor, known.shown_by)
         if proven or not is_settled(known, now):

@@ -63,7 +63,7 @@ def test_check_finds_settings_that_are_likely_a_mistake(tmp_path: Path, more: di
 
 
 def mended(tmp_path: Path, **more: str) -> list[str]:
-    """What check has to say against settings, in one process for many."""
+    """Returns what check has to say against settings, in one process for many."""
     given = load_settings(settings(tmp_path, SCQ_IDENTIFY="asserted", **more), None)
     return [finding.text for finding in check_settings(given) if not finding.ok]
 

@@ -576,7 +576,7 @@ async def test_if_the_new_address_has_a_lane_what_waits_there_goes_first_and_the
 
 @pytest.mark.parametrize("has_lane", [True, False])
 async def test_visitors_of_a_person_who_moves_stay_that_persons(outbox: Outbox, has_lane: bool) -> None:
-    """Whoever gets the old address next is somebody else."""
+    """The next owner of the old address is somebody else."""
     if has_lane:
         await carry_out(outbox, Verify("new@example.com"))
     await carry_out(

@@ -174,7 +174,7 @@ class Browsers(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    # What somebody does who knows the session value, and has seen nothing else
+    # Somebody who knows the session value, and has seen nothing else
 
     @rule(
         device=st.integers(0, 1),
@@ -212,7 +212,7 @@ TestBrowsers.settings = settings(max_examples=400, stateful_step_count=60, deran
 
 @pytest.mark.parametrize("logged_out", [False, True])
 def test_a_log_in_too_old_to_say_who_is_told_to_the_browser(*, logged_out: bool) -> None:
-    """What follows comes under another session value, which another tab has drawn."""
+    """The pushes that follow come under another session value, which another tab has drawn."""
     browsers = Browsers()
     if logged_out:
         browsers.log_out(0)

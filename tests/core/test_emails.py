@@ -1,4 +1,4 @@
-"""What an e-mail address is, typed or vouched for, and when two of them are one person."""
+"""E-mail addresses, typed and vouched for: which texts are one, and which two of them are one person."""
 
 from __future__ import annotations
 

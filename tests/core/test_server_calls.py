@@ -1,4 +1,4 @@
-"""When a server's call finds no room. What it may say is tested over the wire, in `web/test_server_api.py`."""
+"""A server's call that finds no room. Its content is tested over the wire, in `web/test_server_api.py`."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_a_number_of_thousands_of_digits_costs_nobody_their_log_in() -> None:
 
 
 @pytest.mark.parametrize("contact", [[], ["x"], "x", 7, {"tags": "x"}])
-def test_a_contact_that_is_none_costs_nobody_their_log_in(contact: Any) -> None:
+def test_a_contact_that_is_not_an_object_costs_nobody_their_log_in(contact: Any) -> None:
     vouched = TokenCodec([(None, NEW)]).verify(token(contact=contact), NOW)
     assert isinstance(vouched, Vouched)
     assert vouched.attributes == Attributes()

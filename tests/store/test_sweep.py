@@ -1,4 +1,4 @@
-"""What a sweep forgets of visitors, and what that costs, on each adapter."""
+"""The sweep of visitors: which of them it forgets, and at what cost, on each adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What real clients send beside what they mean: each is no reason to lose a log-in, a sign-up or a contact of a bulk call.
+"""Values that real clients send by accident: none is a reason to lose a log-in, a sign-up or a contact of a bulk call.
 
 PHP's `json_encode` writes an empty map as `[]`, and a list with gaps (`array_filter`) as an object; `explode` of nothing gives `[""]`. Form
 plug-ins send every field they have, the empty ones included. jQuery's `serializeArray` gives a list of pairs.

@@ -1,4 +1,4 @@
-"""Who somebody is, whatever else is wrong with what they say: whose contact gets what follows, played with the real server."""
+"""Identity survives whatever else is wrong with a log-in: whose contact gets what follows, played with the real server."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def before(browser: Browser, who: str, bob: str) -> str:
 def test_a_trifle_beside_a_log_in_costs_nobody_their_identity(
     where: str, who: str, server: Server, sandbox: Sandbox
 ) -> None:
-    """One browser a trifle; what follows each log-in is looked for once all are through."""
+    """One browser per trifle; the pushes behind each log-in are looked for once all are through."""
     followed: list[tuple[str, str, str, str]] = []
     for kind, (trifle, *_) in TRIFLES.items():
         bob, browser, mark = new_email("bob"), Browser(server), tag()

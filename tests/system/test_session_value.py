@@ -82,7 +82,7 @@ def stranger(victim: Browser) -> Browser:
     return browser
 
 
-def test_whoever_knows_it_logs_nobody_out(settled: Victims, sandbox: Sandbox) -> None:
+def test_a_stranger_who_knows_it_logs_nobody_out(settled: Victims, sandbox: Sandbox) -> None:
     for victim in (settled.logged_in, settled.taken_over):
         eve = stranger(victim)
         assert eve.statuses(login(new_email("eve")), ["reset"]) == ["accepted", "accepted"]
@@ -112,7 +112,7 @@ def test_a_copied_cookie_from_before_the_log_in_logs_nobody_out_either(settled: 
 
 
 @pytest.mark.parametrize("by", ["token", "typed"])
-def test_whoever_knows_it_takes_nothing_and_leaves_nothing(by: str, settled: Victims, sandbox: Sandbox) -> None:
+def test_a_stranger_who_knows_it_takes_nothing_and_leaves_nothing(by: str, settled: Victims, sandbox: Sandbox) -> None:
     eve, planted = new_email("eve"), f"cart-{new_id()[:8]}"
     browser = stranger(settled.anonymous)
     browser.push(track(planted))

@@ -1,4 +1,4 @@
-"""What SendX could not take is dropped and named on the real server, and the rest reaches SendX: pages read it in `dropped`, servers in a header.
+"""Values that SendX could not take are dropped and named on the real server, and the rest reaches SendX: pages read `dropped`, servers a header.
 
 SendX is the sandbox, which refuses what SendX's documentation says that it refuses.
 """

@@ -36,7 +36,7 @@ Object.defineProperty(window, "localStorage", {configurable: true, get: () => ne
 
 
 def mark_of(address: str) -> int:
-    """What the shim keeps of an address: 32 bits of FNV-1a."""
+    """Returns what the shim keeps of an address: 32 bits of FNV-1a."""
     mark = 2166136261
     for letter in address.strip().lower():
         mark = ((mark ^ ord(letter)) * 16777619) % 2**32
@@ -295,7 +295,7 @@ def test_of_a_token_that_names_nobody_nothing_is_kept(site: Site, found: str) ->
 
 
 def test_a_page_cannot_push_such_a_log_out_by_mistake(site: Site) -> None:
-    """What has anything but an object behind `reset` is not ours, and stays in the array."""
+    """A `reset` followed by anything but an object is not ours, and stays in the array."""
     tab, ann = site.logged_in()
     tab.run("void _scq.push(['reset', 1], ['reset', '2166136261'], ['reset', [1]], ['reset', 'x'], ['reset', 1, 2])")
     tab.run("track('t-1')")
