@@ -155,8 +155,8 @@ def _recognise(context: Context, visit: Visit, push_id: str, candidate: Candidat
     says_who = shown in (None, seen.shown, after.id) and not known.retired
     if says_who and visits.still_says(seen, candidate.push, own, request.now):
         visit = visits.resume(visit, push_id, after, context.cookie, request.session, context.facts)
-        if after.email is None and known.identified is None and isinstance(candidate.token, Vouched):
-            return visit, None  # the log-in that an earlier page gave up on, come late
+        if after.email is None and known.identified is None and candidate.token is not None:
+            return visit, None  # a log-in that was refused before, or that an earlier page gave up on
     elif (
         (person := _was_about(after, candidate.push))
         and visit.who.email is None
@@ -181,11 +181,11 @@ def _barred(context: Context, visit: Visit, push: Push, token: Vouched | TokenPr
         return _refuse(context, visit, push.id, Refusal(Reason.IDENTITY_CHANGED))
     if visit.who.consent or push.released or isinstance(push.call, Consent | Reset):
         return None
+    before = visit
     if (person := _signed_for(token)) is not None:
-        visit = _make_way(
-            context, visit, push.id, person, heir=NOBODY
-        )  # nothing is stored of somebody who denies consent
-    return _refuse(context, visit, push.id, Refusal(Reason.CONSENT_DENIED))
+        # Nothing is stored of somebody who denies consent.
+        visit = _make_way(context, visit, push.id, person, heir=NOBODY)
+    return _refuse_log_in(context, before, visit, push.id, Refusal(Reason.CONSENT_DENIED))
 
 
 def _refuse(context: Context, visit: Visit, push_id: str | None, refusal: Refusal) -> _Step:
@@ -193,6 +193,13 @@ def _refuse(context: Context, visit: Visit, push_id: str | None, refusal: Refusa
     if refusal.tag is not None:
         context.intake.note_not_offered(refusal.tag, context.policy.tag_setting(context.trust(visit.who)))
     return visit, Result(push_id, Status.REFUSED, refusal.reason, refusal.where, refusal.reason.advice)
+
+
+def _refuse_log_in(context: Context, before: Visit, visit: Visit, push_id: str, refusal: Refusal) -> _Step:
+    """Refuses a log-in that has made way. Its answer may get lost: its repeat is refused again, and says once more who is here."""
+    if visit is not before:
+        context.remember(push_id, visit.who)
+    return _refuse(context, visit, push_id, refusal)
 
 
 def _track(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
@@ -235,12 +242,12 @@ class _Identity(msgspec.Struct, frozen=True):
 
 
 def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, candidate: Candidate) -> _Step:
-    token, who = candidate.token, visit.who
+    token, who, before = candidate.token, visit.who, visit
     if isinstance(token, TokenProblem):
         if (person := _signed_for(token)) is not None:
             erased = token.names and context.facts.erased_at(lane_key(token.names)) is not None
             visit = _make_way(context, visit, push_id, person, heir=NOBODY if erased else person)
-        return _refuse(context, visit, push_id, Refusal(token.reason, "call[1].token"))
+        return _refuse_log_in(context, before, visit, push_id, Refusal(token.reason, "call[1].token"))
     if token is not None:
         return _log_in(context, visit, push_id, identify, token)
     if identify.email is not None and not visit.owns(identify.email):
@@ -265,8 +272,8 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
         visit = _make_way(context, visit, push_id, key, heir=NOBODY)
         return visit, context.accept(push_id, visit.who if visit.who is not before else None)
     if context.is_full(key, Trust.VERIFIED):
-        visit = _make_way(context, visit, push_id, key, heir=key)
-        return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
+        made_way = _make_way(context, visit, push_id, key, heir=key)
+        return _refuse_log_in(context, visit, made_way, push_id, Refusal(Reason.LANE_FULL))
     visit = _part(context, visit, push_id, token.email)
     if visit.who.email is not None and not visit.owns(token.email):
         visit = _start_anew(context, visit, push_id)
@@ -278,7 +285,7 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
 
 def _make_way(context: Context, visit: Visit, push_id: str, person: str, *, heir: str) -> Visit:
     """Ends who the browser was before a log-in that cannot be taken in. What follows is for `heir`: that person, or nobody."""
-    if visit.is_of(person):
+    if visit.is_of(person) or (visit.who.email is None and visit.heir == heir):
         return visit
     facts = context.facts
     known = facts.visitor(visit.who.id)

@@ -653,3 +653,25 @@ def test_the_id_of_a_log_in_is_no_log_in_in_another_call_and_not_for_ever(server
     server.start()
     answer = stranger.request(login(ann), track("cart-1"), ids=[push_id, new_id()], cookies={})
     assert outcomes(answer.json()["results"]) == ["duplicate", "held"]
+
+
+@pytest.mark.parametrize("kind", ["expired", "consent"])
+def test_a_refused_log_in_whose_answer_was_lost_says_once_more_who_follows(
+    kind: str, browser: Browser, sandbox: Sandbox
+) -> None:
+    """The page repeats it, is told of the new session value, and what it pushes from then on is not the next person's."""
+    ann, lost, later, end = new_email("ann"), tag(), tag(), tag()
+    browser.logs_in(ann)
+    reason, calls = "expired-token", [identify(token=token(new_email("bob"), exp_in=-60)), track(lost)]
+    if kind == "consent":
+        browser.push(["consent", "denied"])
+        reason, calls = "consent-denied", [login(new_email("bob"))]
+    ids, before = new_ids(len(calls)), browser.s
+    browser.request(*calls, ids=ids)
+    assert browser.statuses(*calls, ids=ids) == [reason, "duplicate"][: len(calls)]
+    assert browser.s != before
+    assert browser.statuses(track(later)) == ["held" if kind == "expired" else reason]
+    browser.push(["consent", "granted"])
+    assert browser.statuses(login(ann), track(end)) == ["accepted", "accepted"]
+    assert f"+{end}" in arrives(sandbox, ann, f"+{end}")
+    assert not {f"+{lost}", f"+{later}"}.intersection(arrived(sandbox, ann))
