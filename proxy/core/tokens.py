@@ -146,7 +146,8 @@ def _stray(audience: Any) -> TokenProblem | None:
     if not audience:
         return _bad("the claim aud is missing")
     audiences = audience if isinstance(audience, list) else [audience]
-    return None if TOKEN_AUDIENCE in audiences else _bad('its aud is not "scq"')
+    meant = all(isinstance(each, str) for each in audiences) and TOKEN_AUDIENCE in audiences
+    return None if meant else _bad('its aud is not "scq"')
 
 
 def _untimely(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
