@@ -21,7 +21,7 @@
 try {
   let script = document.currentScript;
   let { consent: missing, src = script.src, queue: name = "_scq", debug } = script.dataset;
-  let queue = (self[name] = self[name] || []);
+  let queue = self[name] || (self[name] = []); // not assigned twice: to `location` that would load the page again, for ever
   let others = queue.push; // Array's, or another product's: gets what is not ours
   let waiting = []; // pushes without a final answer, oldest first: {id, call, scq: session value, t: when made, p: without consent}
   let store; // localStorage, or this page's memory where that is blocked

@@ -116,6 +116,15 @@ def test_the_queue_can_have_another_name_and_leaves_scq_alone(
 
 
 @pytest.mark.browser
+def test_a_queue_named_after_what_the_page_has_loads_no_page_again(site: Site, visit: Visit) -> None:
+    """A tag written by hand: the command refuses the name."""
+    counted = "<script>sessionStorage.loads = 1 + +(sessionStorage.loads || 0)</script>"
+    page = visit.open(site.put("/", counted, '<script async src="/scq/scq.js" data-queue="location"></script>'))
+    eventually(lambda: page.evaluate("typeof location.push") == "function")
+    assert page.evaluate("sessionStorage.loads") == "1"
+
+
+@pytest.mark.browser
 def test_a_script_that_was_changed_on_the_way_is_not_run(site: Site, visit: Visit, tmp_path: Path) -> None:
     tag = re.sub(r"/scq/scq\.[0-9a-f]+\.js", "/other.js", snippet(tmp_path, "--hashed").out)
     site.pages.put("/other.js", load_shim().source.decode() + "//")
