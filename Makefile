@@ -28,11 +28,14 @@ run:
 	@bash .ci/setup run
 	@exec .venv/bin/scq-proxy demo $(ARGS)
 
+# One more than there are cores, up to four: most tests wait for a server or a browser.
+WORKERS = $(shell n=$$(nproc); echo $$((n < 3 ? n + 1 : 4)))
+
 test:
 	@bash .ci/setup test
 	@bash .ci/lint
 	@printf '\n== pytest\n'
-	@exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec .venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak:
 	@bash .ci/setup test
