@@ -199,7 +199,8 @@ def test_another_page_sends_a_log_out_under_the_id_of_a_log_in_without_an_answer
     assert kept_log_in["scq"] == kept_track["scq"]
     site.mend()
     await_empty_storage(tab)
-    later = next(attempt for attempt in site.tries if attempt.results and "t-1" in str(attempt.calls))
+    # Not the first to get through, perhaps: a browser may repeat by itself the request of a page that is gone.
+    later = next(attempt for attempt in site.tries if attempt.results and attempt.calls[0][0] == "reset")
     assert later.ids[0] == log_in_id
     assert later.calls == [["reset", mark_of(bob)], ["track", {"addTags": ["t-1"]}]]
 
