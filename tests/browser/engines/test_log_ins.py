@@ -26,7 +26,8 @@ from tests.support.shim import (
 
 pytestmark = pytest.mark.browser
 
-UNREACHED: tuple[Fault, ...] = (*DOWN, "hang")
+# Not "reset": on a connection that was reset Chromium may send the request of a page that is gone once more, and then the log-in does arrive.
+UNREACHED: tuple[Fault, ...] = ("503", "429", "hang")
 # `written`: what was put into the page's storage at any time.
 WATCHED = """
 const storage = localStorage, written = [];
@@ -101,7 +102,7 @@ def test_a_log_in_that_never_arrived_leaves_nothing_on_the_person_before(site: S
 def test_what_stood_behind_a_log_in_that_never_arrived_is_not_for_a_third_person_either(site: Site) -> None:
     tab, ann = site.logged_in(body=link(site.page("/next")))
     bob, cleo = new_email("bob"), new_email("cleo")
-    leave_a_log_in(site, tab, bob, "reset")
+    leave_a_log_in(site, tab, bob, "503")
     site.mend()
     await_empty_storage(tab)
     log_in(tab, cleo)
