@@ -142,7 +142,7 @@ def _judge(claims: Mapping[str, Any], now: float) -> Vouched | TokenProblem:
 
 
 def _stray(audience: Any) -> TokenProblem | None:
-    """Judges the audience. A token for another one is not about who is here, whoever it names."""
+    """Judges the audience. A token for another service does not say who is here."""
     if not audience:
         return _bad("the claim aud is missing")
     audiences = audience if isinstance(audience, list) else [audience]

@@ -129,7 +129,7 @@ class Browsers(RuleBasedStateMachine):
             at.tabs[tab] = [each.left_behind() for each in at.tabs[tab]]
             at.session = self._name("s")
             for waiting in at.tabs[1]:
-                # Under a value that the proxy may never have seen. It cannot know to end it with whoever is here.
+                # Under a value that the proxy may never have seen. It cannot end the value together with the visitor.
                 self.allowed[waiting.id] = at.people
 
     # What the network does
