@@ -17,6 +17,7 @@ from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen,
 from proxy.store.facts import FactKind, HeldRow, Known, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
 from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, decode_visitor, tombstone
+from proxy.store.sqlite.bulk import insert_rows
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
 
@@ -134,14 +135,14 @@ class Appends:
             connection.executemany(SQL["unhold"], [(seq,) for seq in writes.unheld])
         if writes.held:
             rows = [(visitor, *row[1:]) for visitor, held in writes.held.items() for row in held]
-            connection.executemany(SQL["hold"], rows)
+            insert_rows(connection, "hold", rows)
         if writes.ended_aliases:
             connection.executemany(SQL["end_alias"], [(key,) for key in writes.ended_aliases])
         if writes.remembered:
             rows = [
                 (each.id, now, each.shown, _encode(each.after) if each.after else None) for each in writes.remembered
             ]
-            connection.executemany(SQL["remember"], rows)
+            insert_rows(connection, "remember", rows)
         if writes.schedules:
             connection.executemany(SQL["set_schedule"], list(writes.schedules.items()))
         if writes.not_offered:
@@ -161,5 +162,5 @@ class Appends:
                 (ids[key],) = connection.execute(SQL["lane"], (*row, key)).fetchone()
         connection.executemany(SQL["change_lane"], old)
         if writes.pushes:
-            connection.executemany(SQL["enqueue"], [(ids[row[0]], *row[1:]) for row in writes.pushes])
+            insert_rows(connection, "enqueue", [(ids[row[0]], *row[1:]) for row in writes.pushes])
             self.ready_lanes = True
