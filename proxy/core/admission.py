@@ -5,7 +5,8 @@ duplicates, log-outs and full lanes are known only there.
 
 It is a fold over the pushes. A frozen `Visit` says who the browser is; each push leads to the next visit and to a `Result`, and most leave
 the visit as it is. The `Context` (request, facts, policy, limits) is the same for every push; what only accumulates, the changes among it,
-goes into its `Intake`. The rules about who the browser is are functions of a visit and of facts, in `visits`.
+goes into its `Intake`. The rules about who the browser is are functions of a visit and of facts, in `visits`; how one visitor makes way for
+the next is in `succession`.
 
 The rules of one browser, several people and several tabs:
 
@@ -22,12 +23,11 @@ The rules of one browser, several people and several tabs:
 6. A typed address never takes the place of a verified one: it is delivered once and changes nothing.
 """
 
-from math import inf
 from typing import TypeAlias
 
 import msgspec
 
-from proxy.core import visits
+from proxy.core import succession, visits
 from proxy.core.calls import Attributes, BadPush, Consent, Identify, Push, Reset, Track
 from proxy.core.context import Context
 from proxy.core.decision import (
@@ -40,10 +40,8 @@ from proxy.core.decision import (
     Facts,
     Forgotten,
     Hold,
-    Identified,
     Reads,
     Refused,
-    Retire,
     Schedule,
     Verify,
 )
@@ -52,10 +50,8 @@ from proxy.core.policy import Policy, Refusal, vouch
 from proxy.core.reasons import Reason, Status
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenProblem, Vouched
-from proxy.core.visitors import NOBODY, Trust, Visitor, derived_visitor, is_same, may_be
+from proxy.core.visitors import NOBODY, Trust, Visitor, derived_visitor
 from proxy.core.visits import Visit
-
-_HOUR = 3_600.0  # seconds
 
 _Step: TypeAlias = tuple[Visit, Result]
 _replace = msgspec.structs.replace
@@ -115,7 +111,7 @@ def _bind_stragglers(context: Context, visit: Visit) -> Visit:
     if known.identified and not known.holding:
         return visit  # as with most requests
     forgotten = context.recently_erased(lane_key(email))
-    return _bind(context, visit, email, context.trust(visit.who), forgotten=forgotten)
+    return succession.bind(context, visit, email, context.trust(visit.who), forgotten=forgotten)
 
 
 def _judge_push(context: Context, visit: Visit, candidate: Candidate) -> _Step:
@@ -163,7 +159,7 @@ def _recognise(context: Context, visit: Visit, push_id: str, candidate: Candidat
         and (context.cookie or not visit.stale_session)
     ):
         # Too late to say that its person is here; what follows is still theirs, or nobody's.
-        visit = _make_way(context, visit, push_id, person, heir=person)
+        visit = succession.make_way(context, visit, push_id, person, heir=person)
         visit = _replace(visit, moved=False)  # a later id may know more
     return visit, duplicate
 
@@ -184,7 +180,7 @@ def _barred(context: Context, visit: Visit, push: Push, token: Vouched | TokenPr
     before = visit
     if (person := _signed_for(token)) is not None:
         # Nothing is stored of somebody who denies consent.
-        visit = _make_way(context, visit, push.id, person, heir=NOBODY)
+        visit = succession.make_way(context, visit, push.id, person, heir=NOBODY)
     return _refuse_log_in(context, before, visit, push.id, Refusal(Reason.CONSENT_DENIED))
 
 
@@ -246,7 +242,7 @@ def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, 
     if isinstance(token, TokenProblem):
         if (person := _signed_for(token)) is not None:
             erased = token.names and context.facts.erased_at(lane_key(token.names)) is not None
-            visit = _make_way(context, visit, push_id, person, heir=NOBODY if erased else person)
+            visit = succession.make_way(context, visit, push_id, person, heir=NOBODY if erased else person)
         return _refuse_log_in(context, before, visit, push_id, Refusal(token.reason, "call[1].token"))
     if token is not None:
         return _log_in(context, visit, push_id, identify, token)
@@ -269,46 +265,18 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
     erased_at = context.facts.erased_at(key)
     if erased_at is not None and token.issued <= erased_at:
         context.intake.changes.append(Forgotten())
-        visit = _make_way(context, visit, push_id, key, heir=NOBODY)
+        visit = succession.make_way(context, visit, push_id, key, heir=NOBODY)
         return visit, context.accept(push_id, visit.who if visit.who is not before else None)
     if context.is_full(key, Trust.VERIFIED):
-        made_way = _make_way(context, visit, push_id, key, heir=key)
+        made_way = succession.make_way(context, visit, push_id, key, heir=key)
         return _refuse_log_in(context, visit, made_way, push_id, Refusal(Reason.LANE_FULL))
-    visit = _part(context, visit, push_id, token.email)
+    visit = succession.part(context, visit, push_id, token.email)
     if visit.who.email is not None and not visit.owns(token.email):
-        visit = _start_anew(context, visit, push_id)
+        visit = succession.start_anew(context, visit, push_id)
     who = visit.who
     after = Visitor(who.id, token.email, Trust.VERIFIED, verified=int(context.request.now), consent=who.consent)
     identity = _Identity(token.email, Trust.VERIFIED, after, token)
     return _accept_identify(context, visit, push_id, identify, identity)
-
-
-def _make_way(context: Context, visit: Visit, push_id: str, person: str, *, heir: str) -> Visit:
-    """Ends who the browser was before a log-in that cannot be taken in. What follows is for `heir`: that person, or nobody."""
-    if visit.is_of(person) or (visit.who.email is None and visit.heir == heir):
-        return visit
-    facts = context.facts
-    known = facts.visitor(visit.who.id)
-    if visit.who.email is None and known.identified is not None:
-        if is_same(known.person or NOBODY, person) and not visits.is_past(known.identified, context.request.now):
-            return visit  # a tab that has no cookie yet
-        visit = visits.start_anew(visit, push_id, facts.site_key)
-    elif visit.who.email is not None or visit.heir is not None:
-        visit = _start_anew(context, visit, push_id)
-    elif not _leaves_trace(context, visit):
-        return visit
-    context.intake.changes.append(Born(visit.who.id, heir))
-    return _replace(visit, heir=heir)
-
-
-def _part(context: Context, visit: Visit, push_id: str, email: str) -> Visit:
-    """Returns the visit on which this person may log in: a new visitor's if this one is another's, as far as is known."""
-    if visit.who.email is not None:
-        return visit
-    known = context.facts.visitor(visit.who.id)
-    if known.identified is not None and not may_be(known.person or NOBODY, email):
-        return visits.start_anew(visit, push_id, context.facts.site_key)  # knowing its id proves nothing
-    return visit if may_be(visit.heir, email) else _start_anew(context, visit, push_id)
 
 
 def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, email: str, *, excess: bool) -> _Step:
@@ -317,7 +285,7 @@ def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, em
     if excess:
         return _refuse(context, visit, push_id, Refusal(Reason.TOO_MANY_ADDRESSES, "call[1].email"))
     verified = context.trust(visit.who) is Trust.VERIFIED
-    visit = _part(context, visit, push_id, email)
+    visit = succession.part(context, visit, push_id, email)
     after = None if verified else Visitor(visit.who.id, email, Trust.ASSERTED, consent=visit.who.consent)
     return _accept_identify(context, visit, push_id, identify, _Identity(email, Trust.ASSERTED, after))
 
@@ -337,7 +305,7 @@ def _accept_identify(context: Context, visit: Visit, push_id: str, identify: Ide
     else:
         context.intake.enqueue(Enqueue(push_id, key, email, trust, attributes))
     if after is not None:
-        visit = _bind(context, _replace(visit, who=after, moved=True), email, trust, forgotten=forgotten)
+        visit = succession.bind(context, _replace(visit, who=after, moved=True), email, trust, forgotten=forgotten)
     if identity.token is not None:
         context.intake.changes += (Verify(key), EndAlias(key))
     return visit, context.accept(push_id, after, dropped=dropped)
@@ -375,27 +343,14 @@ def _asserted(context: Context, visit: Visit, push_id: str, email: str, attribut
     return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, not_before)
 
 
-def _bind(context: Context, visit: Visit, email: str, trust: Trust, *, forgotten: bool) -> Visit:
-    """Hands what is held for this visitor to the lane, or refuses it. `forgotten`: the person was erased a short while ago."""
-    visitor, facts, changes = visit.who.id, context.facts, context.intake.changes
-    known, held = facts.visitor(visitor), visit.all_held(facts, context.request.now)
-    person = NOBODY if forgotten else lane_key(email)
-    if visit.heir is not None or not known.identified or known.person != person:
-        changes.append(Identified(visitor, person))
-    if held:
-        until = -inf if forgotten else visits.bound_until(visit.heir, email, known.identified)
-        changes.append(visits.bind(held, visitor, email, trust, until=until, policy=context.policy))
-    return _replace(visit, heir=None, held=(), emptied=visit.emptied | {visitor})
-
-
 def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None) -> _Step:
     if lost_log_in is not None:
         return _lose_log_in(context, visit, push_id, lost_log_in)
     heir = visit.heir or context.facts.visitor(visit.who.id).person
     if visit.who.email is not None:
         heir = lane_key(visit.who.email)
-    trace = _leaves_trace(context, visit)
-    visit = _replace(_start_anew(context, visit, push_id, trace=trace), heir=heir)
+    trace = succession.leaves_trace(context, visit)
+    visit = _replace(succession.start_anew(context, visit, push_id, trace=trace), heir=heir)
     if heir is not None:
         context.intake.changes.append(Born(visit.who.id, heir))
     return visit, context.accept(push_id, visit.who, trace=trace)
@@ -403,39 +358,17 @@ def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None
 
 def _lose_log_in(context: Context, visit: Visit, push_id: str, person: str) -> _Step:
     """Takes in a log-in that got no answer while its page was open: it logs out anybody but its person."""
-    after = _make_way(context, visit, push_id, person, heir=person)
+    after = succession.make_way(context, visit, push_id, person, heir=person)
     if after is visit:
         return visit, Result(push_id, Status.ACCEPTED)  # not remembered: the log-in itself may still come
     return after, context.accept(push_id, after.who)
 
 
 def _consent(context: Context, visit: Visit, push_id: str, *, granted: bool) -> _Step:
-    trace = _leaves_trace(context, visit)
+    trace = succession.leaves_trace(context, visit)
     who = _replace(visit.who, consent=granted)
     visit = _replace(visit, who=who, moved=True)
     if not granted:
         context.intake.changes.append(Drop(who.id, Reason.CONSENT_DENIED))
         visit = _replace(visit, held=(), emptied=visit.emptied | {who.id})
     return visit, context.accept(push_id, who, trace=trace)
-
-
-def _start_anew(context: Context, visit: Visit, push_id: str, *, trace: bool = True) -> Visit:
-    """Retires this visitor and its `s`, and goes on as a new anonymous one."""
-    if trace:
-        context.intake.changes += [
-            Retire(visitor) for visitor in visits.to_retire(visit, context.cookie, context.facts, context.request.now)
-        ]
-    return visits.start_anew(visit, push_id, context.facts.site_key)
-
-
-def _leaves_trace(context: Context, visit: Visit) -> bool:
-    """Returns whether a log-out or a consent is remembered.
-
-    That of a known visitor always is; of unknown ones, only so many an hour: anybody can send them.
-    """
-    if visit.who.email is not None or visit.heir is not None or visit.held or visit.holding(context.facts):
-        return True
-    if context.facts.visitor(visit.who.id).identified is not None:
-        return True  # a tab without the cookie of the person who is logged in
-    free = context.busy_until(Schedule.TRACES) <= context.request.now + _HOUR  # an hour's worth may be taken in one go
-    return free and context.book(Schedule.TRACES, context.limits.traces_per_hour) <= context.request.now
