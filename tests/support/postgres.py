@@ -41,9 +41,9 @@ def _as_postgres() -> list[str]:
 
 
 class Server:
-    """Started at once. `settings`: lines of postgresql.conf, by name."""
+    """Started at once. `settings`: lines of postgresql.conf, by name; `port`: any that is free, unless it is given."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *, port: int | None = None, **settings: str) -> None:
         found = programs()
         if found is None:
             import pytest  # noqa: PLC0415 - here, because the benchmark uses servers as well, and is installed without it
@@ -54,27 +54,34 @@ class Server:
             pytest.skip(missing)
         self._programs = found
         self._directory = Path(tempfile.mkdtemp(prefix="scq-postgres-"))
-        self.port = free_port()
+        self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
         self._has_template = False
-        self._make(settings)
+        self._fill()
+        self._configure(settings)
         self.start()
 
-    def _make(self, settings: dict[str, str]) -> None:
+    def _fill(self) -> None:
+        """Makes its directory of data."""
         password = self._directory / "password"
         password.write_text(_PASSWORD, encoding="ascii")
         if os.geteuid() == 0:
             for path in (self._directory, password):
                 shutil.chown(path, "postgres", "postgres")
         options = ["-U", "scq", "-E", "UTF8", "--locale=C.UTF-8", "-A", "scram-sha-256", f"--pwfile={password}"]
+        self._run("initdb", "-D", str(self._data), *options)
+
+    def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [*_as_postgres(), self._programs / "initdb", "-D", self._data, *options],
+            [*_as_postgres(), self._programs / program, *arguments],
             check=True,
             timeout=PATIENCE_SECONDS,
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
         )
+
+    def _configure(self, settings: dict[str, str]) -> None:
         usual = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
@@ -127,13 +134,32 @@ class Server:
         """As if its machine had crashed: nothing it has not synced is written any more. `start` starts it again."""
         if self._process is None:
             return
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+        children = self._children()
         self._signal(signal.SIGKILL)
         for child in map(int, children):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         eventually(lambda: not any(_runs(child) for child in children))
+
+    def freeze(self) -> None:
+        """As if its machine hung: connections stay, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)  # first, so that there will be no more children
+        for child in self._children():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGSTOP)
+
+    def wake(self) -> None:
+        assert self._process is not None
+        for child in self._children():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGCONT)
+        self._process.send_signal(signal.SIGCONT)
+
+    def _children(self) -> list[str]:
+        assert self._process is not None
+        pid = self._process.pid
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
 
     def restart(self) -> None:
         self.stop()
@@ -150,6 +176,11 @@ class Server:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     # --- databases
+
+    def wait_for_standbys(self, names: str) -> None:
+        """Commits wait for these from now on, `""` for none."""
+        self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+        self.execute("SELECT pg_reload_conf()")
 
     def execute(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
         """One statement of the superuser, outside a transaction."""
@@ -178,6 +209,24 @@ class Server:
         name = f"test_{next(self._numbers)}"
         self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
         return self.dsn(name)
+
+
+class Standby(Server):
+    """Follows `primary`, which knows it by its `name`."""
+
+    def __init__(self, primary: Server, name: str = "standby", *, port: int | None = None) -> None:
+        self._primary, self._name = primary, name
+        super().__init__(port=port)
+
+    def _fill(self) -> None:
+        if os.geteuid() == 0:
+            shutil.chown(self._directory, "postgres", "postgres")
+        source = f"{self._primary.dsn()}?application_name={self._name}"
+        self._run("pg_basebackup", "-d", source, "-D", str(self._data), "-R", "-c", "fast")
+
+    def promote(self) -> None:
+        """Makes it a primary."""
+        self.execute("SELECT pg_promote()")
 
 
 def _runs(pid: str) -> bool:

@@ -21,7 +21,7 @@ from proxy.store.ledger import Ledger
 from proxy.store.postgres.database import Database, Overtaken, Query, StatementFailed, Transaction, columns, filled
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import PERSON, SCHEDULE, VISITOR, Lock, lock, try_lock
-from proxy.store.postgres.reads import tally
+from proxy.store.postgres.reads import PROOF, tally
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_visitor, tombstone
 
 _encode = msgspec.json.Encoder().encode
@@ -55,11 +55,14 @@ async def _attempt(transaction: Transaction, jobs: Sequence[Job[Append]], wants:
     """`wants` grows by what is learned, so that another attempt can lock it in order."""
     missed = wants
     for _ in range(_ROUNDS):
-        await _read(transaction, known, missed)
+        has_standbys = await _read(transaction, known, missed)
         group = _decide(jobs, known)
         missed = group.missed
         if not missed:
-            await _write(transaction, group.ledger)
+            if not await _write(transaction, group.ledger) and has_standbys and any(known.seen.values()):
+                # A duplicate is acknowledged for a commit that may wait for a standby still, or was told not to. Whatever commits now, waits
+                # until standbys have everything before it.
+                await transaction.commit(PROOF)
             return group
         wants.add(missed)
     raise RuntimeError(f"A decision asked for something else {_ROUNDS} times.")
@@ -99,19 +102,21 @@ def _decide(
 # --- reading
 
 
-async def _read(transaction: Transaction, known: Known, wants: Wants) -> None:
+async def _read(transaction: Transaction, known: Known, wants: Wants) -> bool:
+    """Returns whether commits wait for standbys."""
     first = not known.now
     queries = [lock(_locks(wants)) if first else try_lock(_locks(wants)), ("clock", {})]
     queries += [query for query in _reads(wants, known.site_key) if any(query[1].values())]
     results = await transaction.run(*queries)
     if not first and results[0].rows[0][0] is False:
         raise Overtaken
-    ((now, known.held_bytes),) = results[1].rows
+    ((now, known.held_bytes, has_standbys),) = results[1].rows
     if first:
         known.now, known.ahead = now, now - time.time()
     rows = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
     _keep_absent(known, wants)
     _keep(known, defaultdict(list, rows))
+    return bool(has_standbys)
 
 
 def _locks(wants: Wants) -> list[Lock]:
@@ -156,15 +161,17 @@ def _keep(known: Known, rows: Mapping[str, list[Any]]) -> None:
 # --- writing
 
 
-async def _write(transaction: Transaction, ledger: Ledger) -> None:
+async def _write(transaction: Transaction, ledger: Ledger) -> bool:
+    """Returns whether there was anything to commit."""
     queries, expected = _writes(ledger.writes, ledger.tallies, ledger.known)
     if not queries:
-        return
+        return False
     results = await transaction.run(*queries)
     for (name, _), result in zip(queries, results, strict=True):
         if expected.get(name, result.count) != result.count:
             raise Overtaken
     await transaction.commit()
+    return True
 
 
 def _writes(writes: Writes, tallies: Counter[str], known: Known) -> tuple[list[Query], Mapping[str, int]]:

@@ -8,9 +8,11 @@ holding up the others. What the database says about an error can quote payload a
 import asyncio
 import contextlib
 import logging
+import os
 import random
+import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, LiteralString, TypeVar
 
@@ -31,7 +33,7 @@ _TRIES = 8  # of a transaction: more than there are connections, each of which m
 _ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by another one
 _CONNECT_SECONDS = 5
 _WAIT_SECONDS = 3  # for a connection: while there is none to be had, callers are told so
-_ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
+ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
 _STOPPED_SECONDS = 3.0  # without a word in the middle of a batch of statements
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
 _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
@@ -95,8 +97,9 @@ def filled(queries: Iterable[Query]) -> list[Query]:
 class Transaction:
     """A transaction that begins with its first query, and is not used after `commit`."""
 
-    def __init__(self, connection: Connection, *, reads_only: bool = False) -> None:
+    def __init__(self, connection: Connection, *, answer_seconds: float, reads_only: bool = False) -> None:
         self._connection = connection
+        self._answer_seconds = answer_seconds
         self._open = contextlib.AsyncExitStack()
         self._pipeline: AsyncPipeline | None = None
         self._reads_only = reads_only
@@ -131,7 +134,7 @@ class Transaction:
 
     async def _send(self, queries: Sequence[Query], last: Sequence[LiteralString] = ()) -> list[Rows]:
         """Makes one round trip; with `last`, the transaction's last one."""
-        async with asyncio.timeout(_ANSWER_SECONDS):
+        with _cut_off(self._connection, self._answer_seconds):
             if self._pipeline is None:
                 self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
                 for text in () if self._reads_only else (_BEGIN, SETTINGS):
@@ -148,8 +151,34 @@ class Transaction:
 
 
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-# A commit that is cancelled while it waits for a standby would claim to be done: it is not to be cancelled.
+# A commit that is cancelled while it waits for a standby would claim to be done: no time-out of the server is to cancel it.
 _COMMIT: tuple[LiteralString, ...] = ("SELECT set_config('statement_timeout', '0', true)", "COMMIT")
+
+
+@contextlib.contextmanager
+def _cut_off(connection: Connection, seconds: float) -> Iterator[None]:
+    """Raises TimeoutError after so many seconds, by cutting the connection.
+
+    Nothing is cancelled: a commit whose wait for a standby is cancelled shows its rows to everybody, and a failover loses them. One that
+    nobody listens to waits on, and keeps its locks until a standby has it.
+    """
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(seconds, _shut_down, connection)
+    try:
+        yield
+    except psycopg.OperationalError:
+        if loop.time() >= timer.when():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _shut_down(connection: Connection) -> None:
+    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as link:
+        link.shutdown(socket.SHUT_RDWR)
+
+
 # What every transaction begins with. Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
 SETTINGS = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
@@ -159,11 +188,13 @@ SETTINGS = (
 
 
 class Database:
-    def __init__(self, dsn: str, *, pool_size: int) -> None:
+    def __init__(self, dsn: str, *, pool_size: int, answer_seconds: float = ANSWER_SECONDS) -> None:
         self.counts = Counts()
         self.trouble: str | None = None  # why the last transaction failed, if it did
         self.written = float("-inf")  # when something was last committed, on the monotonic clock
         self._closed = False
+        self._answer_seconds = answer_seconds
+        self._unconfirmed = False  # a commit was not answered in time, and may wait for a standby still
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
             open=False,
@@ -188,6 +219,8 @@ class Database:
 
         Raises `StoreUnavailable`. If that happens during a commit, it is unknown whether the commit took place.
         """
+        if self._unconfirmed and not reads_only:
+            await self._require_confirmed()
         begun, reason = time.monotonic(), "others were in the way, again and again"
         for attempt in range(_TRIES):
             if self._closed:
@@ -205,6 +238,19 @@ class Database:
                 if time.monotonic() - begun > _ANEW_SECONDS:
                     break
         raise self._refusal("it is closed" if self._closed else reason)
+
+    async def _require_confirmed(self) -> None:
+        """Refuses more commits while one waits that was not answered in time: each would keep a connection of the server waiting."""
+        values = {"seconds": self._answer_seconds / 2}
+        try:
+            async with self._pool.connection() as connection:
+                with _cut_off(connection, min(_CONNECT_SECONDS, self._answer_seconds)):
+                    row = await (await connection.execute(SQL["unconfirmed"], values)).fetchone()
+        except (psycopg.Error, TimeoutError, OSError) as error:
+            raise self._refusal(cause(error)) from None
+        if row is not None and row[0]:
+            raise self._refusal(_NO_STANDBY)
+        self._unconfirmed = False
 
     async def _end_stopped(self) -> None:
         """Ends transactions of a node that was stopped while sending: the timeouts do not, because the server takes it for busy."""
@@ -224,7 +270,7 @@ class Database:
         started = time.monotonic()
         try:
             async with self._pool.connection() as connection:
-                transaction = Transaction(connection, reads_only=reads_only)
+                transaction = Transaction(connection, answer_seconds=self._answer_seconds, reads_only=reads_only)
                 try:
                     result = await work(transaction)
                 except psycopg.Error as error:
@@ -250,6 +296,7 @@ class Database:
         if transaction is None:
             return self._refusal(cause(error))
         self.counts.reopened += 1
+        self._unconfirmed |= transaction.committing and isinstance(error, TimeoutError)
         return self._refusal(cause(error)) if transaction.committing else _Lost(cause(error))
 
     def _refusal(self, reason: str) -> StoreUnavailable:
@@ -267,6 +314,7 @@ class Database:
         self.written = time.monotonic()
 
 
+_NO_STANDBY = "no synchronous standby confirms what is committed: bring one back, or take those that are gone out of synchronous_standby_names"
 _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 

@@ -20,11 +20,11 @@ from proxy.core.gate import Closure
 from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.outbox import NO_READS
 from proxy.store.postgres.appends import Append, append
-from proxy.store.postgres.database import Database, Transaction
+from proxy.store.postgres.database import ANSWER_SECONDS, Database, Transaction
 from proxy.store.postgres.groups import Groups, Job
 from proxy.store.postgres.leases import NodeLeases, settle
 from proxy.store.postgres.people import erase_person
-from proxy.store.postgres.reads import discard, read_dead_letters, read_stats, replay, tally
+from proxy.store.postgres.reads import PROOF, discard, read_dead_letters, read_stats, replay
 from proxy.store.postgres.schema import UNSAFE, assess
 from proxy.store.postgres.sweep import sweep
 from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Health, Lease, Settlement, Stats
@@ -132,7 +132,7 @@ class PostgresOutbox:
             return
 
         async def prove(transaction: Transaction) -> None:
-            await transaction.commit(tally({"gauge:proofs": 1}))
+            await transaction.commit(PROOF)
 
         await self._database.run(prove)
 
@@ -182,15 +182,24 @@ class PostgresOutbox:
 
 
 async def open_outbox(
-    dsn: str, *, hold_age: timedelta, dead_age: timedelta, unsafe: bool = False, pool_size: int = 6
+    dsn: str,
+    *,
+    hold_age: timedelta,
+    dead_age: timedelta,
+    unsafe: bool = False,
+    pool_size: int = 6,
+    answer_seconds: float = ANSWER_SECONDS,
 ) -> PostgresOutbox:
-    """Opens it. `unsafe`: also on a server that could lose what was acknowledged. Raises `StoreRefused`."""
+    """Opens it. `unsafe`: also on a server that could lose what was acknowledged; `answer_seconds`: for one round trip, at most.
+
+    Raises `StoreRefused`.
+    """
     assessment = await assess(dsn)
     refusals = assessment.obstacles if unsafe else assessment.problems
     if refusals:
         hint = f" {UNSAFE}" if not assessment.obstacles else ""
         raise StoreRefused(" ".join(refusals) + hint)
-    database = Database(dsn, pool_size=pool_size)
+    database = Database(dsn, pool_size=pool_size, answer_seconds=answer_seconds)
     await database.open()
     try:
         (found,) = await database.read(("site_key", {}))

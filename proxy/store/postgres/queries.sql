@@ -43,10 +43,17 @@ AND a.state_change < statement_timestamp() - make_interval(secs => %(limit)s)
 AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted
             AND (l.locktype = 'advisory' OR l.relation = 'lanes'::regclass OR l.relation = 'counters'::regclass));
 
+-- name: unconfirmed
+-- Commits of this role that have waited so long for a synchronous standby.
+SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user AND wait_event = 'SyncRep'
+AND query_start < statement_timestamp() - make_interval(secs => %(seconds)s);
+
 -- ──── appends
 
 -- name: clock
-SELECT {now}, (SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = 'gauge:held_bytes');
+-- And whether a commit waits for a standby: then what is seen here may be on this server alone.
+SELECT {now}, (SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = 'gauge:held_bytes'),
+  trim(current_setting('synchronous_standby_names')) <> '';
 
 -- name: seen
 SELECT id, shown, after, at FROM seen WHERE id = ANY (%(ids)s::text[]);

@@ -1,0 +1,112 @@
+"""A primary with a synchronous standby, which is killed, frozen and promoted: what was answered is on both servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from proxy.core.calls import Track
+from proxy.core.decision import Decision, Enqueue, Facts, Remember
+from proxy.core.visitors import Trust
+from proxy.errors import StoreUnavailable
+from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
+from tests.support.live import eventually
+from tests.support.postgres import Server, Standby
+
+ANSWER_SECONDS = 0.5  # until the outbox gives up on an answer
+
+
+@pytest.fixture
+def servers() -> Iterator[tuple[Server, Standby]]:
+    """A primary and a standby that follows it."""
+    primary = Server()
+    try:
+        standby = Standby(primary)
+        try:
+            yield primary, standby
+        finally:
+            standby.remove()
+    finally:
+        primary.remove()
+
+
+async def opened(dsn: str) -> PostgresOutbox:
+    days = timedelta(days=30)
+    return await open_outbox(dsn, hold_age=days, dead_age=days, answer_seconds=ANSWER_SECONDS)
+
+
+async def push(outbox: PostgresOutbox, name: str) -> str:
+    """Stores it unless it is known, as a retry of the script does. Returns the answer."""
+
+    def store(facts: Facts) -> Decision[str]:
+        if facts.seen(name) is not None:
+            return Decision((), "duplicate")
+        enqueue = Enqueue(name, f"{name}@example.com", f"{name}@example.com", Trust.VERIFIED, Track(("a",)))
+        return Decision((enqueue, Remember(name, "v")), "accepted")
+
+    return (await outbox.append(store)).answer
+
+
+async def answered(outbox: PostgresOutbox, name: str) -> str:
+    """Pushes until it is answered."""
+    async with asyncio.timeout(120):
+        while True:
+            try:
+                return await push(outbox, name)
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+
+def stored(dsn: str) -> set[str]:
+    with psycopg.connect(dsn) as connection:
+        return {name for (name,) in connection.execute("SELECT id FROM seen")}
+
+
+async def test_what_is_answered_is_on_the_synchronous_standby_whatever_becomes_of_it(
+    servers: tuple[Server, Standby], caplog: pytest.LogCaptureFixture
+) -> None:
+    primary, standby = servers
+    dsn = primary.database()
+    primary.wait_for_standbys("standby")
+    outbox = await opened(dsn)
+    name = dsn.rpartition("/")[2]
+    assert await answered(outbox, "before") == "accepted"
+
+    standby.freeze()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await push(outbox, "frozen")
+    with pytest.raises(StoreUnavailable):  # its commit waits alone: a connection for each would use them all up
+        await push(outbox, "another")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    assert primary.execute(waiting) == [(1,)]
+    assert "no synchronous standby confirms" in caplog.text
+    assert "no synchronous standby confirms" in (await outbox.stats()).health.problems[0]
+    standby.wake()
+    assert await answered(outbox, "frozen") == "duplicate"
+    assert "frozen" in stored(standby.dsn(name))
+    assert (await outbox.stats()).health.problems == ()
+
+    standby.kill()
+    lost = [f"lost{number}" for number in range(8)]
+    for each in lost:
+        with pytest.raises(StoreUnavailable):
+            await push(outbox, each)
+    # An operator who ends what hangs, or a restart, makes a commit visible that no standby has.
+    eventually(lambda: primary.execute(waiting) == [(1,)])
+    primary.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    eventually(lambda: "lost0" in stored(dsn))
+    for each in lost:
+        with pytest.raises(StoreUnavailable):
+            await push(outbox, each)
+    primary.kill()
+    standby.start()
+    standby.promote()
+    await outbox.close()
+    outbox = await opened(standby.dsn(name))
+    assert [await push(outbox, each) for each in ("before", "frozen", *lost)] == ["duplicate"] * 2 + ["accepted"] * 8
+    await outbox.close()
