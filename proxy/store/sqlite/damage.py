@@ -4,23 +4,31 @@ Repairs nothing and deletes nothing: a damaged file keeps its content, under a d
 """
 
 import os
+import re
 import shutil
 import sqlite3
 import struct
+import zlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
+from errno import EIO
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 CHECKED_BYTES = 1 << 30  # a larger file is not checked: that would take longer than visitors wait
+_PAGE_BYTES = 4_096
 _WAL_MAGIC = (0x377F0682, 0x377F0683)
 _WAL_HEADER, _FRAME_HEADER = 32, 24
 
 
 class Damaged(Exception):
     """The file is ours and cannot be trusted. The message says what was found."""
+
+
+class Unchecked(Damaged):
+    """SQLite has said so, in a file that is too large to be checked."""
 
 
 class FileMoved(Exception):
@@ -64,12 +72,40 @@ def require_sound(connection: sqlite3.Connection, *, suspect: bool, checked_byte
     size = pragma(connection, "page_count") * pragma(connection, "page_size")
     if size > checked_bytes:
         if suspect:
-            raise Damaged("SQLite calls it malformed, and it is too large to be checked now")
+            raise Unchecked("SQLite calls it malformed, and it is too large to be checked now")
         return
     # An integrity check also compares the indexes with their tables; quick_check reads every page.
     found = pragma(connection, "integrity_check(1)" if suspect else "quick_check(1)")
-    if found != "ok":
-        raise Damaged(f"the check says: {' '.join(str(found).split())}")
+    if found == "ok":
+        return
+    for code in map(int, re.findall(r"error code[ =]+(\d+)", str(found))):
+        if code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise OSError(EIO, f"{os.strerror(EIO)}: SQLite's check met error {code}")
+    raise Damaged(f"the check says: {' '.join(str(found).split())}")
+
+
+def read_plainly(path: Path, most_bytes: int) -> int:
+    """Reads a file that is no larger from end to end; returns its checksum. OSError is the disk's trouble, and says nothing of what it holds.
+
+    Only while SQLite has it closed: closing any descriptor of a file drops the locks that SQLite has on it.
+    """
+    checksum = 0
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= most_bytes:
+            while page := file.read(_PAGE_BYTES):  # page by page, as SQLite does: what fails there fails here
+                checksum = zlib.crc32(page, checksum)
+    return checksum
+
+
+def forget_cached(path: Path) -> None:
+    """Makes the next read come from the disk, while SQLite has the file closed."""
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def is_failed_io(error: Exception) -> bool:
+    """Returns whether a read or a write failed, which can go better the next time."""
+    return primary_code(error) == sqlite3.SQLITE_IOERR or getattr(error, "errno", None) == EIO
 
 
 def pragma(connection: sqlite3.Connection, name: str) -> Any:

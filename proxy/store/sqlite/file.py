@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import sqlite3
+import time
 from pathlib import Path
 from typing import IO
 
@@ -21,9 +22,13 @@ from proxy.store.sqlite.damage import (
     Damaged,
     FileMoved,
     Remedy,
+    Unchecked,
+    forget_cached,
+    is_failed_io,
     keep_copy_of_wal,
     pragma,
     primary_code,
+    read_plainly,
     remedy_for,
     require_sound,
     set_aside,
@@ -32,6 +37,9 @@ from proxy.store.sqlite.damage import (
 
 APPLICATION_ID = 0x73637170  # "scqp"
 START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
+LOOKS = 4  # at a file that cannot be read, or reads differently each time
+APART_SECONDS = 0.5  # between two of them
+SUSPECT_SECONDS = 3_600.0  # in which SQLite must complain twice of a file that is too large to be checked
 _SITE_KEY_BYTES = 32
 _MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
 _APPLICATION_ID_AT, _HEADER_BYTES = 68, 72  # … and the place of the application id in it
@@ -55,6 +63,7 @@ class StoreFile:
         self._create = create
         self._lock: IO[str] | None = None
         self._identities: dict[Path, tuple[int, int]] = {}
+        self._suspected = float("-inf")  # when SQLite last called it malformed and nobody could check that
 
     def take(self) -> None:
         """Checks the place and takes the lock, again if somebody deleted it. Raises `StoreRefused`."""
@@ -78,11 +87,7 @@ class StoreFile:
             log.error("%s is gone: a new store takes its place, and what waited in the old one is not sent", self.path)
         try:
             self._part_from_log()
-            try:
-                connection = self._open_sound(after)
-            except Damaged as damage:
-                self._replace(damage)
-                connection = self._open_sound(None)
+            connection = self._open_or_replace(after)
         except (sqlite3.Error, OSError) as error:
             raise StoreRefused(f"{self.path} cannot be opened ({error}).") from None
         watched = (self.path, wal_path(self.path), _lock_path(self.path))
@@ -102,13 +107,55 @@ class StoreFile:
         if had is not None and _identity(wal) == had and _identity(self.path) != self._identities[self.path]:
             log.error("%s belongs to a file that is gone. It is set aside as %s", wal, set_aside(self.path, _LOG_ONLY))
 
+    def _open_or_replace(self, after: Exception | None) -> sqlite3.Connection:
+        """Sets the file aside once the same damage was found twice, apart in time, in the same content."""
+        before: tuple[str, int] | None = None
+        for look in range(LOOKS):
+            if look:
+                time.sleep(APART_SECONDS)
+                forget_cached(self.path)
+            try:
+                found = self._look(after)
+            except (sqlite3.Error, OSError) as error:
+                if not is_failed_io(error) or look == LOOKS - 1:
+                    raise
+                log.warning("%s cannot be read or written (%s). It is tried again: check the disk", self.path, error)
+                before = None
+                continue
+            if isinstance(found, sqlite3.Connection):
+                return found
+            if found == before:
+                self._replace(found[0])
+                return self._open_sound(None)
+            before = found
+            log.warning("%s may be damaged (%s): it is read once more, to be sure", self.path, found[0])
+        raise StoreRefused(f"{self.path} reads differently each time: check the disk and the memory.")
+
+    def _look(self, after: Exception | None) -> sqlite3.Connection | tuple[str, int]:
+        """Opens the file, or returns which damage was found in which content. Raises OSError if that cannot be read plainly."""
+        try:
+            return self._open_sound(after)
+        except Unchecked as suspicion:
+            if self._is_suspected_anew():
+                return self._open_sound(None)
+            return str(suspicion), 0
+        except Damaged as damage:
+            return str(damage), read_plainly(self.path, CHECKED_BYTES)
+
+    def _is_suspected_anew(self) -> bool:
+        """Notes a suspicion that nobody can check; returns whether it is the first for a while. Until the next, the file is used."""
+        before, self._suspected = self._suspected, time.monotonic()
+        forget_cached(self.path)
+        return self._suspected - before > SUSPECT_SECONDS
+
     def _open_sound(self, after: Exception | None) -> sqlite3.Connection:
         header = self._recognisable_header()
+        checked_bytes = START_CHECKED_BYTES if after is None else CHECKED_BYTES
+        read_plainly(self.path, checked_bytes)
         connection = sqlite3.connect(self.path, isolation_level=None, cached_statements=256)
         try:
             self._prepare(connection)
             suspect = after is not None and remedy_for(after) is Remedy.SUSPECT
-            checked_bytes = START_CHECKED_BYTES if after is None else CHECKED_BYTES
             require_sound(connection, suspect=suspect, checked_bytes=checked_bytes)
             self._bring_up_to_date(connection)
         except sqlite3.DatabaseError as error:
@@ -188,7 +235,7 @@ class StoreFile:
             )
             log.error(sentence, wal_path(self.path), lost, keep_copy_of_wal(self.path))
 
-    def _replace(self, damage: Damaged) -> None:
+    def _replace(self, damage: str) -> None:
         if not self._create:
             raise StoreRefused(f"{self.path} is damaged ({damage}): scq-proxy serve sets it aside and makes a new one.")
         aside = set_aside(self.path)

@@ -1,0 +1,88 @@
+"""A disk that fails to read, or reads differently each time: a shim in front of libc makes it so. The store stays where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.sqlite import aside_of, opened, push, waiting
+
+SHIM = Path(__file__).parents[2] / "support" / "bad_disk.c"
+OPENS = """
+import asyncio, logging, sys
+from pathlib import Path
+from tests.support.sqlite import opened, waiting
+
+async def main():
+    outbox = await opened(Path(sys.argv[1]))
+    print(len(await waiting(outbox)))
+    await outbox.close()
+
+logging.basicConfig(level="INFO")
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        if "CI" in os.environ:
+            pytest.fail("needs a C compiler")
+        pytest.skip("needs a C compiler")
+    built = tmp_path_factory.mktemp("shim") / "bad_disk.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", built, SHIM, "-ldl"], check=True)
+    return built
+
+
+async def healthy(path: Path) -> list[str]:
+    outbox = await opened(path)
+    await asyncio.gather(*(push(outbox, address=f"{number}@example.com") for number in range(300)))
+    ids = await waiting(outbox)
+    await outbox.close()
+    return ids
+
+
+def opens(path: Path, shim: Path, **faults: str) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"LD_PRELOAD": str(shim), "EIO_FILE": str(path), "EIO_EVERY": "60", "EIO_TIMES": "0"}
+    arguments = [sys.executable, "-c", OPENS, str(path)]
+    where = Path(__file__).parents[3]
+    return subprocess.run(
+        arguments, env=environ | faults, cwd=where, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize("every", ["7", "60"])
+async def test_a_read_error_is_not_damage(tmp_path: Path, shim: Path, every: str) -> None:
+    ids = await healthy(tmp_path / "scq.db")
+    done = opens(tmp_path / "scq.db", shim, EIO_EVERY=every, EIO_TIMES="1000000")
+    assert aside_of(tmp_path / "scq.db") == []
+    assert done.returncode == 0 or "StoreRefused" in done.stderr
+    assert done.returncode == 0 or "Input/output error" in done.stderr or "disk I/O error" in done.stderr
+    outbox = await opened(tmp_path / "scq.db")
+    assert await waiting(outbox) == ids
+    await outbox.close()
+
+
+async def test_a_store_opens_once_its_disk_can_be_read_again(tmp_path: Path, shim: Path) -> None:
+    ids = await healthy(tmp_path / "scq.db")
+    done = opens(tmp_path / "scq.db", shim, EIO_EVERY="7", EIO_TIMES="2")
+    assert (done.returncode, done.stdout) == (0, f"{len(ids)}\n"), done.stderr
+    assert aside_of(tmp_path / "scq.db") == []
+
+
+async def test_a_disk_that_reads_differently_each_time_is_not_damage(tmp_path: Path, shim: Path) -> None:
+    ids = await healthy(tmp_path / "scq.db")
+    done = opens(tmp_path / "scq.db", shim, EIO_FLIP="1")
+    assert aside_of(tmp_path / "scq.db") == []
+    assert done.returncode == 1
+    assert "StoreRefused" in done.stderr
+    outbox = await opened(tmp_path / "scq.db")
+    assert await waiting(outbox) == ids
+    await outbox.close()
