@@ -141,7 +141,8 @@ async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
             durability = await outbox.durability()
     except StoreError as error:
         return [*found, _mend(f"store: {error.message}")]
-    return [*found, _fine(f"store: {durability.promise} ({_listed(durability.facts)})")]
+    found.append(_fine(f"store: {durability.promise} ({_listed(durability.facts)})"))
+    return [*found, _fine(f"store: {assessment.failover}")] if assessment.failover else found
 
 
 def _listed(facts: Mapping[str, str]) -> str:

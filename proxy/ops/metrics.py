@@ -55,6 +55,8 @@ def _store(report: Report) -> Iterable[Metric]:
         (Counter, "scq_store_failed_commits", "Transactions that failed", health.failed_commits),
         (Counter, "scq_store_reopened", "Times it was opened again after a failure", health.reopened),
         (Gauge, "scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside),
+        (Counter, "scq_store_failovers", "Times the database was found to be another server", health.failovers),
+        (Counter, "scq_store_lost", "Acknowledged pushes that were found missing after a failover", health.lost),
         (Gauge, "scq_store_log_frames", "Pages of the log that are not checkpointed", health.log_frames),
         (Gauge, "scq_store_headroom_bytes", room, health.headroom_bytes),
     ]

@@ -157,7 +157,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again
     after a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor
-    at which ingest stops. `set_aside`: damaged stores kept beside this one. `problems`: sentences for a person, each with what to do.
+    at which ingest stops. `set_aside`: damaged stores kept beside this one. `failovers`: to other servers, since the store was made; `lost`:
+    acknowledged pushes that were found missing after one. `problems`: sentences for a person, each with what to do.
     """
 
     commits: int = 0
@@ -168,6 +169,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     log_frames: int | None = None
     headroom_bytes: int | None = None
     set_aside: int = 0
+    failovers: int | None = None
+    lost: int | None = None
     problems: tuple[str, ...] = ()
 
 

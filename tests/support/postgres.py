@@ -69,7 +69,7 @@ class Server:
         if os.geteuid() == 0:
             for path in (self._directory, password):
                 shutil.chown(path, "postgres", "postgres")
-        options = ["-U", "scq", "-E", "UTF8", "--locale=C.UTF-8", "-A", "scram-sha-256", f"--pwfile={password}"]
+        options = ["-U", "scq", "-E", "UTF8", "--locale=C.UTF-8", "-N", "-A", "scram-sha-256", f"--pwfile={password}"]
         self._run("initdb", "-D", str(self._data), *options)
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -222,7 +222,7 @@ class Standby(Server):
         if os.geteuid() == 0:
             shutil.chown(self._directory, "postgres", "postgres")
         source = f"{self._primary.dsn()}?application_name={self._name}"
-        self._run("pg_basebackup", "-d", source, "-D", str(self._data), "-R", "-c", "fast")
+        self._run("pg_basebackup", "-d", source, "-D", str(self._data), "-N", "-R", "-c", "fast")
 
     def promote(self) -> None:
         """Makes it a primary."""

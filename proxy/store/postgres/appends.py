@@ -44,6 +44,7 @@ async def append(database: Database, site_key: bytes, jobs: Sequence[Job[Append]
         # What one of them asks for cannot be written: that must not harm the others.
         return any([await append(database, site_key, [job]) for job in jobs])
     database.counts.jobs += len(group.decided)
+    database.sight.acknowledge([each.id for each in group.ledger.writes.remembered])
     for job, failure in group.failures:
         job.fail(failure)
     for job, decision in group.decided:

@@ -25,6 +25,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from proxy.errors import StoreUnavailable
+from proxy.store.postgres.sight import Sight
 from proxy.store.queries import read_queries
 from proxy.store.records import Counts
 
@@ -42,7 +43,8 @@ _PLANNING = {"enable_seqscan": "off", "jit": "off"}
 
 # SQLSTATE: others were in the way. Nothing was changed, and the same may succeed at once.
 _CONTENDED = frozenset(("40001", "40P01", "55P03", "57014", "25P03", "23505"))
-_READ_ONLY, _NO_ROOM_FOR_LOCKS, _WAITED = "25006", "53200", "55P03"
+_NO_ROOM_FOR_LOCKS, _WAITED = "53200", "55P03"
+_READ_ONLY = ("25006", "0A000")  # the latter of a transaction that begins on a standby
 # Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
 _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
 
@@ -97,8 +99,11 @@ def filled(queries: Iterable[Query]) -> list[Query]:
 class Transaction:
     """A transaction that begins with its first query, and is not used after `commit`."""
 
-    def __init__(self, connection: Connection, *, answer_seconds: float, reads_only: bool = False) -> None:
+    def __init__(
+        self, connection: Connection, sight: Sight, *, answer_seconds: float, reads_only: bool = False
+    ) -> None:
         self._connection = connection
+        self._sight, self._asked = sight, sight.asked()
         self._answer_seconds = answer_seconds
         self._open = contextlib.AsyncExitStack()
         self._pipeline: AsyncPipeline | None = None
@@ -115,7 +120,7 @@ class Transaction:
         warned: list[object] = []
         self._connection.add_notice_handler(warned.append)
         try:
-            results = await self._send(queries, last=_COMMIT)
+            results = await self._send(queries, commits=True)
         finally:
             self._connection.remove_notice_handler(warned.append)
         if warned:
@@ -132,27 +137,35 @@ class Transaction:
         except (psycopg.Error, TimeoutError):
             await self._connection.close()
 
-    async def _send(self, queries: Sequence[Query], last: Sequence[LiteralString] = ()) -> list[Rows]:
-        """Makes one round trip; with `last`, the transaction's last one."""
+    async def _send(self, queries: Sequence[Query], *, commits: bool = False) -> list[Rows]:
+        """Makes one round trip; if it commits, the transaction's last one."""
+        look = position = None
         with _cut_off(self._connection, self._answer_seconds):
             if self._pipeline is None:
                 self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
-                for text in () if self._reads_only else (_BEGIN, SETTINGS):
-                    await self._connection.execute(text)
+                if not self._reads_only:
+                    self._asked = self._sight.asked()
+                    await self._connection.execute(_BEGIN)
+                    look = await self._connection.execute(f"{SETTINGS}, {self._sight.look}")
             cursors = [await self._connection.execute(SQL[name], values, binary=True) for name, values in queries]
-            for text in last:
-                await self._connection.execute(text)
-            if last or self._reads_only:
+            if commits:
+                position = await self._connection.execute(f"{_LAST}, {self._sight.position}")
+                await self._connection.execute("COMMIT")
+            if commits or self._reads_only:
                 await self._open.aclose()
             else:
                 # The pipeline stays open, because leaving it sends a message that would stop the server's clock for idle transactions.
                 await self._pipeline.sync()
+        if look is not None and (row := await look.fetchone()) is not None:
+            self._sight.take(self._asked, row[-3:])
+        if position is not None and (row := await position.fetchone()) is not None:
+            self._sight.reached(row[-1], self._asked)
         return [Rows(await cursor.fetchall() if cursor.description else [], cursor.rowcount) for cursor in cursors]
 
 
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A commit that is cancelled while it waits for a standby would claim to be done: no time-out of the server is to cancel it.
-_COMMIT: tuple[LiteralString, ...] = ("SELECT set_config('statement_timeout', '0', true)", "COMMIT")
+_LAST: LiteralString = "SELECT set_config('statement_timeout', '0', true)"
 
 
 @contextlib.contextmanager
@@ -179,7 +192,8 @@ def _shut_down(connection: Connection) -> None:
         link.shutdown(socket.SHUT_RDWR)
 
 
-# What every transaction begins with. Never weaker than `on`: a role or a database may have been told otherwise. remote_apply is stronger.
+# What every transaction begins with, beside a look at the server. Never weaker than `on`: a role or a database may have been told otherwise.
+# remote_apply is stronger.
 SETTINGS = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
     "ELSE 'on' END, true), "
@@ -188,8 +202,13 @@ SETTINGS = (
 
 
 class Database:
-    def __init__(self, dsn: str, *, pool_size: int, answer_seconds: float = ANSWER_SECONDS) -> None:
+    """`sight`: what every transaction looks at and what is known from it."""
+
+    def __init__(
+        self, dsn: str, *, pool_size: int, answer_seconds: float = ANSWER_SECONDS, sight: Sight | None = None
+    ) -> None:
         self.counts = Counts()
+        self.sight = sight or Sight()
         self.trouble: str | None = None  # why the last transaction failed, if it did
         self.written = float("-inf")  # when something was last committed, on the monotonic clock
         self._closed = False
@@ -261,6 +280,14 @@ class Database:
                 if row is not None and row[0]:
                     log.warning("A node that does not go on held up others: %d of its transactions were ended", row[0])
 
+    async def look(self) -> None:
+        """Looks at the server, and at nothing that is stored."""
+
+        async def nothing(transaction: Transaction) -> None:
+            await transaction.run()
+
+        await self.run(nothing)
+
     async def read(self, *queries: Query) -> list[Rows]:
         """Runs all queries in one round trip, each on a snapshot of its own."""
         return await self.run(lambda transaction: transaction.run(*queries), reads_only=True)
@@ -270,11 +297,13 @@ class Database:
         started = time.monotonic()
         try:
             async with self._pool.connection() as connection:
-                transaction = Transaction(connection, answer_seconds=self._answer_seconds, reads_only=reads_only)
+                transaction = Transaction(
+                    connection, self.sight, answer_seconds=self._answer_seconds, reads_only=reads_only
+                )
                 try:
                     result = await work(transaction)
                 except psycopg.Error as error:
-                    if sqlstate(error) == _READ_ONLY:  # a standby by now; a new one may lead to the primary
+                    if sqlstate(error) in _READ_ONLY:  # a standby by now; a new one may lead to the primary
                         await connection.close()
                     raise
                 finally:
@@ -290,7 +319,11 @@ class Database:
         if state in _CONTENDED:
             return _Contended(state)
         self.counts.failed_commits += 1
-        if state is not None and (state == _NO_ROOM_FOR_LOCKS or not state.startswith(_TROUBLE)):
+        if (
+            state is not None
+            and state not in _READ_ONLY
+            and (state == _NO_ROOM_FOR_LOCKS or not state.startswith(_TROUBLE))
+        ):
             log.error("A statement failed: %s", cause(error))
             return StatementFailed(_SENTENCE, retry_after=RETRY_AFTER)
         if transaction is None:

@@ -12,8 +12,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
-import msgspec
-
 from proxy.aio import wait
 from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
@@ -21,18 +19,21 @@ from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.outbox import NO_READS
 from proxy.store.postgres.appends import Append, append
 from proxy.store.postgres.database import ANSWER_SECONDS, Database, Transaction
+from proxy.store.postgres.failovers import note_move
 from proxy.store.postgres.groups import Groups, Job
 from proxy.store.postgres.leases import NodeLeases, settle
 from proxy.store.postgres.people import erase_person
 from proxy.store.postgres.reads import PROOF, discard, read_dead_letters, read_stats, replay
 from proxy.store.postgres.schema import UNSAFE, assess
+from proxy.store.postgres.sight import Sight
 from proxy.store.postgres.sweep import sweep
-from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Health, Lease, Settlement, Stats
+from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 
 T = TypeVar("T")
 
 _GROUP = 128  # appends, or settlements, in one transaction
 _POLL_SECONDS, _MAX_POLL_SECONDS = 0.025, 1.0  # between looks for other nodes' appends: ever more while there are none
+_LOOK_SECONDS = 2.0  # after which an idle node looks whether the server is still the same
 _PROVEN_SECONDS = 1.0  # for which a commit proves that the database takes pushes
 
 log = logging.getLogger("proxy.store")
@@ -63,9 +64,11 @@ class PostgresOutbox:
     async def _append_all(self, jobs: Sequence[Job[Append]]) -> None:
         if await append(self._database, self.site_key, jobs):
             self._ready.set()
+        await note_move(self._database)
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         claim = await self._leases.claim(lanes, per_lane, lease_seconds, probe)
+        await note_move(self._database)
         self._found = bool(claim.leases)
         if self._found:
             self._poll_seconds = _POLL_SECONDS
@@ -100,6 +103,9 @@ class PostgresOutbox:
             not self._found
         )  # the last claim found nothing, so another node took what was ready: wait once before looking again
         while not self._ready.is_set() and (remaining := deadline - time.monotonic()) > 0:
+            if time.monotonic() - self._database.sight.looked_at > _LOOK_SECONDS:
+                await self._database.look()
+                await note_move(self._database)
             seconds = min(remaining, self._poll_seconds)
             if not patient:
                 (found,) = await self._database.read(("next_ready", {}))
@@ -135,13 +141,11 @@ class PostgresOutbox:
             await transaction.commit(PROOF)
 
         await self._database.run(prove)
+        await note_move(self._database)
 
     async def stats(self) -> Stats:
         await self._appends.caught_up()
-        counts, trouble = msgspec.structs.asdict(self._database.counts), self._database.trouble
-        sentence = f"The database does not take what it is asked to ({trouble}): see its log."
-        health = Health(**counts, problems=(sentence,) if trouble else ())
-        return msgspec.structs.replace(await read_stats(self._database), health=health)
+        return await read_stats(self._database)
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
         return await read_dead_letters(self._database, matching, after, limit)
@@ -199,7 +203,8 @@ async def open_outbox(
     if refusals:
         hint = f" {UNSAFE}" if not assessment.obstacles else ""
         raise StoreRefused(" ".join(refusals) + hint)
-    database = Database(dsn, pool_size=pool_size, answer_seconds=answer_seconds)
+    sight = Sight(tells_servers=assessment.tells_servers)
+    database = Database(dsn, pool_size=pool_size, answer_seconds=answer_seconds, sight=sight)
     await database.open()
     try:
         (found,) = await database.read(("site_key", {}))

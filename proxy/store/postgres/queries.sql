@@ -13,6 +13,12 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
 current_setting('synchronous_standby_names'), pg_is_in_recovery();
 
+-- name: followers
+-- Standbys; how many of them are waited for, and how far the last of the others is behind: NULL for a role that may not see it.
+SELECT count(*), CASE WHEN count(*) = count(sync_state) THEN count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')) END,
+max(pg_current_wal_lsn() - flush_lsn) FILTER (WHERE sync_state IN ('async', 'potential'))::bigint
+FROM pg_stat_replication WHERE state IS NULL OR state <> 'backup';
+
 -- name: tables
 -- Those with our names that are found without a schema before them, and whether a crash would empty them.
 SELECT c.relname, c.relpersistence <> 'p' FROM pg_class c
@@ -311,6 +317,18 @@ RETURNING until - %(seconds)s - {now};
 
 -- name: site_key
 SELECT value FROM meta WHERE name = 'site_key';
+
+-- ──── failovers
+
+-- name: missing
+SELECT id FROM unnest(%(ids)s::text[]) AS a (id) WHERE NOT EXISTS (SELECT FROM seen WHERE seen.id = a.id);
+
+-- name: timelines
+SELECT timeline, at, lost FROM timelines ORDER BY at;
+
+-- name: note_timeline
+INSERT INTO timelines AS t (timeline, at, lost) VALUES (%(timeline)s, {now}, %(lost)s)
+ON CONFLICT (timeline) DO UPDATE SET lost = t.lost + excluded.lost, at = CASE WHEN excluded.lost > 0 THEN excluded.at ELSE t.at END;
 
 -- ──── people
 

@@ -1,11 +1,15 @@
 """Reads the PostgreSQL outbox for the operator: numbers, and dead letters, which are also replayed and discarded here."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
 
 from proxy.core.decision import Schedule
 from proxy.store.postgres.database import Database, Overtaken, Query, Transaction, columns
-from proxy.store.records import DeadFilter, DeadLetter, Stats
+from proxy.store.postgres.failovers import problems_of
+from proxy.store.records import DeadFilter, DeadLetter, Health, Stats
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_dead_letter, discarded, increments, make_stats, replayed
 
 
@@ -19,19 +23,33 @@ PROOF = tally({"gauge:proofs": 1})  # written for the sake of its commit
 
 async def read_stats(database: Database) -> Stats:
     """Returns the numbers of the store. One statement reads the counters, so that their sums add up."""
-    counters, oldest, names, schedules, gate = await database.read(
+    counters, oldest, names, schedules, gate, timelines = await database.read(
         ("counters", {}),
         ("oldest", {}),
         ("refused_names", {"limit": MAX_REFUSED_NAMES}),
         ("schedules", {"schedules": [str(Schedule.SIGN_UPS)]}),
         ("gate", {}),
+        ("timelines", {}),
     )
-    return make_stats(
+    stats = make_stats(
         dict(counters.rows),
         oldest=oldest.value,
         refused_names=names.rows,
         sign_ups_until=schedules.rows[0][1] if schedules.rows else None,
         closure=gate.value,
+    )
+    return msgspec.structs.replace(stats, health=_health(database, timelines.rows))
+
+
+def _health(database: Database, timelines: Sequence[tuple[Any, ...]]) -> Health:
+    trouble = database.trouble
+    sentence = f"The database does not take what it is asked to ({trouble}): see its log."
+    problems = [sentence] if trouble else []
+    return Health(
+        **msgspec.structs.asdict(database.counts),
+        failovers=max(0, len(timelines) - 1),
+        lost=sum(lost for *_, lost in timelines),
+        problems=(*problems, *problems_of(timelines, database.sight.now())),
     )
 
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from proxy.errors import StoreRefused
 from proxy.store.postgres.database import SETTINGS, SQL, Connection, cause, connect_options
 from proxy.store.postgres.locks import SCHEMA, lock
+from proxy.store.postgres.sight import LOOK
 from proxy.store.queries import read_steps
 
 SCHEMA_STEPS = read_steps(Path(__file__).with_name("schema"))
@@ -26,7 +27,7 @@ _SITE_KEY_BYTES = 32
 _LOCK_TIMEOUT = "10s"  # a change of a table waits for every transaction on it, and everybody behind it waits too
 _TABLES = (
     *("aliases", "counters", "dead", "gate", "held", "lanes", "meta", "not_offered", "pushes", "schedules"),
-    *("scq_schema", "seen", "tombstones", "visitors"),
+    *("scq_schema", "seen", "timelines", "tombstones", "visitors"),
 )
 # Words of libpq and of the server about a connection that failed: what that means. Their own texts can quote what is in the DSN.
 _UNREACHED = {
@@ -47,7 +48,8 @@ class Assessment(msgspec.Struct, frozen=True):
 
     `version`: of the schema, 0 if there is none. `facts`: name to value, for people. `obstacles`: sentences, each with what to do, why an
     outbox cannot be opened here at all. `losses`: why acknowledged pushes could be lost here: refused unless the operator says otherwise.
-    `standbys`: a commit waits for some.
+    `standbys`: a commit waits for some. `failover`: what a failover can lose, "" if no standby follows that is not waited for.
+    `tells_servers`: the server says which timeline it is on.
     """
 
     version: int
@@ -55,6 +57,8 @@ class Assessment(msgspec.Struct, frozen=True):
     obstacles: tuple[str, ...]
     losses: tuple[str, ...]
     standbys: bool
+    failover: str
+    tells_servers: bool
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -90,6 +94,8 @@ async def assess(dsn: str) -> Assessment:
         await connection.execute(SETTINGS)
         server = await _server(connection)
         version, tables = await _version(connection)
+        look = await _optional(connection, f"SELECT {LOOK}")
+        followers = await _optional(connection, SQL["followers"])
     standbys = server[6].strip()
     facts = {
         "PostgreSQL": server[0],
@@ -100,7 +106,18 @@ async def assess(dsn: str) -> Assessment:
         "synchronous standbys": standbys or "none",
     }
     obstacles = [*server_obstacles(server), *_schema_obstacles(version, tables)]
-    return Assessment(version, facts, tuple(obstacles), tuple(_losses(server, tables)), bool(standbys))
+    losses = tuple(_losses(server, tables))
+    failover = _failover(standbys, followers)
+    return Assessment(version, facts, tuple(obstacles), losses, bool(standbys), failover, look is not None)
+
+
+async def _optional(connection: Connection, query: LiteralString) -> tuple[Any, ...] | None:
+    """Returns a row that not every service lets everybody read."""
+    try:
+        async with connection.transaction():
+            return await (await connection.execute(query)).fetchone()
+    except psycopg.Error:
+        return None
 
 
 @asynccontextmanager
@@ -172,6 +189,22 @@ def _schema_obstacles(version: int, tables: dict[str, bool]) -> list[str]:
         what = "has no tables for scq-proxy yet" if version == 0 else f"is of an older scq-proxy (schema {version})"
         return [f"The database {what}: run scq-proxy migrate."]
     return []
+
+
+def _failover(standbys: str, followers: tuple[Any, ...] | None) -> str:
+    """Returns what a failover can lose. `standbys`: those that are waited for; `followers`: the row of the query of that name, if there is one."""
+    count, waited_for, behind = followers or (0, 0, None)
+    if waited_for is None:
+        waited_for = count if standbys else 0
+    others = count - waited_for
+    if others <= 0:
+        return ""
+    lag = f" (now {behind:,} bytes of the write-ahead log)" if behind is not None else ""
+    follow = "1 standby follows" if others == 1 else f"{others} standbys follow"
+    return (
+        f"{follow} without being waited for: a failover to one of them loses what was acknowledged and has not reached it{lag}. To lose "
+        "nothing, name it in synchronous_standby_names."
+    )
 
 
 def _unknown(version: int, tables: dict[str, bool]) -> str | None:

@@ -15,6 +15,7 @@ from proxy.core.decision import Decision, Enqueue, Facts, Remember
 from proxy.core.visitors import Trust
 from proxy.errors import StoreUnavailable
 from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
+from proxy.store.postgres.schema import assess
 from tests.support.live import eventually
 from tests.support.postgres import Server, Standby
 
@@ -79,6 +80,7 @@ async def test_what_is_answered_is_on_the_synchronous_standby_whatever_becomes_o
     name = dsn.rpartition("/")[2]
     assert await answered(outbox, "before") == "accepted"
 
+    assert (await outbox.stats()).health.failovers == 0
     standby.freeze()
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
@@ -113,3 +115,35 @@ async def test_what_is_answered_is_on_the_synchronous_standby_whatever_becomes_o
     outbox = await opened(standby.dsn(name))
     assert [await push(outbox, each) for each in ("before", "frozen", *lost)] == ["duplicate"] * 2 + ["accepted"] * 8
     await outbox.close()
+
+
+async def test_what_a_failover_has_lost_is_counted_and_told(
+    servers: tuple[Server, Standby], caplog: pytest.LogCaptureFixture
+) -> None:
+    primary, standby = servers
+    both = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
+    dsn = primary.database().replace(f"127.0.0.1:{primary.port}", both) + "?target_session_attrs=read-write"
+    assert "1 standby follows without being waited for" in (await assess(dsn)).failover
+    outbox = await opened(dsn)
+    assert await push(outbox, "before") == "accepted"
+    assert (await outbox.stats()).health.failovers == 0  # and the timeline is noted
+    eventually(lambda: standby.execute("SELECT timeline FROM timelines", database=_name(dsn)) == [(1,)])
+    standby.freeze()
+    for number in range(7):
+        assert await push(outbox, f"lost{number}") == "accepted"
+    primary.kill()
+    standby.kill()
+    standby.start()
+    standby.promote()
+    assert await answered(outbox, "after") == "accepted"
+    health = (await outbox.stats()).health
+    told = [record.getMessage() for record in caplog.records if "another server" in record.getMessage()]
+    assert len(told) == 1
+    assert "(timeline 2): of the last 9 pushes that were acknowledged here, 7 are not in it" in told[0]
+    assert (health.failovers, health.lost) == (1, 7)
+    assert "at least 7 acknowledged pushes are not in it" in health.problems[0]
+    await outbox.close()
+
+
+def _name(dsn: str) -> str:
+    return dsn.rpartition("/")[2].partition("?")[0]

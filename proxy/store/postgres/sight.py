@@ -1,0 +1,113 @@
+"""What transactions see of the server behind the connections: its clock, the timeline that it writes, and how far it has come.
+
+A pooler may change servers without a word, so each transaction looks anew. A failover to a standby that was not waited for loses what had not
+reached it, so this remembers the ids of what was acknowledged last. Keeps what it is told, and asks nobody.
+"""
+
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from typing import Any, LiteralString, NamedTuple
+
+ACKNOWLEDGED = 4_096  # ids that are remembered, of the last day
+_ACKNOWLEDGED_SECONDS = 86_400.0  # the store itself forgets ids after some days
+
+_CLOCK: LiteralString = "extract(epoch FROM statement_timestamp())::double precision"
+_POSITION: LiteralString = (
+    "CASE WHEN NOT pg_is_in_recovery() THEN (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint END"
+)
+_FILE: LiteralString = "CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END"
+LOOK: LiteralString = f"{_CLOCK}, {_POSITION}, {_FILE}"
+
+
+class Asked(NamedTuple):
+    """When a look began (monotonic seconds), and what was known then."""
+
+    at: float
+    moves: int
+    position: int
+
+
+class Sight:
+    """What one process has seen. `timeline`: None until it is known; each promotion of a standby begins a new one.
+
+    `moved`: the server has been another one since, or an earlier state of the same, and nobody has looked what is missing yet; so it is at
+    the first sight, the first of its `moves`. `look`, `position`: columns to be asked for.
+    `tells_servers`: not all services offer what tells servers apart.
+    """
+
+    def __init__(self, *, tells_servers: bool = True) -> None:
+        self.look: LiteralString = LOOK if tells_servers else f"{_CLOCK}, NULL, NULL"
+        self.position: LiteralString = _POSITION if tells_servers else "NULL"
+        self.looked_at = float("-inf")  # on the monotonic clock
+        self.timeline: int | None = None
+        self.moved = False
+        self.moves = 0
+        self._position = 0  # in bytes of the write-ahead log
+        self._offset = time.time() - time.monotonic()
+        self._told_time = False
+        self._acknowledged = deque[tuple[float, list[str]]]()
+        self._count = 0
+
+    # --- its clock
+
+    def now(self) -> float:
+        """Returns Unix seconds by the server's clock; by that of this machine until the server was asked."""
+        return time.monotonic() + self._offset
+
+    @property
+    def ahead_seconds(self) -> float:
+        """By how much the server's clock is ahead of this machine's."""
+        return self.now() - time.time()
+
+    def _set_clock(self, server: float, sent: float, received: float) -> None:
+        # It was read between the two, so what is known of it is an interval: nothing to correct as long as the offset lies within.
+        earliest, latest = server - received, server - sent
+        middle = (earliest + latest) / 2
+        self._offset = min(max(self._offset, earliest), latest) if self._told_time else middle
+        self._told_time = True
+
+    # --- its place
+
+    def asked(self) -> Asked:
+        return Asked(time.monotonic(), self.moves, self._position)
+
+    def take(self, asked: Asked, row: Sequence[Any]) -> None:
+        """Takes in the columns of `look`. Others may have looked meanwhile: a position is behind only if it is behind what was known before."""
+        clock, position, file = row
+        self.looked_at = time.monotonic()
+        self._set_clock(clock, asked.at, self.looked_at)
+        if file is None:
+            return
+        timeline = int(file[:8], 16)
+        is_behind = asked.moves == self.moves and position < asked.position
+        if timeline != self.timeline or is_behind:
+            self.timeline, self._position, self.moved = timeline, position, True
+            self.moves += 1
+        self._position = max(self._position, position)
+
+    def reached(self, position: int | None, asked: Asked) -> None:
+        """What was just committed stands behind this position."""
+        if position is not None and asked.moves == self.moves:
+            self._position = max(self._position, position)
+
+    # --- what it took
+
+    def acknowledge(self, ids: list[str]) -> None:
+        if not ids:
+            return
+        self._acknowledged.append((time.monotonic(), ids))
+        self._count += len(ids)
+        while self._count > ACKNOWLEDGED and len(self._acknowledged) > 1:
+            self._count -= len(self._acknowledged.popleft()[1])
+
+    def acknowledged(self) -> list[str]:
+        """Returns ids that the server has to know."""
+        oldest = time.monotonic() - _ACKNOWLEDGED_SECONDS
+        return [each for at, ids in self._acknowledged if at > oldest for each in ids]
+
+    def forget(self, lost: Collection[str]) -> None:
+        """These are gone, and told."""
+        gone = frozenset(lost)
+        self._acknowledged = deque((at, [each for each in ids if each not in gone]) for at, ids in self._acknowledged)
+        self._count = sum(len(ids) for _, ids in self._acknowledged)
