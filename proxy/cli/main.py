@@ -27,7 +27,7 @@ from proxy.app import create_app
 from proxy.cli.check import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli.dead import dead
 from proxy.cli.snippet import snippet
-from proxy.cli.store import copy, erase, migrate, status
+from proxy.cli.store import copy, erase, migrate, status, store_commands
 from proxy.cli.terminal import EnvFile, address, console, env_file_of, escaped, from_input, public_address
 from proxy.config.settings import Settings, load_one, load_settings
 from proxy.config.types import IdentityKey, SqliteUrl
@@ -61,6 +61,7 @@ def _version(asked: bool) -> None:
 
 
 cli.add_typer(dead)
+cli.add_typer(store_commands)
 
 # The options, each declared once
 # fmt: off

@@ -24,10 +24,10 @@ from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.core.reasons import reason_of
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask_once
-from proxy.ops.dead_letters import Erase
+from proxy.ops.dead_letters import Adopt, Erase
 from proxy.ops.pages import AskReport
 from proxy.ops.report import Report, read_report
-from proxy.store.records import Erased
+from proxy.store.records import Adopted, Erased
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
 
 _Url = TypeVar("_Url", SqliteUrl, PostgresUrl)
@@ -123,6 +123,65 @@ def erase(
 async def _erase(env_file: Path | None, email: str) -> Erased:
     async with contextlib.aclosing(answers(store_of(env_file), Erase(email))) as told:
         return msgspec.convert(await anext(told), Erased)
+
+
+store_commands = typer.Typer(
+    name="store",
+    help="Take back a store that was set aside.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@store_commands.callback()
+def _store() -> None:
+    """Keep the name of the command, although there is only one."""
+
+
+@store_commands.command()
+def adopt(
+    file: Annotated[Path, Argument(metavar="FILE", help="The file that was set aside, as scq-proxy status names it.")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take back what a damaged store that was set aside still holds.
+
+    What waits, is held or is dead in it, and the ids that it knows, go into the store of SCQ_STORE, row by row as far as they can be read. A push
+    that the store knows already is not taken again, so this may be done again at any time. The file stays as it is. Needs no setting but SCQ_STORE.
+    """
+    store = store_of(env_file)
+    if not isinstance(store, SqliteUrl):
+        raise typer.BadParameter("only an SQLite store takes back a file: let SCQ_STORE name it.", param_hint="FILE")
+    beside = store.path.absolute().parent / file
+    adopted = asyncio.run(_adopt(store, beside if beside.exists() and not file.exists() else file.absolute()))
+    if as_json:
+        sys.stdout.write(msgspec.json.encode(adopted).decode() + "\n")
+    elif adopted.before:
+        sys.stdout.write("All of this file was taken back before: nothing was changed. Remove it.\n")
+    else:
+        sys.stdout.write("Taken back:\n")
+        print_table(
+            [
+                ("waiting pushes", adopted.waiting),
+                ("held pushes", adopted.held),
+                ("dead letters", adopted.dead),
+                ("ids of other pushes", adopted.ids),
+                ("known here already", adopted.known),
+                ("of people who were erased", adopted.erased),
+                ("could not be read", "some" if adopted.missing is None else adopted.missing),
+            ],
+            indent="  ",
+        )
+        sys.stdout.write("The file is as it was. Once the disk is mended and you need it no more, remove it.\n")
+
+
+async def _adopt(store: StoreUrl, file: Path) -> Adopted:
+    adopted = Adopted()
+    async with contextlib.aclosing(answers(store, Adopt(str(file)))) as told:
+        async for each in told:
+            adopted = msgspec.convert(each, Adopted)
+    return adopted
 
 
 def migrate(env_file: EnvFile = None) -> None:

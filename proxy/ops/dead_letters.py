@@ -7,6 +7,7 @@ do what, and whether it was meant, is the command line's business.
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,8 +16,8 @@ from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.ops.control import Command, Handlers
-from proxy.store.outbox import Outbox
-from proxy.store.records import DeadFilter, DeadLetter, DeadReason, Erased
+from proxy.store.outbox import Adopting, Outbox
+from proxy.store.records import Adopted, DeadFilter, DeadLetter, DeadReason, Erased
 
 STEP = 500  # dead letters in one transaction: pushes that come in meanwhile wait for no more than these
 
@@ -90,6 +91,12 @@ class Erase(Command, frozen=True):
     contact: str
 
 
+class Adopt(Command, frozen=True):
+    """Takes back what a store that was set aside still holds. Answered by `Adopted`: what it is so far, and last what it was."""
+
+    file: str
+
+
 class StoreCommands:
     """Carries the commands out on an outbox. Raises `StoreRefused` for ids that no dead letter has."""
 
@@ -101,6 +108,7 @@ class StoreCommands:
             ReplayDead: self.act,
             DiscardDead: self.act,
             Erase: self.erase,
+            Adopt: self.adopt,
         }
 
     async def list_dead(self, command: ListDead) -> AsyncIterator[Letter]:
@@ -117,6 +125,12 @@ class StoreCommands:
 
     async def erase(self, command: Erase) -> AsyncIterator[Erased]:
         yield await self._outbox.erase(lane_key(command.contact))
+
+    async def adopt(self, command: Adopt) -> AsyncIterator[Adopted]:
+        if not isinstance(self._outbox, Adopting):
+            raise StoreRefused("Only an SQLite store takes back a file that was set aside: let SCQ_STORE name it.")
+        async for adopted in self._outbox.adopt(Path(command.file)):
+            yield adopted
 
     async def act(self, command: ReplayDead | DiscardDead) -> AsyncIterator[Advance]:
         """Counts first, then acts on what was counted: what is replayed may die again behind it and must not be replayed for ever."""

@@ -21,12 +21,13 @@ Rules every adapter keeps, and the contract suite proves:
 Decisions are not made here. An adapter shows `Facts` to a pure function inside its transaction and carries out the `Decision` it gets.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
-from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.store.records import Adopted, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 
 NO_READS = Reads()
 
@@ -89,3 +90,14 @@ class Outbox(Protocol):
         """Returns when the store has failed for good, with a sentence about it: the process should end, to be started anew."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """An outbox on a file, which can be set aside."""
+
+    def adopt(self, file: Path) -> AsyncIterator[Adopted]:
+        """Takes back what a store that was set aside still holds; says now and then how much it is so far, and last how much it was.
+
+        Changes nothing about the file, and nothing here when it is done again. Raises `StoreRefused`.
+        """

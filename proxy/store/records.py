@@ -120,6 +120,23 @@ class Erased(msgspec.Struct, frozen=True):
     identities: int
 
 
+class Adopted(msgspec.Struct, frozen=True):
+    """What was taken back from a store that was set aside: pushes that wait, are held and are dead, and `ids` beside theirs.
+
+    `known`: pushes that this store had already; `erased`: of people who were erased; `missing`: pushes that could not be read, None
+    if nobody can tell how many. `before`: all of it had been taken back before.
+    """
+
+    waiting: int = 0
+    held: int = 0
+    dead: int = 0
+    ids: int = 0
+    known: int = 0
+    erased: int = 0
+    missing: int | None = 0
+    before: bool = False
+
+
 class DeadFilter(msgspec.Struct, frozen=True):
     """Which dead letters: every condition that is given holds. `ids`: of their pushes; `before`: died before then (Unix seconds).
 

@@ -41,7 +41,7 @@ LOOKS = 4  # at a file that cannot be read, or reads differently each time
 APART_SECONDS = 0.5  # between two of them
 SUSPECT_SECONDS = 3_600.0  # in which SQLite must complain twice of a file that is too large to be checked
 _SITE_KEY_BYTES = 32
-_MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
+MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
 _APPLICATION_ID_AT, _HEADER_BYTES = 68, 72  # … and the place of the application id in it
 _LOG_ONLY = ("-wal", "-shm")
 _NETWORK = frozenset(
@@ -93,6 +93,9 @@ class StoreFile:
         watched = (self.path, wal_path(self.path), _lock_path(self.path))
         self._identities = {path: found for path in watched if (found := _identity(path)) is not None}
         return connection
+
+    def has_open(self, path: Path) -> bool:
+        return (_identity(path) or (0, 0)) in self._identities.values()
 
     def require_in_place(self) -> None:
         """Raises `FileMoved` if the open file is not the one at the path: commits to it would be gone at the next start."""
@@ -175,7 +178,7 @@ class StoreFile:
         wal = wal_path(self.path)
         if not header and wal.exists() and wal.stat().st_size > 0:
             raise Damaged("the file is empty, and its write-ahead log is not")
-        if header and not header.startswith(_MAGIC):
+        if header and not header.startswith(MAGIC):
             raise self._judged(header, "file is not a database")
         return header
 
@@ -189,9 +192,8 @@ class StoreFile:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.create_function("lane_key", 1, lane_key, deterministic=True)
         connection.execute("PRAGMA wal_autocheckpoint=0")  # `upkeep` does it, after the answers are out
-        application = pragma(connection, "application_id")
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if tables and application != APPLICATION_ID:
+        if tables and not is_ours(connection):
             raise StoreRefused(f"{self.path} is a database of another program: let SCQ_STORE name a file of its own.")
         self._take_in_log(connection)  # first of all that writes: it would be written over
         if not tables:
@@ -243,9 +245,9 @@ class StoreFile:
         require_place(self.path, create=True)
         sentence = (
             "%s is damaged (%s). It is set aside as %s, and a new store takes its place: pushes are accepted again, and what waited in the "
-            "damaged one is not sent. Check the disk; sqlite3's .recover may still read the file"
+            "damaged one is not sent. Check the disk, then take back what can be read: scq-proxy store adopt %s"
         )
-        log.error(sentence, self.path, damage, aside)
+        log.error(sentence, self.path, damage, aside, aside)
 
 
 def _identity(file: Path | int) -> tuple[int, int] | None:
@@ -255,6 +257,10 @@ def _identity(file: Path | int) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if found.st_nlink else None
+
+
+def is_ours(connection: sqlite3.Connection) -> bool:
+    return bool(pragma(connection, "application_id") == APPLICATION_ID)
 
 
 def wal_path(path: Path) -> Path:
@@ -324,6 +330,20 @@ def take_lock(path: Path) -> IO[str]:
         remedy = "SQLite serves one process; for several, set SCQ_STORE to PostgreSQL"
         raise StoreRefused(f"{path} is in use by another process. {remedy}.") from None
     return lock
+
+
+def require_not_in_use(path: Path) -> None:
+    """Raises `StoreRefused` if a process has the lock beside the file. Makes none."""
+    try:
+        lock = os.open(_lock_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        raise StoreRefused(f"{path} is in use by another process: stop that one first.") from None
+    finally:
+        os.close(lock)
 
 
 def file_system(path: Path) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,20 +20,24 @@ from proxy.aio import wait
 from proxy.core.calls import Attributes
 from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
+from proxy.errors import StoreRefused
 from proxy.store.outbox import NO_READS
-from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.store.records import Adopted, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
 from proxy.store.rows import DEAD, WAITING, discarded, increments, replayed, unheld
+from proxy.store.sqlite.adoption import Adoption, Work, adopted_names, is_adopted, note_adopted, total
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.damage import pragma
 from proxy.store.sqlite.file import SQL, StoreFile
 from proxy.store.sqlite.leases import Leases
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
+from proxy.store.sqlite.salvage import Salvage
 from proxy.store.sqlite.sweep import Step, Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Writer
 
 _VACUUM_PAUSE_SECONDS = 0.02
+_SAID_SECONDS = 1.0  # between two words of how far a file has been taken back
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +55,7 @@ class SqliteOutbox:
         self._tallies: Counter[str] = Counter()
         self._leases = Leases(self._tallies)
         self._ready = asyncio.Event()
+        self._adopting = asyncio.Lock()
         self._sends_from = 0.0  # on the clock that never goes back: what is reserved ends here
         loop = asyncio.get_running_loop()
         self._appends = Appends(self._tallies, wake=partial(loop.call_soon_threadsafe, self._ready.set))
@@ -149,6 +154,36 @@ class SqliteOutbox:
     async def discard(self, matching: DeadFilter, limit: int) -> int:
         return await self._submit(self._discard, matching, limit)
 
+    async def adopt(self, file: Path) -> AsyncIterator[Adopted]:
+        if self._adopting.locked():
+            raise StoreRefused("Another file is being taken back: wait for that.")
+        if self._file.has_open(file):
+            raise StoreRefused(f"{file} is the store in use: name one that was set aside.")
+        async with self._adopting:
+            salvage = Salvage(file, self.path.with_name(f"{self.path.name}.adopting"))
+            try:
+                steps = salvage.steps()
+                while await asyncio.to_thread(_has_more, steps):
+                    yield Adopted()
+                if await self._submit(is_adopted, salvage.digest):
+                    yield Adopted(before=True)
+                    return
+                async for adopted in self._take_back(salvage):
+                    yield adopted
+                await self._submit(note_adopted, file.name, salvage.digest if salvage.whole else b"")
+                self._upkeep.adopted = await self._submit(adopted_names)
+            finally:
+                await asyncio.to_thread(salvage.close)
+
+    async def _take_back(self, salvage: Salvage) -> AsyncIterator[Adopted]:
+        so_far = Adopted()
+        jobs = Adoption(salvage, self._tallies, self.site_key, time.time()).jobs()
+        while (job := await asyncio.to_thread(next, jobs, None)) is not None:
+            self._upkeep.require_space()
+            so_far = total([so_far, await self._submit(self._adopt, job)])
+            yield so_far
+        yield msgspec.structs.replace(so_far, missing=salvage.missing)
+
     async def durability(self) -> Durability:
         settings = await self._submit(_settings)
         facts = await asyncio.to_thread(place_facts, self.path)
@@ -166,6 +201,7 @@ class SqliteOutbox:
     def _opened(self, connection: sqlite3.Connection, *, first: bool) -> None:
         self.site_key = self._file.site_key
         self._appends.use(connection, self.site_key)
+        self._upkeep.adopted = adopted_names(connection)
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
@@ -209,6 +245,11 @@ class SqliteOutbox:
         self._appends.forget()
         return step(cursor, connection)
 
+    def _adopt(self, connection: sqlite3.Connection, work: Work) -> Adopted:
+        self._appends.forget()
+        self._appends.ready_lanes = True
+        return work(connection)
+
     def _replay(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
@@ -225,6 +266,12 @@ class SqliteOutbox:
         connection.executemany(SQL["remove_letter"], [(letter.seq,) for letter in letters])
         self._tallies.update(discarded(len(letters)))
         return len(letters)
+
+
+def _has_more(steps: Iterator[None]) -> bool:
+    """Takes steps for a while; returns whether there are more of them."""
+    started = time.monotonic()
+    return any(time.monotonic() - started > _SAID_SECONDS for _ in steps)
 
 
 def _settings(connection: sqlite3.Connection) -> dict[str, str]:

@@ -282,6 +282,73 @@ UPDATE seen SET shown = '', after = NULL WHERE id = ?;
 -- name: add_tombstone
 INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE SET at = ?2;
 
+-- ──── adoption
+
+-- name: adopted
+-- By what the file and its log held.
+SELECT 1 FROM meta WHERE name >= 'adopted:' AND name < 'adopted;' AND value = ?;
+
+-- name: adopted_names
+SELECT substr(name, 9) FROM meta WHERE name >= 'adopted:' AND name < 'adopted;';
+
+-- name: note_adopted
+INSERT INTO meta (name, value) VALUES ('adopted:' || ?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2;
+
+-- name: is_seen
+SELECT 1 FROM seen WHERE id = ?;
+
+-- name: is_dead
+SELECT 1 FROM dead WHERE id = ?;
+
+-- name: adopt_tombstone
+INSERT INTO tombstones (hash, at) VALUES (?1, ?2) ON CONFLICT (hash) DO UPDATE SET at = max(at, ?2);
+
+-- name: adopt_erasure
+INSERT INTO erasures (key, at) VALUES (?, ?) ON CONFLICT (key) DO NOTHING;
+
+-- name: adopt_visitor
+INSERT INTO visitors (id, at, retired, identified, person, shown, shown_by) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET retired = max(retired, excluded.retired), identified = max(identified, excluded.identified),
+person = coalesce(person, excluded.person), shown = coalesce(shown, excluded.shown), shown_by = coalesce(shown_by, excluded.shown_by);
+
+-- name: adopt_lane
+INSERT INTO lanes (key, address, verified) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO UPDATE SET verified = max(verified, ?3) RETURNING id;
+
+-- name: adopt_alias
+INSERT INTO aliases (key, lane, at) SELECT ?1, ?2, ?3 WHERE NOT EXISTS (SELECT 1 FROM lanes WHERE key = ?1) ON CONFLICT (key) DO NOTHING;
+
+-- name: lane_tail
+SELECT leased, (SELECT max(seq) FROM pushes WHERE lane = lanes.id) FROM lanes WHERE id = ?;
+
+-- name: adopt_push
+INSERT INTO pushes (lane, id, address, trust, kind, body, since, attempts, increments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq;
+
+-- name: adopt_dead
+INSERT INTO dead (seq, lane, id, address, trust, kind, body, since, attempts, reason, detail, at, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: pushes_to_end
+-- Behind what was taken back: they are younger.
+INSERT INTO pushes (lane, id, address, trust, kind, body, since, attempts, increments)
+SELECT lane, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ?1 AND seq <= ?2 ORDER BY seq;
+
+-- name: remove_first
+DELETE FROM pushes WHERE lane = ? AND seq <= ?;
+
+-- name: lane_gains
+-- ?5: what was taken back is put off, as a sign-up, until ?4.
+UPDATE lanes SET waiting = waiting + ?2, bytes = bytes + ?3,
+ready_at = CASE WHEN ready_at IS NULL OR (put_off AND NOT ?5) THEN ?4 ELSE ready_at END,
+put_off = CASE WHEN ready_at IS NULL THEN ?5 ELSE put_off AND ?5 END WHERE id = ?1;
+
+-- name: held_to_end
+INSERT INTO held (visitor, id, body, since) SELECT visitor, id, body, since FROM held WHERE visitor = ?1 AND seq <= ?2 ORDER BY seq;
+
+-- name: remove_held_first
+DELETE FROM held WHERE visitor = ? AND seq <= ?;
+
+-- name: held_tail
+SELECT max(seq) FROM held WHERE visitor = ?;
+
 -- ──── sweep
 
 -- name: expire_held

@@ -83,6 +83,7 @@ class Upkeep:
     def __init__(self, path: Path, *, min_free_bytes: int) -> None:
         self.path = path
         self.counts = Counts()
+        self.adopted: frozenset[str] = frozenset()  # names of stores that were set aside and have been taken back
         self._space = Space(path, min_free_bytes=min_free_bytes)
         self._index: LogIndex | None = None
         self._frames = 0
@@ -167,7 +168,7 @@ class Upkeep:
             connection.execute("PRAGMA busy_timeout=5000")
 
     def health(self) -> Health:
-        aside = stores_set_aside(self.path)
+        aside = [name for name in stores_set_aside(self.path) if name not in self.adopted]
         return Health(
             **msgspec.structs.asdict(self.counts),
             log_frames=self._frames,
@@ -183,8 +184,8 @@ class Upkeep:
             yield _held_up(self._frames)
         for name in aside:
             yield (
-                f"{self.path.with_name(name)} was damaged and set aside: what waited in it is not sent. Check the disk; "
-                "recover the file or remove it."
+                f"{self.path.with_name(name)} was damaged and set aside: what waited in it is not sent. Check the disk, then take it back: "
+                f"scq-proxy store adopt {self.path.with_name(name)}"
             )
 
 
