@@ -13,6 +13,8 @@ push is not an error but a refusal with a reason (`proxy.core.reasons`); what Se
 (`proxy.core.retry`). Neither is raised out of the module that finds it.
 """
 
+import errno
+import os
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,7 +87,13 @@ class RequestError(ScqError):
 
 
 def describe(error: BaseException) -> str:
-    """An unexpected error for the log: its type and where it was raised, without its message, which may quote payload."""
+    """An unexpected error for the log: its type and where it was raised, without its message, which may quote payload.
+
+    Of the system's errors also what the number means: `OSError (Too many open files)`.
+    """
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-    return f"{type(error).__name__} at {places or 'an unknown place'}"
+    meaning = ""
+    if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.errno in errno.errorcode:
+        meaning = f" ({os.strerror(error.errno or 0)})"
+    return f"{type(error).__name__}{meaning} at {places or 'an unknown place'}"

@@ -38,12 +38,15 @@ class FileMoved(Exception):
 class Remedy(Enum):
     FAIL = "the jobs of this transaction fail; nothing is wrong with the file"
     MAKE_ROOM = "they fail, and the log is checkpointed, so that its space can be used again"
+    WAIT = "they fail together, because another program has the file locked; only the first of them have waited for it"
     REOPEN = "they fail, and the file is closed, checked and opened again"
     SUSPECT = "the same, and unless the check clears the file it is set aside"
 
 
 _REMEDIES = {
     sqlite3.SQLITE_FULL: Remedy.MAKE_ROOM,
+    sqlite3.SQLITE_BUSY: Remedy.WAIT,
+    sqlite3.SQLITE_LOCKED: Remedy.WAIT,
     sqlite3.SQLITE_IOERR: Remedy.REOPEN,
     sqlite3.SQLITE_CANTOPEN: Remedy.REOPEN,
     sqlite3.SQLITE_READONLY: Remedy.REOPEN,  # a disk with errors is remounted read-only
@@ -177,7 +180,10 @@ def keep_copy_of_wal(path: Path) -> Path:
 
 def stores_set_aside(path: Path) -> tuple[str, ...]:
     """Returns the names of the stores that were set aside beside this one and are still there."""
-    names = (found.name for found in path.parent.glob(f"{escape(path.name)}.corrupt-*"))
+    try:
+        names = [found.name for found in path.parent.glob(f"{escape(path.name)}.corrupt-*")]
+    except OSError:
+        return ()  # no file handles, perhaps: what asks for the state of the store is not to fail for it
     return tuple(sorted({name.removesuffix("-wal").removesuffix("-shm") for name in names}))
 
 

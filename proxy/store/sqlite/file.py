@@ -17,6 +17,7 @@ from typing import IO
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.store.queries import read_queries, read_steps
+from proxy.store.sqlite.causes import explain, what_is_missing
 from proxy.store.sqlite.damage import (
     CHECKED_BYTES,
     Damaged,
@@ -37,6 +38,7 @@ from proxy.store.sqlite.damage import (
 
 APPLICATION_ID = 0x73637170  # "scqp"
 START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
+LOCK_SECONDS = 2.0  # in which another program may let go of the file
 LOOKS = 4  # at a file that cannot be read, or reads differently each time
 APART_SECONDS = 0.5  # between two of them
 SUSPECT_SECONDS = 3_600.0  # in which SQLite must complain twice of a file that is too large to be checked
@@ -89,7 +91,7 @@ class StoreFile:
             self._part_from_log()
             connection = self._open_or_replace(after)
         except (sqlite3.Error, OSError) as error:
-            raise StoreRefused(f"{self.path} cannot be opened ({error}).") from None
+            raise StoreRefused(f"{self.path} cannot be opened ({explain(error, self.path)}).") from None
         watched = (self.path, wal_path(self.path), _lock_path(self.path))
         self._identities = {path: found for path in watched if (found := _identity(path)) is not None}
         return connection
@@ -155,7 +157,7 @@ class StoreFile:
         header = self._recognisable_header()
         checked_bytes = START_CHECKED_BYTES if after is None else CHECKED_BYTES
         read_plainly(self.path, checked_bytes)
-        connection = sqlite3.connect(self.path, isolation_level=None, cached_statements=256)
+        connection = sqlite3.connect(self.path, isolation_level=None, cached_statements=256, timeout=LOCK_SECONDS)
         try:
             self._prepare(connection)
             suspect = after is not None and remedy_for(after) is Remedy.SUSPECT
@@ -305,7 +307,7 @@ def require_place(path: Path, *, create: bool) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
-            remedy = "let this user write there, or let SCQ_STORE name another place"
+            remedy = what_is_missing(path) or "let this user write there, or let SCQ_STORE name another place"
             raise StoreRefused(f"{path} cannot be made ({error.strerror}): {remedy}.") from None
     if not path.is_file():
         raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
@@ -322,7 +324,7 @@ def take_lock(path: Path) -> IO[str]:
     try:
         lock = os.fdopen(os.open(lock_path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+", encoding="ascii")
     except OSError as error:
-        raise StoreRefused(f"{lock_path} cannot be opened: {error.strerror}.") from None
+        raise StoreRefused(f"{lock_path} cannot be opened: {what_is_missing(path) or error.strerror}.") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -161,11 +161,12 @@ class Upkeep:
             log.warning("The write-ahead log is checkpointed again")
 
     def _cut_log(self, connection: sqlite3.Connection) -> None:
+        patience = pragma(connection, "busy_timeout")
         connection.execute("PRAGMA busy_timeout=0")  # a program that reads the store must not stop us
         try:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         finally:
-            connection.execute("PRAGMA busy_timeout=5000")
+            connection.execute(f"PRAGMA busy_timeout={patience}")
 
     def health(self) -> Health:
         aside = [name for name in stores_set_aside(self.path) if name not in self.adopted]

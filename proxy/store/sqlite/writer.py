@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from proxy.core.decision import Reads
-from proxy.errors import StoreRefused, StoreUnavailable, describe
+from proxy.errors import StoreRefused, StoreUnavailable
+from proxy.store.sqlite.causes import explain, locked_by
 from proxy.store.sqlite.damage import FileMoved, Remedy, remedy_for
-from proxy.store.sqlite.file import StoreFile
+from proxy.store.sqlite.file import LOCK_SECONDS, StoreFile
 from proxy.store.sqlite.recovery import Recovery, State
 from proxy.store.sqlite.upkeep import Upkeep
 
@@ -32,6 +33,11 @@ _RETRY_AFTER = 5
 _IDLE_SECONDS = 1.0  # without a job, until upkeep has its turn
 
 _REOPENING = State.REOPENING  # `submit` runs for every push, and Python 3.11 finds a member of an enumeration slowly
+
+_LOCKED = (
+    "The store is locked by %s: what has to be written is refused until that ends. Let it copy %s without a lock, as sqlite3's .backup does, "
+    "or end it"
+)
 
 log = logging.getLogger("proxy.store")
 
@@ -204,14 +210,25 @@ class Writer:
         return []
 
     def _note_failure(self, jobs: list[Job], error: Exception) -> None:
-        """Logs the first failure in a row; a full disk is only counted after that."""
+        """Logs the first failure in a row; a full disk or somebody's lock is only counted after that."""
+        remedy = remedy_for(error)
         self._recovery = self._recovery.transaction_failed(error)
         self._upkeep.counts.failed_commits += 1
-        if self._recovery.failures == 1 or remedy_for(error) is not Remedy.MAKE_ROOM:
-            log.error("A transaction of %d jobs failed: %s", len(jobs), _cause(error))
+        if remedy is Remedy.WAIT:
+            self._be_patient(0.0)
+            if self._recovery.failures == 1:
+                log.error(_LOCKED, locked_by(self._file.path), self._file.path)
+        elif self._recovery.failures == 1 or remedy is not Remedy.MAKE_ROOM:
+            log.error("A transaction of %d jobs failed: %s", len(jobs), self._explain(error))
+
+    def _be_patient(self, seconds: float) -> None:
+        """Sets how long a transaction waits for somebody else's lock to end."""
+        if self._connection is not None:
+            self._connection.execute(f"PRAGMA busy_timeout={int(seconds * 1_000)}")
 
     def _note_write(self) -> None:
         if self._recovery.failures:
+            self._be_patient(LOCK_SECONDS)
             log.warning("The store writes again, after %d transactions that failed", self._recovery.failures)
         self._recovery = self._recovery.wrote()
 
@@ -226,13 +243,16 @@ class Writer:
             self._connect()
         except (StoreRefused, sqlite3.Error, OSError) as error:
             self._recovery = self._recovery.refused(error)
-            log.error("The store could not be opened again: %s", _cause(error))
+            log.error("The store could not be opened again: %s", self._explain(error))
         else:
             self._upkeep.counts.reopened += 1
             log.warning("The store was closed, checked and opened again")
 
+    def _explain(self, error: Exception | None) -> str:
+        return explain(error, self._file.path)
+
     def _tell_failure(self) -> None:
-        text = f"The store at {self._file.path} fails again and again: {_cause(self._recovery.cause)}"
+        text = f"The store at {self._file.path} fails again and again: {self._explain(self._recovery.cause)}"
         log.critical("%s The process ends, so that it can be started anew", text)
         self._answer([(self.failed, text, None)])
 
@@ -243,7 +263,7 @@ class Writer:
             self._upkeep.attach()
         except sqlite3.Error as error:
             connection.close()
-            raise StoreRefused(f"{self._file.path} cannot be written ({error}).") from None
+            raise StoreRefused(f"{self._file.path} cannot be written ({self._explain(error)}).") from None
         except BaseException:
             connection.close()
             raise
@@ -269,7 +289,7 @@ class Writer:
         except (sqlite3.Error, OSError, FileMoved) as error:
             self._recovery = self._recovery.upkeep_failed(error)
             if self._recovery.state is State.BROKEN:
-                log.error("The store's upkeep failed: %s", _cause(error))
+                log.error("The store's upkeep failed: %s", self._explain(error))
                 self._reopen()
 
 
@@ -283,7 +303,7 @@ class _JobFailed(Exception):
         _, future, _ = self.job
         if not isinstance(self.error, sqlite3.Error):
             return future, None, self.error
-        log.error("A job failed: %s", _cause(self.error))
+        log.error("A job failed: %s", self.error)
         return future, None, _refused()
 
 
@@ -302,7 +322,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("ROLLBACK")
         except sqlite3.Error as error:
-            log.error("The roll-back failed too: %s", _cause(error))
+            log.error("The roll-back failed too: %s", error)
 
 
 def _refusals(jobs: list[Job]) -> list[Outcome]:
@@ -311,10 +331,3 @@ def _refusals(jobs: list[Job]) -> list[Outcome]:
 
 def _refused() -> StoreUnavailable:
     return StoreUnavailable("The store could not write: its log says why.", retry_after=_RETRY_AFTER)
-
-
-def _cause(error: Exception | None) -> str:
-    """Returns the words of SQLite (it quotes no values) or our own; of anything else only its type and where it was raised."""
-    if isinstance(error, (sqlite3.Error, StoreRefused, FileMoved)):
-        return str(error)
-    return describe(error) if error is not None else "unknown"
