@@ -43,6 +43,7 @@ LOOKS = 4  # at a file that cannot be read, or reads differently each time
 APART_SECONDS = 0.5  # between two of them
 SUSPECT_SECONDS = 3_600.0  # in which SQLite must complain twice of a file that is too large to be checked
 _SITE_KEY_BYTES = 32
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 MAGIC = b"SQLite format 3\0"  # the head of every SQLite file …
 _APPLICATION_ID_AT, _HEADER_BYTES = 68, 72  # … and the place of the application id in it
 _LOG_ONLY = ("-wal", "-shm")
@@ -180,9 +181,17 @@ class StoreFile:
         wal = wal_path(self.path)
         if not header and wal.exists() and wal.stat().st_size > 0:
             raise Damaged("the file is empty, and its write-ahead log is not")
-        if header and not header.startswith(MAGIC):
+        if header and not header.startswith(MAGIC) and not self._is_half_made():
             raise self._judged(header, "file is not a database")
         return header
+
+    def _is_half_made(self) -> bool:
+        """Returns whether the power failed while SQLite made the file: it undoes that, by the journal that it wrote before."""
+        try:
+            with self.path.with_name(self.path.name + "-journal").open("rb") as journal:
+                return journal.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC
+        except FileNotFoundError:
+            return False
 
     def _judged(self, header: bytes, words: str) -> Exception:
         """Returns `Damaged` for a file of ours that SQLite cannot read, and a refusal for anybody else's."""

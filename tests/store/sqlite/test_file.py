@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import struct
 import subprocess
 from pathlib import Path
 
@@ -89,6 +91,28 @@ async def test_visitors_keep_their_ids_if_the_damaged_store_still_tells_its_key(
     assert (await health(outbox)).set_aside == 1
     assert outbox.site_key == site_key
     await outbox.close()
+
+
+@pytest.mark.parametrize("header", [bytes(PAGE), random.Random(1).randbytes(PAGE)])  # noqa: S311 - any bytes
+async def test_a_file_that_was_half_made_when_the_power_failed_is_made_to_the_end(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "scq.db"
+    path.write_bytes(header)  # it has grown, and its first sector has not arrived
+    made_of_nothing = struct.pack(">8s5I", b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7", 0, 1, 0, 512, PAGE)
+    (tmp_path / "scq.db-journal").write_bytes(made_of_nothing.ljust(512, b"\0"))
+    outbox = await opened(path)
+    ids = await push(outbox, 3)
+    assert await waiting(outbox) == ids
+    assert (await health(outbox)).set_aside == 0
+    await outbox.close()
+
+
+async def test_a_file_that_is_no_database_keeps_what_is_called_its_journal(tmp_path: Path) -> None:
+    path, journal = tmp_path / "scq.db", tmp_path / "scq.db-journal"
+    path.write_bytes(b"not a database, " * 100)
+    journal.write_bytes(b"Dear diary, " * 100)
+    with pytest.raises(StoreRefused, match="cannot be read as an SQLite database"):
+        await opened(path)
+    assert journal.read_bytes() == b"Dear diary, " * 100
 
 
 async def test_a_deleted_log_costs_nothing_and_neither_does_a_deleted_lock(tmp_path: Path) -> None:
