@@ -94,7 +94,9 @@ async def test_visitors_keep_their_ids_if_the_damaged_store_still_tells_its_key(
 
 
 @pytest.mark.parametrize("header", [bytes(PAGE), random.Random(1).randbytes(PAGE)])  # noqa: S311 - any bytes
-async def test_a_file_that_was_half_made_when_the_power_failed_is_made_to_the_end(tmp_path: Path, header: bytes) -> None:
+async def test_a_file_that_was_half_made_when_the_power_failed_is_made_to_the_end(
+    tmp_path: Path, header: bytes
+) -> None:
     path = tmp_path / "scq.db"
     path.write_bytes(header)  # it has grown, and its first sector has not arrived
     made_of_nothing = struct.pack(">8s5I", b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7", 0, 1, 0, 512, PAGE)
