@@ -1,80 +1,267 @@
-"""Keeps one connection to one server, as a transport for httpx, and reconnects when it must.
+"""Keeps one connection to one server, sends one request at a time over it, and reconnects when it must.
 
-httpx's own transport asks a pool for each request, which assigns requests to connections and looks through all of both to do so. That is
-much of the cost of a request, and of no use to a client that sends one request at a time. Connecting, TLS and HTTP are httpcore's, as
-beneath httpx.
+Whatever a server, a network or a library does to an exchange ends here, as an `Answer` or a `Failure`. Only a request that cannot be
+written down is raised: that is a defect of this program. A task reads each connection from its beginning to its end, so a server that
+closes one, or says what nobody asked for, is noticed before the next request.
+
+Connecting and TLS are anyio's, HTTP is h11's. Follows no redirect, decodes no content, uses no proxy of the environment.
 """
 
+import asyncio
+import logging
+import select
+import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator
-from typing import cast
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-import httpcore
+import anyio
+import anyio.abc
+import anyio.streams.tls
+import h11
 import httpx
 
-IDLE_SECONDS = 5.0  # as httpx: servers keep an idle connection for longer
+from proxy.errors import describe
+
+MAX_ANSWER_BYTES = 65_536  # of the body; of all that comes in one exchange, headers and framing too, twice as many
+IDLE_SECONDS = 5.0  # servers keep an idle connection for longer
+FRESH_SECONDS = 0.5  # for what cannot be repeated: few servers close that soon, and a request on a dying connection is of unknown outcome
+_RECEIVE_BYTES = 65_536
+
+log = logging.getLogger("proxy.delivery")
 
 
-class OneConnection(httpx.AsyncBaseTransport):
-    """Sends one request at a time: the next one when the answer to the last was read or closed. Raises what httpx raises."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no answer. `detail`: a fixed phrase, as libraries quote URLs and servers say anything.
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    `reached`: the request may have reached the server. Without that it was certainly not applied.
+    """
+
+    detail: str
+    reached: bool
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What has come of an answer: the status counts even if the rest of the body never comes. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[bytes, bytes]
+    content: bytearray = field(default_factory=bytearray)
+
+    @property
+    def body(self) -> bytes:
+        """Returns as much of the body as has come, at most MAX_ANSWER_BYTES."""
+        return bytes(self.content[:MAX_ANSWER_BYTES])
+
+    def header(self, name: str, most: int = 200) -> str | None:
+        """Returns a header by its name in lower case; None if it is missing, empty, longer than `most` or not printable ASCII."""
+        value = self.headers.get(name.encode("ascii"), b"").decode("latin-1")
+        return value if 0 < len(value) <= most and value.isascii() and value.isprintable() else None
+
+
+class Connection:
+    """`timeout_seconds` is the deadline of a whole exchange, from connecting to the last byte of the answer."""
+
+    def __init__(self, tls: ssl.SSLContext, *, timeout_seconds: float) -> None:
         self._tls = tls
-        self._connection: httpcore.AsyncHTTPConnection | None = None
+        self._timeout_seconds = timeout_seconds
+        self._line: _Line | None = None
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        wanted = httpcore.Request(
-            request.method,
-            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-            headers=request.headers.raw,
-            content=cast("AsyncIterable[bytes]", request.stream),
-            extensions=request.extensions,
-        )
+    async def exchange(
+        self, method: str, address: str, headers: Mapping[str, str], content: bytes, *, repeatable: bool
+    ) -> Answer | Failure:
+        """Sends once. `repeatable`: sending it again would do no harm, so it may go over a connection that was idle for a while."""
+        url = httpx.URL(address)
+        request = _request(method, url, headers, content)
+        line: _Line | None = None
         try:
-            connection = await self._usable(wanted.url.origin)
-            answer = await connection.handle_async_request(wanted)
-        except _RAISED as error:
-            raise _as_httpx(error) from error
-        return httpx.Response(answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions)
+            async with asyncio.timeout(self._timeout_seconds):
+                line = await self._line_to(url, IDLE_SECONDS if repeatable else FRESH_SECONDS)
+                await line.exchange(request, content)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the sender has to know what it may conclude
+            failure = failure_of(error, reached=line is not None)
+            return failure if line is None or line.answer is None else line.answer
+        else:
+            return line.answer or Failure(_NO_HTTP, reached=True)
+        finally:
+            if line is None or not line.whole:  # what comes later would be taken for the answer to the next request
+                await self.aclose()
 
     async def aclose(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.aclose()
+        line, self._line = self._line, None
+        if line is not None:
+            await line.aclose()
 
-    async def _usable(self, origin: httpcore.Origin) -> httpcore.AsyncHTTPConnection:
-        connection = self._connection
-        if (
-            connection is None
-            or not connection.can_handle_request(origin)
-            or not connection.is_available()
-            or connection.has_expired()  # too long idle, or closed by the server
-        ):
+    async def _line_to(self, url: httpx.URL, most_idle: float) -> "_Line":
+        line = self._line
+        if line is None or line.origin != _origin(url) or not line.serves_another(most_idle):
             await self.aclose()
-            connection = self._connection = httpcore.AsyncHTTPConnection(origin, self._tls, IDLE_SECONDS)
-        return connection
+            # Half of the time: a connect that fails is known as not applied, a deadline that passes later is not.
+            async with asyncio.timeout(self._timeout_seconds / 2):
+                line = self._line = _Line(_origin(url), await _connected(url, self._tls))
+        return line
 
 
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
-        self._answer = answer
+class _Line:
+    """One TCP or TLS connection, with HTTP on it. `answer`: to the last request, as far as it has come; `whole`: it has come to its end."""
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for part in cast("AsyncIterable[bytes]", self._answer.stream):
-                yield part
-        except _RAISED as error:
-            raise _as_httpx(error) from error
+    def __init__(self, origin: tuple[bytes, bytes, int | None], stream: anyio.abc.ByteStream) -> None:
+        self.origin = origin
+        self._stream = stream
+        self._socket: socket.socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - not Django's
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_BYTES)
+        self.answer: Answer | None = None
+        self.whole = False
+        self._came = asyncio.Event()
+        self._came_bytes = 0  # since the last request
+        self._broken: Exception | None = None
+        self._used_at = time.monotonic()
+        self._reader = asyncio.create_task(self._keep_reading(), name="delivery-reader")
+
+    def serves_another(self, most_idle: float) -> bool:
+        """Returns whether another request may be sent over it: nothing has come that nobody asked for, not even its end."""
+        http = self._http
+        return (
+            time.monotonic() - self._used_at < most_idle
+            and self.whole
+            and not self._reader.done()
+            and http.our_state is h11.DONE
+            and http.their_state is h11.DONE
+            and not http.trailing_data[0]
+            and not _has_news(self._socket)  # which the reader has had no time for
+        )
+
+    async def exchange(self, request: h11.Request, content: bytes) -> None:
+        http = self._http
+        if self.whole:
+            http.start_next_cycle()
+        self.answer, self.whole, self._came_bytes = None, False, 0
+        sent = [http.send(event) or b"" for event in (request, h11.Data(content), h11.EndOfMessage())]
+        with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # it may have answered before it closed
+            await self._stream.send(b"".join(sent))
+        while not self.whole:
+            event = await self._next_event()
+            if isinstance(event, h11.Response):
+                self.answer = Answer(event.status_code, dict(event.headers))
+            elif isinstance(event, h11.Data) and self.answer is not None:
+                self.answer.content.extend(event.data)
+                if len(self.answer.content) >= MAX_ANSWER_BYTES:
+                    return
+            elif isinstance(event, h11.EndOfMessage):
+                self.whole = True
+            elif not isinstance(event, h11.InformationalResponse):
+                raise EOFError("no answer")
+        self._used_at = time.monotonic()
 
     async def aclose(self) -> None:
-        await self._answer.aclose()
+        self._reader.cancel()
+        with suppress(Exception):
+            await self._stream.aclose()
+        await asyncio.wait({self._reader})
+
+    async def _next_event(self) -> object:
+        while True:
+            self._came.clear()
+            event = self._http.next_event()
+            if event is not h11.NEED_DATA:
+                return event
+            if self._broken is not None:
+                raise self._broken
+            await self._came.wait()
+
+    async def _keep_reading(self) -> None:
+        """Reads until the connection ends, however it does."""
+        try:
+            while self._came_bytes <= 2 * MAX_ANSWER_BYTES:
+                data = await self._stream.receive(_RECEIVE_BYTES)
+                self._came_bytes += len(data)
+                self._http.receive_data(data)
+                self._came.set()
+            self._broken = EOFError("more than an answer")
+        except anyio.EndOfStream:
+            self._http.receive_data(b"")
+        except Exception as error:  # noqa: BLE001 - the exchange raises it, where it is judged
+            self._broken = error
+        finally:
+            self._came.set()
 
 
-_RAISED = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+def _request(method: str, url: httpx.URL, headers: Mapping[str, str], content: bytes) -> h11.Request:
+    fields = {"Host": url.netloc.decode("ascii"), **headers}
+    if content:
+        fields["Content-Length"] = str(len(content))
+    return h11.Request(method=method, target=url.raw_path, headers=list(fields.items()))
 
 
-def _as_httpx(error: Exception) -> httpx.TransportError:
-    """Returns httpx's error of the same name: it has one for each of these."""
-    kind: type[httpx.TransportError] = getattr(httpx, type(error).__name__)
-    return kind(str(error))
+def _origin(url: httpx.URL) -> tuple[bytes, bytes, int | None]:
+    return url.raw_scheme, url.raw_host, url.port
+
+
+async def _connected(url: httpx.URL, tls: ssl.SSLContext) -> anyio.abc.ByteStream:
+    host, port = url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
+    stream = await anyio.connect_tcp(host, port)
+    if url.scheme != "https":
+        return stream
+    try:
+        return await anyio.streams.tls.TLSStream.wrap(
+            stream, hostname=host, ssl_context=tls, standard_compatible=False, server_side=False
+        )
+    except BaseException:
+        await anyio.aclose_forcefully(stream)
+        raise
+
+
+def _has_news(connected: socket.socket) -> bool:
+    """Returns whether there is something to read, the end included."""
+    if connected.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(connected.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+# --- what a connection raises
+
+_NO_HTTP = "the connection closed before the answer, or it was no HTTP"
+
+_USUAL = (
+    *(OSError, EOFError, ValueError, h11.RemoteProtocolError),
+    *(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream),
+)
+_EXPIRED, _OTHER_HOST, _OTHER_IP = 10, 62, 64  # OpenSSL's X509_V_ERR_… (source: x509_vfy.h)
+_CERTIFICATE = {
+    _EXPIRED: "the certificate of the server has expired",
+    _OTHER_HOST: "the certificate of the server is for another host name",
+    _OTHER_IP: "the certificate of the server is for another address",
+}
+
+
+def failure_of(error: Exception, *, reached: bool) -> Failure:
+    """Returns what any exception of a connection means. What nobody has foreseen is logged, as it may be a defect of this program."""
+    if not isinstance(error, _USUAL):
+        log.error("A connection to SendX ended in an unforeseen way: %s", describe(error))
+    timed_out = isinstance(error, TimeoutError)
+    if not reached:
+        return Failure(_why_unreached(error), reached=False, timed_out=timed_out)
+    if timed_out:
+        return Failure("no answer in time", reached=True, timed_out=True)
+    if isinstance(error, h11.RemoteProtocolError):
+        return Failure(_NO_HTTP, reached=True)
+    return Failure("the connection broke", reached=True)
+
+
+def _why_unreached(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no connection in time"
+    if isinstance(error, socket.gaierror):
+        return "no connection: the host name could not be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"no connection: {_CERTIFICATE.get(error.verify_code, 'the certificate of the server is not trusted')}"
+    if isinstance(error, ssl.SSLError):
+        return "no connection: TLS could not be agreed on"
+    return "no connection"

@@ -175,7 +175,7 @@ class LaneRun:
         self._on_wire = body
         account.tally.in_flight += 1
         try:
-            answer = await self._client.send(request)
+            answer = await self._client.send(request, repeatable=not increments(body))
         finally:
             account.tally.in_flight -= 1
         account.observe(answer, upstream=upstream, lease=self._lease)

@@ -7,12 +7,11 @@ and keys. The bulk call is not used: its behaviour on partial failure is undocum
 Sends when told to. `lane` decides when, in what order, and what follows from the answer.
 """
 
-import asyncio
 import json
-import logging
 import re
 import ssl
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,14 +25,12 @@ from proxy import __version__
 from proxy.config.types import Dialect, Secret
 from proxy.core.calls import FIELDS, Attributes, Track
 from proxy.core.retry import Verdict, retry_after_seconds
-from proxy.delivery.connection import OneConnection
+from proxy.delivery.connection import Answer, Connection, Failure
 
-MAX_ANSWER_BYTES = 65_536
 MAX_DETAIL = 200  # characters
 _MAX_MASKED = 1_000
 _URI_COMPONENT = "-_.!~*'()"  # what JavaScript's encodeURIComponent leaves as it is
 _ADDRESS = re.compile(r"[^\s\"'<>,;:()\[\]{}=&?]+(?:@|%40)[^\s\"'<>,;:()\[\]{}=&?]+", re.IGNORECASE)
-_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,15 +145,6 @@ _VERDICTS = {401: Verdict.UNAUTHORIZED, 403: Verdict.FORBIDDEN, 405: Verdict.MIS
 _CLASSES = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
 
 
-_FAILURES: Mapping[type[Exception], str] = {
-    httpx.ConnectTimeout: "no connection in time",
-    httpx.ConnectError: "no connection",
-    httpx.TimeoutException: "no answer in time",
-    TimeoutError: "no answer in time",
-    httpx.RemoteProtocolError: "the connection closed before the answer, or it was no HTTP",
-}
-
-
 _PHRASES = {known.value: known.phrase for known in HTTPStatus}
 
 
@@ -173,9 +161,10 @@ def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str
         len(said) > _MAX_MASKED
     ):  # bounds the work of masking; a word that is cut in two could be half an address, so it goes whole
         said = re.sub(r"\S*\Z", "", said[:_MAX_MASKED])
+    said = _printable(said)  # before anything is masked: an invisible character within an address would hide it
     for text in sorted(filter(None, hide), key=len, reverse=True):
         said = re.sub(re.escape(text), "***", said, flags=re.IGNORECASE)
-    said = _ADDRESS.sub("***", _UNPRINTABLE.sub(" ", said)).strip()
+    said = _ADDRESS.sub("***", said)
     return f"{phrase}: {said[:MAX_DETAIL]}" if said else phrase
 
 
@@ -189,30 +178,24 @@ def _said(body: bytes) -> str:
     return next((text for key in ("message", "error") if isinstance(text := answer.get(key), str) and text), "")
 
 
-@dataclass(slots=True)
-class _Received:
-    """The part of an answer that has arrived: the status counts even if the body never comes."""
-
-    status: int = 0
-    retry_after: str | None = None
-    body: bytes = b""
+def _printable(text: str) -> str:
+    """Returns one line that any store, log or terminal takes: no control, no half of a surrogate pair, nothing invisible."""
+    seen = (" " if each.isspace() or unicodedata.category(each) == "Cc" else each for each in text)
+    return " ".join("".join(each for each in seen if each.isprintable()).split())
 
 
 class Client:
     """One sender's connection to SendX: one request at a time, no environment proxies, no redirects followed.
 
-    `timeout_seconds` is the deadline of a whole request, from connecting to the last byte of the answer. Use as an async
-    context manager.
+    `timeout_seconds` is the deadline of a whole request, from connecting to the last byte of the answer. `tls`: trusts the public
+    authorities unless given. Use as an async context manager.
     """
 
-    def __init__(self, *, timeout_seconds: float, clock: Callable[[], float] = time.time) -> None:
-        for name in ("httpx", "httpcore"):  # they log URLs, and a legacy URL holds the contact's address
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self._timeout_seconds = timeout_seconds
+    def __init__(
+        self, *, timeout_seconds: float, clock: Callable[[], float] = time.time, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._clock = clock
-        self._connection = OneConnection(_tls_context())
-        # Connecting gets half of the time: a connect that fails is known as not applied, a deadline that passes is not.
-        self._timeouts = httpx.Timeout(timeout_seconds, connect=timeout_seconds / 2).as_dict()
+        self._connection = Connection(tls or _tls_context(), timeout_seconds=timeout_seconds)
 
     async def __aenter__(self) -> Self:
         return self
@@ -220,40 +203,18 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self._connection.aclose()
 
-    async def send(self, request: SendxRequest) -> Reply:
-        """Sends once. A failure of the network is an answer; an exception is a defect of this program."""
-        started, received = time.monotonic(), _Received()
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._exchange(request, received)
-        except (httpx.TransportError, TimeoutError) as error:
-            # A connection whose request was cut off cannot be trusted with the next one.
-            broken, self._connection = self._connection, OneConnection(_tls_context())
-            await broken.aclose()
-            if not received.status:
-                return _no_answer(error, time.monotonic() - started)
-        return self._answer(request, received, time.monotonic() - started)
-
-    async def _exchange(self, request: SendxRequest, received: _Received) -> None:
-        sent = httpx.Request(
-            request.method,
-            request.url,
-            headers=dict(request.headers),
-            content=request.content,
-            extensions={"timeout": self._timeouts},
+    async def send(self, request: SendxRequest, *, repeatable: bool = True) -> Reply:
+        """Sends once. A failure of the network is an answer; an exception is a defect of this program. `repeatable`: see `Connection`."""
+        started = time.monotonic()
+        received = await self._connection.exchange(
+            request.method, request.url, request.headers, request.content, repeatable=repeatable
         )
-        response = await self._connection.handle_async_request(sent)
-        try:
-            received.status = response.status_code
-            received.retry_after = response.headers.get("Retry-After")
-            async for chunk in response.aiter_raw():
-                received.body = (received.body + chunk)[:MAX_ANSWER_BYTES]
-                if len(received.body) == MAX_ANSWER_BYTES:
-                    break
-        finally:
-            await response.aclose()
+        latency = time.monotonic() - started
+        if isinstance(received, Failure):
+            return _no_answer(received, latency)
+        return self._answer(request, received, latency)
 
-    def _answer(self, request: SendxRequest, received: _Received, latency: float) -> Reply:
+    def _answer(self, request: SendxRequest, received: Answer, latency: float) -> Reply:
         verdict = verdict_for(received.status, tracks=request.tracks)
         said = b"" if verdict is Verdict.DELIVERED else received.body
         return Reply(
@@ -261,23 +222,23 @@ class Client:
             status=received.status,
             detail=error_detail(received.status, said, hide=(request.key.reveal(), request.address)),
             latency_seconds=latency,
-            retry_after_seconds=retry_after_seconds(received.retry_after, self._clock()),
+            retry_after_seconds=retry_after_seconds(received.header("retry-after"), self._clock()),
         )
 
 
 @lru_cache(maxsize=1)
 def _tls_context() -> ssl.SSLContext:
     # Reading the certificates takes tens of milliseconds, and would block the event loop for each client.
-    return httpx.create_ssl_context(trust_env=False)
+    context = httpx.create_ssl_context(trust_env=False)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
-def _no_answer(error: httpx.TransportError | TimeoutError, latency: float) -> Reply:
-    """Certainly not sent, or of unknown outcome. Fixed phrases: the library's own may quote the URL, and the legacy URL holds the address."""
-    unreached = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+def _no_answer(failure: Failure, latency: float) -> Reply:
     return Reply(
-        verdict=Verdict.UNREACHED if isinstance(error, unreached) else Verdict.UNAVAILABLE,
+        verdict=Verdict.UNAVAILABLE if failure.reached else Verdict.UNREACHED,
         status=None,
-        detail=next((text for kind, text in _FAILURES.items() if isinstance(error, kind)), "the connection broke"),
+        detail=failure.detail,
         latency_seconds=latency,
-        timed_out=isinstance(error, TimeoutError | httpx.TimeoutException),
+        timed_out=failure.timed_out,
     )

@@ -19,7 +19,8 @@ from proxy import __version__
 from proxy.config.types import Dialect, Secret
 from proxy.core.calls import Attributes, Track
 from proxy.core.retry import Verdict
-from proxy.delivery.sendx import MAX_ANSWER_BYTES, MAX_DETAIL, Client, Reply, Upstream, error_detail, verdict_for
+from proxy.delivery.connection import MAX_ANSWER_BYTES
+from proxy.delivery.sendx import MAX_DETAIL, Client, Reply, Upstream, error_detail, verdict_for
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
@@ -339,6 +340,9 @@ async def test_retry_after_as_a_date_counts_from_the_clock() -> None:
         (b"\xff\xfe<html>", "400 Bad Request"),
         (b"[" * 60_000, "400 Bad Request"),
         (b'{"message":"two\\nlines\\u0000\\u001b[31m"}', "400 Bad Request: two lines [31m"),
+        (b'{"message":"bad \\ud83d"}', "400 Bad Request: bad"),
+        (b'{"message":"bad \xed\xa0\xbd, \\udc00\\ud800"}', "400 Bad Request: bad ,"),
+        (b'{"message":"\\u202ejohn.doe\\u200b+x@gm\\u00adail.com\\u2028"}', "400 Bad Request: ***"),
         (b'{"message":"<ann@example.com> and bob%40example.com"}', "400 Bad Request: <***> and ***"),
         (b'{"message":"Key A-KEY-that-nobody-may-see for JOHN.doe+x@gmail.com"}', "400 Bad Request: Key *** for ***"),
     ],
