@@ -89,8 +89,11 @@ class RequestError(ScqError):
 def describe(error: BaseException) -> str:
     """An unexpected error for the log: its type and where it was raised, without its message, which may quote payload.
 
-    Of the system's errors also what the number means: `OSError (Too many open files)`.
+    Of the system's errors also what the number means: `OSError (Too many open files)`. Of a group, the errors in it count, each kind once.
     """
+    if isinstance(error, BaseExceptionGroup):
+        kinds = dict.fromkeys(describe(each) for each in error.exceptions)
+        return f"{len(error.exceptions)} at once: {'; '.join(kinds)}" if len(error.exceptions) > 1 else "".join(kinds)
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     places = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
     meaning = ""

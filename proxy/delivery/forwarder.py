@@ -20,7 +20,7 @@ from proxy.delivery.lane import LaneRun, Shared, finish, untouched
 from proxy.delivery.pacing import Pacer
 from proxy.delivery.probe import Stage
 from proxy.delivery.sendx import Client, Upstream
-from proxy.errors import StoreUnavailable
+from proxy.errors import StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.store.records import Lease
 
@@ -103,10 +103,18 @@ class Forwarder:
         return self._account.state(running=self._deadline is not None)
 
     async def _work(self) -> None:
+        """Claims until it is stopped. Whatever ends that, except being cancelled, leaves the senders time for what they have in hand."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._senders):
                 group.create_task(self._keep_sending(), name=f"delivery-sender-{number}")
-            group.create_task(self._keep_claiming(), name="delivery-claimer")
+            claiming = asyncio.create_task(self._keep_claiming(), name="delivery-claimer")
+            try:
+                await asyncio.wait({claiming})
+            finally:
+                claiming.cancel()
+                for _ in range(self._senders):
+                    self._leases.put_nowait(None)
+        await claiming
 
     async def _keep_claiming(self) -> None:
         stopping, changed = self._shared.stopping, self._shared.changed
@@ -123,8 +131,6 @@ class Forwarder:
                     await self._until_worth_a_claim()
             except StoreUnavailable as problem:
                 await self._shared.store_failed(problem)
-        for _ in range(self._senders):
-            self._leases.put_nowait(None)
 
     async def _room(self) -> int:
         """Returns how many lanes to claim now.
@@ -198,6 +204,10 @@ class Forwarder:
                 lease, at = item
                 try:
                     await LaneRun(shared, client, lease, at).run()
+                except Exception as error:  # noqa: BLE001 - its lane backs off; nobody else's request is cut off for it
+                    shared.account.tally.last_error = "a defect of this program: the log of the server says where"
+                    shared.account.tally.last_error_at = shared.account.clock()
+                    log.error("A defect held up lane %d, which is tried again: %s", lease.lane, describe(error))
                 finally:
                     self._busy -= 1
                     shared.changed.set()

@@ -25,12 +25,13 @@ from proxy.core.visitors import Trust
 from proxy.delivery.account import Account
 from proxy.delivery.pacing import Pacer
 from proxy.delivery.sendx import Client, Reply
-from proxy.errors import StoreUnavailable
+from proxy.errors import StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
 from proxy.store.rows import increments
 
 LEASE_MARGIN_SECONDS = 2.0  # for the settlement
+_NO_DETAIL = "what SendX said could not be stored: the log of the server says why"
 
 log = logging.getLogger("proxy.delivery")
 
@@ -96,7 +97,10 @@ class LaneRun:
             self._break_off()
             if isinstance(error, Exception):  # a push that breaks this program must not do so all the time
                 self._back_off()
-            await self._end(insist=False)
+            try:
+                await self._end(insist=False)
+            except Exception as second:  # noqa: BLE001 - what ended the run is raised, a cancellation above all
+                log.error("Nor could lane %d be settled: %s", self._lease.lane, describe(second))
             raise
         return await self._end(insist=True)
 
@@ -256,6 +260,13 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
             if not insist or shared.stopping.is_set() or shared.account.clock() >= lease.until:
                 return
             continue
+        except Exception as error:
+            plain = without_details(settlement)
+            if settlement == plain:
+                raise
+            log.error("The store took lane %d only without what SendX said: %s", lease.lane, describe(error))
+            settlement = plain
+            continue
         if held:
             tally.count(settlement.results)
         else:
@@ -275,6 +286,12 @@ def untouched(lease: Lease) -> Settlement:
 def results_of(lease: Lease, known: Mapping[int, Settled]) -> tuple[Settled, ...]:
     """Returns the results of all pushes; those that were not reached stay as they were."""
     return tuple(known.get(push.seq) or Settled(push.seq, Fate.KEPT, attempted=False) for push in lease.pushes)
+
+
+def without_details(settlement: Settlement) -> Settlement:
+    """Returns the settlement with one fixed detail in place of every other: a text from outside is the one thing in it that can be refused."""
+    results = (_replace(each, detail=_NO_DETAIL if each.detail else "") for each in settlement.results)
+    return _replace(settlement, results=tuple(results))
 
 
 def settled(push: Waiting, step: Step, detail: str) -> Settled:

@@ -16,7 +16,7 @@ from proxy.delivery.account import DeliveryState
 from proxy.delivery.sendx import Upstream
 from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
-from proxy.store.records import Claim, DeadFilter, DeadReason, Settlement
+from proxy.store.records import Claim, DeadFilter, DeadReason, Lease, Settlement
 from proxy.store.sqlite.outbox import SqliteOutbox
 from tests.support.sending import (
     ANN,
@@ -373,13 +373,96 @@ async def test_a_forwarder_that_was_stopped_stays_stopped(outbox: SqliteOutbox, 
     assert (sandbox.total, (await outbox.stats()).waiting) == (0, 1)
 
 
-async def test_a_fault_in_the_program_ends_it_loudly_and_holds_nobody_up(outbox: SqliteOutbox) -> None:
-    await push(outbox, ANN, HELLO)
-    delivery = forwarder(outbox, "http://127.0.0.1:not-a-port", concurrency=1)
-    with pytest.raises(ExceptionGroup):
-        await delivery.run()
+class Defective(Unreliable):
+    """Its calls raise what nobody expects while `defect` names them: of Ann's lane only, where the call is about a lane."""
+
+    def __init__(self, outbox: SqliteOutbox, *defects: str) -> None:
+        super().__init__(outbox, lambda _: False)
+        self.defects = {*defects}
+
+    def _break(self, call: str, lease: Lease | None = None) -> None:
+        if call in self.defects and (lease is None or lease.pushes[0].address == ANN):
+            raise TypeError("a value of ann@example.com")
+
+    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+        self._break("claim")
+        return await super().claim(lanes, per_lane, lease_seconds, probe=probe)
+
+    async def holds(self, lease: Lease) -> bool:
+        self._break("holds", lease)
+        return await self._outbox.holds(lease)
+
+    async def settle(self, settlement: Settlement) -> bool:
+        self._break("settle", settlement.lease)
+        if any(result.detail.startswith("422") for result in settlement.results):
+            self._break("settle details", settlement.lease)
+        return await self._outbox.settle(settlement)
+
+
+async def test_a_defect_in_one_lane_cuts_off_nobody_else_and_is_told(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script(BOB, Fault("ok", delay=0.2))
+    await push(outbox, BOB, COUNT)
+    defective: Any = Defective(outbox, "holds")
+    async with running(forwarder(defective, url, rng=Jitter(7))) as delivery:
+        await until(lambda: sandbox.total == 1)
+        await push(outbox, ANN, HELLO)
+        await until(lambda: "A defect held up lane" in caplog.text)
+        assert "the log of the server says where" in str(delivery.state().last_error)
+        await until(lambda: delivery.state().delivered == 1)
+        defective.defects.clear()
+        await drained(outbox)
+    assert (await outbox.stats()).dead == 0
+    assert "TypeError at test_forwarder.py" in caplog.text
+    assert ANN not in caplog.text
+
+
+async def test_a_defect_in_claiming_ends_the_run_once_what_is_under_way_is_settled(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script(BOB, Fault("ok", delay=0.2))
+    await push(outbox, BOB, COUNT)
+    defective: Any = Defective(outbox)
+    delivery = forwarder(defective, url)
+    run = asyncio.create_task(delivery.run(), name="delivery-under-test")
+    await until(lambda: sandbox.total == 1)
+    defective.defects.add("claim")
+    with pytest.raises(TypeError):
+        await run
     assert not delivery.state().running
-    assert [lease.failures for lease in (await outbox.claim(9, 9, 60)).leases] == [1]
+    stats = await outbox.stats()
+    assert (stats.dead, stats.waiting, stats.counters["delivered"]) == (0, 0, 1)
+
+
+async def test_what_sendx_said_is_left_out_where_the_store_does_not_take_it(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script(ANN, Fault(status=422))
+    await push(outbox, ANN, HELLO, Track(("a",)))
+    async with running(forwarder(Defective(outbox, "settle details"), url)):
+        await drained(outbox)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.reason, letter.detail) == (
+        DeadReason.REJECTED,
+        "what SendX said could not be stored: the log of the server says why",
+    )
+    assert "without what SendX said: TypeError at" in caplog.text
+
+
+async def test_a_lane_that_cannot_be_settled_at_all_holds_up_nobody_else(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox, url = sendx
+    await push(outbox, ANN, HELLO)
+    async with running(forwarder(Defective(outbox, "settle"), url)):
+        await until(lambda: "A defect held up lane" in caplog.text)
+        await push(outbox, BOB, HELLO)
+        await until(lambda: sandbox.contacts.get(BOB))
+    assert sandbox.total == 2, "its lease has not ended yet"
 
 
 # --- what others see
