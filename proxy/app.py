@@ -31,6 +31,7 @@ from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, RateLimit
 from proxy.web.application import Application
+from proxy.web.defects import Defects
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi
 from proxy.web.shim import load_debug_shim, load_shim
@@ -50,7 +51,13 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, outbox: Outbox, reread: Callable[[], Settings] | None, *, delivers: bool
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        reread: Callable[[], Settings] | None,
+        *,
+        delivers: bool,
+        defects: Defects,
     ) -> None:
         self.settings = settings
         self.outbox = outbox
@@ -67,6 +74,7 @@ class Service:
             lambda: self._delivery.state() if self._delivery is not None else None,
             lambda: self.restarts,
             ClientAddresses(settings.trusted_proxies),
+            defects,
         )
         self._use_secrets(settings)
 
@@ -181,7 +189,7 @@ def create_app(
         async with contextlib.AsyncExitStack() as stack:
             outbox = await open_store(settings)
             stack.push_async_callback(outbox.close)
-            service = Service(settings, outbox, reread, delivers=delivers)
+            service = Service(settings, outbox, reread, delivers=delivers, defects=app.defects)
             await stack.enter_async_context(service.running())
             app.state.failure = service.failure  # `web.server` ends the process when it is done
             if reread is not None:

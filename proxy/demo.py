@@ -32,7 +32,7 @@ async def run_demo(
         settings = _settings(directory, shop_url, sandbox_port)
         sites = [
             Site(create_sandbox(key=SANDBOX_KEY), host, sandbox_port),
-            Site(create_app(settings, fallback=_shop(settings, sandbox_url)), host, port),
+            Site(create_app(settings, fallback=_shop(settings, sandbox_url)), host, port, asks="/healthz"),
         ]
         await serve(sites, lambda _: on_listening(shop_url, sandbox_url))
 

@@ -39,6 +39,8 @@ from proxy.sandbox.api import create_sandbox
 from proxy.web.server import Site, listen_together, run, serve, work
 from proxy.web.workers import become_worker
 
+_HEALTH = "/healthz"
+
 log = logging.getLogger("proxy")
 
 cli = typer.Typer(
@@ -134,13 +136,14 @@ def serve_command(env_file: EnvFile = None, workers: Workers = 1, no_delivery: N
     _start_logging(settings.log_level, several=workers > 1)
     app = create_app(settings, reread=read, delivers=not no_delivery)
     if workers == 1:
-        site = Site(app, settings.host, settings.port)
+        site = Site(app, settings.host, settings.port, asks=_HEALTH)
         run(serve([site], lambda ports: _say_serving(settings, ports[0], "")))
         return
     listeners = listen_together(settings.host, settings.port, workers)
     port = listeners[0].getsockname()[1]
     worker = become_worker(listeners, lambda: _say_serving(settings, port, f", {workers} workers"))
-    run(serve([Site(app, settings.host, port, worker.listener)], lambda _: worker.ready(), watched=True))
+    site = Site(app, settings.host, port, worker.listener, _HEALTH if worker.is_first else "")
+    run(serve([site], lambda _: worker.ready(), watched=True))
 
 
 @cli.command()

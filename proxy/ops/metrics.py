@@ -16,10 +16,15 @@ from proxy.ops.report import Report
 class Exposition(Collector):
     """A report as Prometheus metrics; without one, what this process knows by itself."""
 
-    def __init__(self, report: Report | None, delivery: DeliveryState | None, restarts: int) -> None:
-        self._report, self._delivery, self._restarts = report, delivery, restarts
+    def __init__(self, report: Report | None, delivery: DeliveryState | None, restarts: int, defects: int) -> None:
+        self._report, self._delivery, self._restarts, self._defects = report, delivery, restarts, defects
 
     def collect(self) -> Iterable[Metric]:
+        yield Counter(
+            "scq_defects",
+            "Requests answered 503 because of a fault of this program or for want of memory",
+            self._defects,
+        )
         yield Gauge("scq_store_up", "1 if the store answers", float(self._report is not None))
         if self._report is not None:
             yield from _transitions(self._report.counters)

@@ -24,6 +24,7 @@ from proxy.store.outbox import Outbox
 from proxy.store.records import Durability
 from proxy.web.access import ClientAddresses
 from proxy.web.asgi import NOT_FOUND, SECURITY_TEXTS, error_response
+from proxy.web.defects import Defects
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -37,7 +38,10 @@ class AskDurability(Command, frozen=True):
 
 
 class OperatorPages:
-    """The endpoints. `delivery`: the forwarder's state now, None if this process has none; `restarts`: how often it had to be restarted."""
+    """The endpoints. `delivery`: the forwarder's state now, None if this process has none; `restarts`: how often it had to be restarted.
+
+    `defects`: what the server counts of this program's own faults.
+    """
 
     def __init__(
         self,
@@ -45,7 +49,9 @@ class OperatorPages:
         delivery: Callable[[], DeliveryState | None],
         restarts: Callable[[], int],
         client_addresses: ClientAddresses,
+        defects: Defects,
     ) -> None:
+        self._defects = defects
         self._client_addresses = client_addresses
         self._outbox, self._delivery, self._restarts = outbox, delivery, restarts
         self._admin_token: str | None = None
@@ -56,6 +62,10 @@ class OperatorPages:
         self._admin_token, self._probes = admin_token, probes
 
     async def report(self) -> Report:
+        report = await self._report()
+        return msgspec.structs.replace(report, problems=(*report.problems, *self._defects.problems()))
+
+    async def _report(self) -> Report:
         delivery = self._delivery()
         if delivery is None:
             return await read_report(self._outbox)
@@ -103,7 +113,7 @@ class OperatorPages:
         except StoreUnavailable:
             report = None
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(Exposition(report, self._delivery(), self._restarts()))
+        registry.register(Exposition(report, self._delivery(), self._restarts(), self._defects.count))
         return Response(generate_latest(registry), headers=SECURITY_TEXTS, media_type=_METRICS_TYPE)
 
     async def status_page(self, request: Request) -> Response:

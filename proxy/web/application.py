@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from proxy.errors import RequestError
 from proxy.web.access import require_host
 from proxy.web.asgi import NOT_FOUND, error_response, send_error, send_not_found
+from proxy.web.defects import Defects
 
 _HTTP_ERRORS = {
     404: (NOT_FOUND.code, NOT_FOUND.message),
@@ -29,10 +30,11 @@ class Application(Starlette):
     """Its routes are for the lifespan to fill.
 
     `direct`: endpoints by path that are asked without routes and middleware, which cost as much as a push. Leave it empty with `hosts`, which
-    come first.
+    come first. `defects`: what its endpoints raise, which the server counts there.
     """
 
     direct: Mapping[str, ASGIApp] = MappingProxyType({})
+    defects: Defects
 
     def __init__(self, lifespan: Callable[[Any], AbstractAsyncContextManager[None]], hosts: Collection[str]) -> None:
         super().__init__(
@@ -40,6 +42,7 @@ class Application(Starlette):
             exception_handlers={HTTPException: _http_error, Exception: _defect},
             middleware=[Middleware(_HostGuard, hosts=hosts)] if hosts else [],  # only who asks for it pays for it
         )
+        self.defects = Defects()
         self.router.redirect_slashes = False
         self.router.default = send_not_found
 

@@ -11,13 +11,15 @@ a time, and is closed over anything else:
 - Trailers are no headers.
 - The rest of a body whose request is answered already has as long to arrive as an idle connection may wait.
 
-It writes nothing to the log: what strangers send must not fill it. It knows no path and no setting.
+What a peer sends wrong is refused (400, 431) and leaves nothing in the log, which strangers must not fill. Anything else that goes wrong here is
+a fault of ours, or of what this is built on: 503 and the end of the connection, counted in `defects`. The two are never taken for each
+other, because a page drops what was refused for good and keeps what was not. It knows no path and no setting.
 """
 
 import asyncio
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import httptools
@@ -30,7 +32,8 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from proxy.errors import RequestError
-from proxy.web.asgi import AT_HAND, SECURITY, Header, error_body
+from proxy.web.asgi import AT_HAND, SECURITY, Header, error_body, retry_after
+from proxy.web.defects import Defects
 
 MAX_HEAD = 65_536  # bytes
 
@@ -39,6 +42,8 @@ _MALFORMED = RequestError(
 )
 _UPGRADE = RequestError(400, "malformed", "No upgrade is made here: send the body without Connection: Upgrade.")
 _TOO_LARGE = RequestError(431, "headers-too-large", f"The request line and headers are larger than {MAX_HEAD} bytes.")
+_DEFECT = RequestError(503, "defect", "The proxy failed here: its log says more.", retry_after=30)
+_STOPPING = RequestError(503, "stopping", "The proxy is being stopped: try again.", retry_after=5)
 
 
 class _Enough(Exception):
@@ -48,6 +53,7 @@ class _Enough(Exception):
 class Http1(HttpToolsProtocol):
     """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/web/test_http1.py` checks."""
 
+    defects: ClassVar[Defects] = Defects()  # see `http1`
     _deaf = False  # nothing more is read
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
@@ -66,9 +72,14 @@ class Http1(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._answer_and_close()
+        except httptools.HttpParserCallbackError as error:
+            cause: BaseException | None = error.__context__
+            if not isinstance(cause, _Enough):
+                self._fail(error if cause is None else cause)
         except httptools.HttpParserError:
-            if not self._deaf:
-                self._refuse(_MALFORMED)
+            self._refuse(_MALFORMED)
+        except Exception as error:  # noqa: BLE001 - the parser's own fault, or no memory left
+            self._fail(error)
         else:
             if self._silent_bytes >= MAX_HEAD:
                 self._refuse(_TOO_LARGE)
@@ -97,9 +108,17 @@ class Http1(HttpToolsProtocol):
         super().on_body(body)
 
     def _describe(self) -> Any:
-        """The request as ASGI has it. Raises what makes the parser refuse it, when the address is none."""
+        """The request as ASGI has it; one whose address is none is refused."""
         scope: Any = self.scope
-        version, url = self.parser.get_http_version(), httptools.parse_url(self.url)
+        version = self.parser.get_http_version()
+        url: Any  # its path can be missing, whatever httptools declares
+        try:
+            url = httptools.parse_url(self.url)
+        except httptools.HttpParserError:
+            url = None
+        if url is None or url.path is None or not url.path.isascii():
+            self._refuse(_MALFORMED)
+            raise _Enough
         if version != "1.1":
             scope["http_version"] = version
         scope["method"] = self.parser.get_method().decode("ascii")
@@ -124,6 +143,7 @@ class Http1(HttpToolsProtocol):
             keep_alive=scope["http_version"] != "1.0" and self.parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        self.cycle.defects = self.defects
         # Of the connection: a request that knew itself would be left to the collector.
         scope["extensions"] = {AT_HAND: self._body_at_hand}
         if last is None or last.response_complete:
@@ -151,18 +171,59 @@ class Http1(HttpToolsProtocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Closes; answers with `error` unless the request at fault has begun to be answered."""
+        self._end(_raw(error, self.server_state.default_headers))
+
+    def _fail(self, error: BaseException) -> None:
+        """The same for a fault of ours."""
+        self.defects.note(error)
+        self._end(_DEFECT_ANSWER)
+
+    def _end(self, answer: bytes) -> None:
         self._deaf = True
-        if self._request is None or not self._request.response_started:
-            self.transport.write(_raw(error, self.server_state.default_headers))
-        if self._request is not None:
-            self._request.disconnected = True  # so that the application's answer does not follow ours
-        self.transport.close()
+        try:
+            if self._request is None or not self._request.response_started:
+                self.transport.write(answer)
+        finally:
+            if self._request is not None:
+                self._request.disconnected = True  # so that the application's answer does not follow ours
+            self.transport.close()
+
+
+def http1(defects: Defects) -> type[Http1]:
+    """Returns the protocol that counts its faults there: uvicorn is given a class, and makes the connections itself."""
+    return type("Http1", (Http1,), {"defects": defects})
 
 
 class _Cycle(RequestResponseCycle):
     """A request and its answer. One that is whole goes out in one piece, and its headers are put into bytes once for all that are alike."""
 
+    defects: Defects
     _start: Any = None  # the head, which waits for the first part of the body
+
+    async def run_asgi(self, app: Any) -> None:
+        """As uvicorn does, but for what the application raises: that is no 500 and no traceback in the log, which can quote what was sent."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.response_complete and not self.disconnected:
+                raise RuntimeError("the application has not answered")
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client waits for an answer
+            self.defects.note(error)
+            self._break_off(_DEFECT_ANSWER)
+        except BaseException:  # the server stops, and has waited long enough
+            self._break_off(_STOPPING_ANSWER)
+            raise
+        finally:
+            self.on_response = _ignore
+
+    def _break_off(self, answer: bytes) -> None:
+        if self.response_complete or self.disconnected:
+            return
+        try:
+            if not self.response_started:
+                self.response_started = self.response_complete = True
+                self.transport.write(_head_of(answer) if self.scope["method"] == "HEAD" else answer)
+        finally:
+            self.transport.close()
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start" and not self.response_started:
@@ -218,5 +279,17 @@ def _raw(error: RequestError, default_headers: Iterable[Header]) -> bytes:
     body = error_body(error)
     length = str(len(body)).encode("ascii")
     own = ((b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close"))
-    lines = [b"%s: %s\r\n" % header for header in (*default_headers, *SECURITY, *own)]
+    lines = [b"%s: %s\r\n" % header for header in (*default_headers, *SECURITY, *own, *retry_after(error))]
     return b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body])
+
+
+def _ignore() -> None:
+    """Takes the place of a method of the connection, which would keep the two of them for the collector."""
+
+
+def _head_of(answer: bytes) -> bytes:
+    return answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+
+_DEFECT_ANSWER = _raw(_DEFECT, ())  # made beforehand: there may be no memory left to make it with
+_STOPPING_ANSWER = _raw(_STOPPING, ())

@@ -4,7 +4,6 @@ Plain ASGI, because this is the hot path. Whole-request refusals come in the ord
 nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Collection
@@ -22,12 +21,10 @@ from proxy.core.policy import Policy
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.tokens import TokenCodec
 from proxy.core.visitors import Visitor
-from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, RateLimit, require_origin, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
-
-log = logging.getLogger("proxy.push")
 
 _ALLOW: Header = (b"allow", b"POST, OPTIONS")
 _VARY: Header = (b"vary", b"Origin")
@@ -86,11 +83,11 @@ class PushEndpoint:
             await send_error(send, error, cors)
         except Gone:
             return
-        except Exception as error:  # noqa: BLE001
-            # A defect of ours. Nothing was stored, so the shim keeps its pushes; the log says where to look, not what was pushed.
-            log.error("A request could not be judged: %s", describe(error))
+        except Exception:
+            # A defect of ours, which the server counts and logs. Nothing was stored, so the shim keeps its pushes.
             message = "The pushes could not be stored: the log of the proxy says more."
             await send_error(send, RequestError(503, "defect", message, retry_after=30), cors)
+            raise
         else:
             await send_json(send, 202, body, (*cors, *cookie))
 

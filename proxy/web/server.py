@@ -13,27 +13,35 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import uvicorn
 import uvloop
 from starlette.applications import Starlette
 
-from proxy.errors import ConfigError, Problem
-from proxy.web.http1 import Http1
+from proxy.core.hosts import ip_or_none
+from proxy.errors import ConfigError, Problem, ScqError
+from proxy.web.defects import Defects
+from proxy.web.http1 import http1
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048
+ASK_SECONDS = 30.0  # within which the server has to answer itself
 
 
 @dataclass(frozen=True)
 class Site:
-    """An application and where it listens. `port` 0: any free one. `listener`: that already listens there."""
+    """An application and where it listens. `port` 0: any free one. `listener`: that is already bound there.
+
+    `asks`: a path that has to answer 200 before the site counts as served; "" for none.
+    """
 
     app: Starlette
     host: str
     port: int
     listener: socket.socket | None = None
+    asks: str = ""
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -44,11 +52,12 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 async def serve(
     sites: Sequence[Site], on_listening: Callable[[Sequence[int]], None] | None = None, *, watched: bool = False
 ) -> None:
-    """Serves all sites until a signal. `on_listening` gets their ports once each takes connections. `watched`: by a parent, which kills.
+    """Serves all sites until a signal. `on_listening` gets their ports once each serves. `watched`: by a parent, which kills.
 
     Lifespans are entered here and not by uvicorn, so that what they raise reaches the caller as it is. Raises `ConfigError` for an
-    address that cannot be listened on. An application that cannot go on finishes the future in its `state.failure`: everything is
-    stopped as by a signal, then `SystemExit(1)` is raised, so that whoever supervises the process starts it anew.
+    address that cannot be listened on, and `ScqError` if a site does not answer what it is asked at first. An
+    application that cannot go on finishes the future in its `state.failure`: everything is stopped as by a signal, then `SystemExit(1)` is
+    raised, so that whoever supervises the process starts it anew.
     """
     async with contextlib.AsyncExitStack() as stack:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
@@ -71,8 +80,16 @@ async def serve(
                 group.create_task(server.serve(sockets=[listener]), name="http-server")
             for server in servers:
                 await server.listening.wait()
-            if on_listening is not None:
-                on_listening([listener.getsockname()[1] for listener in sockets])
+            wrong = [
+                await _ask(listener, site.asks) for site, listener in zip(sites, sockets, strict=True) if site.asks
+            ]
+            does_not_serve = "".join(wrong) if not any(server.should_exit for server in servers) else ""
+            if does_not_serve:
+                stop()
+            elif on_listening is not None:
+                on_listening([_port(listener) for listener in sockets])
+        if does_not_serve:
+            raise ScqError(does_not_serve)
         failed = any(failure.done() for failure in failures)
     if failed:
         raise SystemExit(1)
@@ -119,7 +136,7 @@ class _Server(uvicorn.Server):
 def _config(site: Site) -> uvicorn.Config:
     return uvicorn.Config(
         site.app,
-        http=Http1,
+        http=http1(getattr(site.app, "defects", None) or Defects()),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -131,21 +148,70 @@ def _config(site: Site) -> uvicorn.Config:
     )
 
 
-def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """`shared`: other sockets of this user may listen there too, each of which gets its part of the connections. Raises `ConfigError`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared)
-    except OSError as error:
-        wrong = f"{host} port {port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
-        raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
+def listen(host: str, port: int) -> socket.socket:
+    """Listens on IPv4 too where `host` is all of IPv6. Raises `ConfigError`."""
+    return _bound(host, port, BACKLOG)
 
 
 def listen_together(host: str, port: int, count: int) -> Sequence[socket.socket]:
-    """Sockets on one port, one for each worker: the kernel spreads connections over them. Raises `ConfigError`."""
+    """Sockets on one port, one for each worker: the kernel spreads connections over those that listen. Raises `ConfigError`.
+
+    The first listens already. The others do once they are served, so that what the first worker asks itself does not wait for them.
+    """
     with listen(host, port) as alone:  # nobody else is there, which sockets that may be shared would not tell
         port = alone.getsockname()[1]
-    return [listen(host, port, shared=True) for _ in range(count)]
+    return [_bound(host, port, None if number else BACKLOG, shared=True) for number in range(count)]
+
+
+def _bound(host: str, port: int, backlog: int | None, *, shared: bool = False) -> socket.socket:
+    """`backlog` None: it does not listen yet. `shared`: other sockets of this user may be bound there too."""
+    address = ip_or_none(host)
+    both = address is not None and address.version == 6 and address.is_unspecified
+    with contextlib.ExitStack() as stack:
+        try:
+            bound = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if bound.family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+            bound.bind((host, port))
+            if backlog is not None:
+                bound.listen(backlog)
+        except OSError as error:
+            wrong = f"{host} port {port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
+            raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
+        stack.pop_all()
+    return bound
+
+
+async def _ask(listener: socket.socket, path: str) -> str:
+    """Asks the server behind `listener` as anybody would; returns what is wrong for a person, "" if nothing is."""
+    loop, address = asyncio.get_running_loop(), listener.getsockname()
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    with socket.socket(listener.family) as client:
+        client.settimeout(0)
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                await loop.sock_connect(client, address)
+                await loop.sock_sendall(client, request)
+                answer = (await loop.sock_recv(client, 1_024)).partition(b"\r\n")[0].decode("latin-1")
+        except TimeoutError:
+            answer = f"no answer within {ASK_SECONDS:.0f} seconds"
+        except OSError as error:
+            answer = str(error)
+    if answer.startswith("HTTP/1.1 200 "):
+        return ""
+    installed = ", ".join(f"{name} {version(name)}" for name in ("uvicorn", "httptools", "starlette", "uvloop"))
+    return (
+        f"This server does not serve, and ends: it asked itself GET {path} and got “{answer}” where 200 is expected. The log above may "
+        f"say why. Installed are {installed}: if these are not versions that scq-proxy asks for, install it again, with pip install scq-proxy."
+    )
+
+
+def _port(listener: socket.socket) -> int:
+    """0 for a Unix socket."""
+    return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
 
 
 def _stop_on_failures(apps: Sequence[Starlette], stop: Callable[[], None]) -> Sequence[asyncio.Future[Any]]:

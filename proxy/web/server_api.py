@@ -10,7 +10,6 @@ of SendX's API.
 
 import hashlib
 import hmac
-import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +34,7 @@ from proxy.core.server_calls import (
     reads_of,
     unprocessable,
 )
-from proxy.errors import RequestError, StoreUnavailable, describe
+from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
 from proxy.web.access import RateLimit, scan
 from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_json, send_not_found
@@ -43,8 +42,6 @@ from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
 MAX_DROPPED = 1_000  # bytes of names in the header; intermediaries have 4 to 8 KB for all of an answer's
 _MAX_NAME = 64  # characters of one
-
-log = logging.getLogger("proxy.server_api")
 
 
 class ServerApi:
@@ -72,11 +69,11 @@ class ServerApi:
             await _send_error(send, error)
         except Gone:
             return
-        except Exception as error:  # noqa: BLE001
-            # A defect of ours. Nothing was stored; the log says where to look, not what was sent.
-            log.error("A server's call could not be judged: %s", describe(error))
+        except Exception:
+            # A defect of ours, which the server counts and logs. Nothing was stored.
             message = "The call could not be stored: the log of the proxy says more."
             await _send_error(send, RequestError(503, "defect", message, retry_after=30))
+            raise
         else:
             await send_json(send, 200, _answer(operation, pushes), _dropped(operation, pushes))
 

@@ -25,10 +25,14 @@ log = logging.getLogger("proxy.workers")
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker is given: the socket to serve on, which its successor gets, and what to call once it takes connections."""
+    """What a worker is given: the socket to serve on, which its successor gets, and what to call once it serves.
+
+    `is_first`: nobody else serves yet, and the others are started once it is ready.
+    """
 
     listener: socket.socket
     ready: Callable[[], None]
+    is_first: bool
 
 
 def become_worker(listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> Worker:
@@ -82,7 +86,7 @@ class _Parent:
         for other, listener in enumerate(self._listeners):
             if other != number:
                 listener.close()
-        return Worker(self._listeners[number], lambda: os.kill(parent, signal.SIGUSR1))
+        return Worker(self._listeners[number], lambda: os.kill(parent, signal.SIGUSR1), not self._ready)
 
     def _wait(self) -> None:
         """For a signal, or for the time to start somebody."""

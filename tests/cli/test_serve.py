@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sqlite3
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
+from proxy.errors import ScqError
+from proxy.web.server import Site, listen, run, serve
 from tests.support.commands import ask, line, scq, settings, started, taken_port
-from tests.support.live import PATIENCE_SECONDS, free_port
-from tests.support.server import Server, running
+from tests.support.live import PATIENCE_SECONDS, free_port, nowhere
+from tests.support.server import ADMIN_TOKEN, Server, new_id, running, track
 
 ROOT = os.geteuid() == 0
 REQUIRED = ("SCQ_API_KEY", "SCQ_SECRET_KEYS", "SCQ_IDENTITY_KEYS", "SCQ_ORIGINS", "SCQ_TAGS")
@@ -149,6 +158,98 @@ def test_serve_says_where_it_serves_and_stops_on_sigint_with_0(tmp_path: Path) -
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_SECONDS) == 0
         assert line(process) == ""
+
+
+WITHOUT_A_PART = """
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+del HttpToolsProtocol._start_asgi_task  # uvicorn has it from 0.45 on
+"""
+
+
+def test_serve_ends_with_a_sentence_if_it_does_not_answer_itself(tmp_path: Path) -> None:
+    """As with a uvicorn that does not fit: nobody hears that it serves, and nobody's request is called malformed."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_A_PART)
+    said = scq("serve", cwd=tmp_path, PYTHONPATH=str(tmp_path), **settings(tmp_path, SCQ_LOG_LEVEL="info"))
+    assert said.code == 2
+    assert "Serving" not in said.err
+    assert "it asked itself GET /healthz and got “HTTP/1.1 503 Service Unavailable”" in said.err
+    assert f"uvicorn {version('uvicorn')}" in said.err
+    assert said.err.count("a fault in this program: AttributeError at http1.py") == 1
+
+
+WITH_A_FAULT = """
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+def on_message_complete(self, whole=HttpToolsProtocol.on_message_complete):
+    whole(self)
+    if self.scope["method"] == "POST":
+        self.is_not_there
+
+HttpToolsProtocol.on_message_complete = on_message_complete
+"""
+
+
+def test_a_fault_that_only_pushes_meet_is_503_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WITH_A_FAULT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with running(tmp_path, nowhere(), SCQ_ADMIN_TOKEN=ADMIN_TOKEN) as server:
+        for _ in range(3):
+            answer = server.post([{"id": new_id(), "call": track("cart-1")}])
+            assert (answer.status_code, answer.json()["error"]) == (503, "defect")
+        assert server.log.count("a fault in this program: AttributeError at sitecustomize.py") == 1
+        metrics = server.client.get("/metrics", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"}).text
+        assert "\nscq_defects_total 3.0\n" in metrics
+        said = ask(server, "status")
+        assert said.code == 1
+        assert "3 requests could not be judged since the start" in said.out
+
+
+async def ok(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("", 200 if scope["path"] == "/well" else 500)(scope, receive, send)
+
+
+@pytest.mark.parametrize("path", ["/well", "/ill"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_a_server_asks_itself_through_its_own_socket(tmp_path: Path, family: socket.AddressFamily, path: str) -> None:
+    host = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}.get(family, "")
+    with socket.socket(family) as listener:
+        listener.bind((host, 0) if host else str(tmp_path / "scq.sock"))
+        site = Site(Starlette(routes=[Mount("/", ok)]), "", 0, listener, path)
+        told: list[int] = []
+
+        def listening(ports: Sequence[int]) -> None:
+            told.extend(ports)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        if path == "/well":
+            run(serve([site], listening))
+            assert bool(told[0]) is bool(host)
+        else:
+            with pytest.raises(ScqError, match=r"got “HTTP/1\.1 500 "):
+                run(serve([site], listening))
+            assert told == []
+
+
+# Where it listens
+
+
+@pytest.mark.parametrize(("host", "both"), [("::", True), ("0::0", True), ("::1", False)])
+def test_all_of_ipv6_is_all_of_ipv4_too(host: str, both: bool) -> None:
+    with listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+        socket.create_connection(("::1", port)).close()
+        with nullcontext() if both else pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_visitor_by_ipv4_has_the_same_address_there(tmp_path: Path) -> None:
+    with running(tmp_path, nowhere(), SCQ_HOST="::", SCQ_RATE_PER_IP="1") as server:
+        forwarded = {"X_Forwarded_For": "192.0.2.7"}
+        codes = [server.post([{"id": new_id(), "call": track("cart-1")}], **forwarded).status_code for _ in range(5)]
+        assert 429 in codes
+        assert server.post([{"id": new_id(), "call": track("cart-1")}]).status_code == 202, (
+            "loopback is trusted there too"
+        )
 
 
 def test_serve_refuses_a_store_that_another_server_uses(server: Server) -> None:

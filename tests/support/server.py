@@ -104,8 +104,9 @@ class Server:
     # The process
 
     def start(self, *, ready: bool = True, more: Mapping[str, str] | None = None) -> None:
-        """Start it, with changed settings if given, and wait until it takes requests (until it is ready)."""
+        """Start it, with changed settings if given, and wait until it takes requests (until it is ready) and has said that it serves."""
         self.settings |= more or {}
+        said = self.log.count("Serving ")
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 command("serve", *self.arguments),
@@ -115,6 +116,8 @@ class Server:
                 stderr=log,
             )
         eventually(lambda: self._answers("/readyz" if ready else "/healthz") or self.died())
+        if self.settings["SCQ_LOG_LEVEL"] in ("debug", "info"):
+            eventually(lambda: self.log.count("Serving ") > said or self.died())
         assert not self.died(), f"the server ended at once:\n{self.log}"
 
     def kill(self) -> None:

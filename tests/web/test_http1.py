@@ -22,8 +22,9 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from proxy.web.asgi import Header, read_body, send_json
-from proxy.web.http1 import MAX_HEAD, Http1
+from proxy.web.asgi import Gone, Header, read_body, send_json
+from proxy.web.defects import Defects
+from proxy.web.http1 import MAX_HEAD, Http1, http1
 from tests.support.live import PATIENCE_SECONDS, eventually, nowhere
 from tests.support.server import ADMIN_TOKEN, SERVER_KEY, SHOP, Server, dumps, new_id, track
 
@@ -110,10 +111,10 @@ def status(answer: bytes) -> int:
     return int(answer[9:12])
 
 
-def error(answer: bytes) -> str:
-    """The code of an error, from an answer as the proxy gives them."""
+def error(answer: bytes, *, date: bool = True) -> str:
+    """The code of an error, from an answer as the proxy gives them. `date`: it has one."""
     head, _, body = answer.partition(b"\r\n\r\n")
-    for header in (b"content-type: application/json", b"cache-control: no-store", b"date: "):
+    for header in (b"content-type: application/json", b"cache-control: no-store", *([b"date: "] if date else [])):
         assert header in head
     code: str = json.loads(body)["error"]
     return code
@@ -308,6 +309,7 @@ def test_behind_an_answer_that_has_not_ended_one_request_waits_and_no_more() -> 
 # --- Answers
 
 OK, TWO = (b"Content-Type", b"text/plain"), (b"content-length", b"2")
+SECRET = "ann@example.com"  # what an error may quote
 ANSWERS: dict[str, tuple[int, list[Header], list[bytes]]] = {
     "/whole": (200, [OK, TWO], [b"ok"]),
     "/cookies": (202, [TWO, (b"set-cookie", b"a=1"), (b"Set-Cookie", b"b=2")], [b"ok"]),
@@ -327,6 +329,9 @@ ANSWERS: dict[str, tuple[int, list[Header], list[bytes]]] = {
 }
 
 
+FAILING = ("/fails-at-once", "/fails-after-its-head")  # where uvicorn says 500, or the head of an answer and no more
+
+
 async def answer_of_the_table(scope: Scope, receive: Receive, send: Send) -> None:
     code, headers, parts = ANSWERS[scope["path"]]
     if code:
@@ -334,7 +339,7 @@ async def answer_of_the_table(scope: Scope, receive: Receive, send: Send) -> Non
     for part in parts[:-1]:
         await send({"type": "http.response.body", "body": part, "more_body": True})
     if not parts:
-        raise RuntimeError("this application fails")
+        raise RuntimeError(SECRET)
     await send({"type": "http.response.body", "body": parts[-1]})
 
 
@@ -346,19 +351,17 @@ def test_an_application_s_answer_is_what_uvicorn_makes_of_it(path: str, start: s
         with answering(answer_of_the_table, protocol) as port, closing(Wire(port)) as wire:
             wire.send((start % path).encode() + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
             told.append(wire.rest())
-    expected = told[0]
-    if (
-        path == "/fails-after-its-head"
-    ):  # uvicorn has sent the head by then and closes; here there is still time to say so
-        assert expected.endswith(b"\r\n\r\n")
-        expected = told[1]
-        assert status(expected) == 500
-    assert told[1] == expected
+    if path in FAILING:
+        assert status(told[1]) == 503
+        assert told[1].endswith(b"\r\n\r\n") is start.startswith("HEAD")
+    else:
+        assert told[1] == told[0]
 
 
 async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
-    await read_body(scope, receive, None)
-    await send_json(send, 200, b"{}")
+    with suppress(Gone):
+        await read_body(scope, receive, None)
+        await send_json(send, 200, b"{}")
 
 
 def test_a_request_leaves_nothing_behind_for_the_collector_to_find() -> None:
@@ -385,6 +388,125 @@ def test_answers_follow_one_another_on_a_connection() -> None:
             answer = wire.answer()
             assert status(answer) == ANSWERS[path][0]
             assert answer.endswith(b"\r\n\r\n" + b"".join(ANSWERS[path][2]))
+
+
+# --- Faults of ours
+
+
+class Broken:
+    """A parser with a fault of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def feed_data(self, data: bytes) -> None:
+        raise self._error
+
+
+def broken_protocol(defects: Defects, place: str, error: Exception) -> type[Http1]:
+    """Raises `error` in a method of the protocol, or in the parser."""
+
+    def fail(self: Http1, *_: object) -> None:
+        raise error
+
+    def break_parser(self: Http1, transport: asyncio.Transport) -> None:
+        HttpToolsProtocol.connection_made(self, transport)
+        self.parser = Broken(error)  # type: ignore[assignment] # httptools' own cannot be made to fail
+
+    part = {"connection_made": break_parser} if place == "parser" else {place: fail}
+    return type("BrokenHttp1", (http1(defects),), part)
+
+
+PLACES = ["on_message_begin", "on_url", "on_header", "_describe", "_start_asgi_task", "on_body", "on_message_complete"]
+FAULTS = [AttributeError("_start_asgi_task"), MemoryError(), SystemError(), RecursionError()]
+
+
+@pytest.mark.parametrize("place", [*PLACES, "parser"])
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+def test_a_fault_of_ours_is_503_and_the_end_counted_and_logged_once(
+    place: str, fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    defects = Defects()
+    with answering(read_all, broken_protocol(defects, place, fault)) as port:
+        for _ in range(3):
+            with closing(Wire(port)) as wire:
+                wire.send(PUSH + b"Content-Length: 2\r\n\r\n{}" + HEALTH)
+                received = wire.rest()
+            assert (status(received), error(received, date=False)) == (503, "defect")
+            assert b"\r\nretry-after: 30\r\n" in received
+            assert_only_answer(received)
+    assert defects.count == 3
+    (line,) = caplog.messages
+    says = (
+        "no memory left" if isinstance(fault, MemoryError) else f"a fault in this program: {type(fault).__name__} at "
+    )
+    assert says in line
+    assert len(defects.problems()) == 1
+
+
+@pytest.mark.parametrize("path", FAILING)
+def test_so_is_one_of_the_application_and_the_log_does_not_quote_it(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    defects = Defects()
+    with answering(answer_of_the_table, http1(defects)) as port:
+        for _ in range(2):
+            with closing(Wire(port)) as wire:
+                wire.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                received = wire.rest()
+            assert (status(received), error(received, date=False)) == (503, "defect")
+            assert_only_answer(received)
+    assert defects.count == 2
+    (line,) = caplog.messages
+    assert "fault in this program: RuntimeError at test_http1.py" in line
+    assert SECRET not in line
+
+
+def test_a_fault_behind_an_answer_that_has_begun_ends_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise RuntimeError
+
+    defects = Defects()
+    with answering(app, http1(defects)) as port, closing(Wire(port)) as wire:
+        wire.send(HEALTH)
+        assert wire.rest().endswith(b"4\r\nhalf\r\n")
+    assert defects.count == 1
+
+
+def test_what_the_application_raises_behind_its_answer_is_counted_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, 503, b"{}")
+        raise RuntimeError
+
+    defects = Defects()
+    with answering(app, http1(defects)) as port, closing(Wire(port)) as wire:
+        for count in (1, 2):
+            wire.send(HEALTH)
+            assert status(wire.answer()) == 503
+            eventually(lambda: defects.count == count)  # noqa: B023 - called at once
+    assert len(caplog.messages) == 1
+
+
+def test_an_application_that_does_not_answer_has_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+    defects = Defects()
+    with answering(app, http1(defects)) as port, closing(Wire(port)) as wire:
+        wire.send(HEALTH)
+        assert status(wire.rest()) == 503
+    assert defects.count == 1
+
+
+@pytest.mark.parametrize("request_line", [b"GET http://x HTTP/1.1", b"GET x HTTP/1.1", b"GET /\xff HTTP/1.1"])
+def test_an_address_that_is_none_is_the_client_s_fault(request_line: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    defects = Defects()
+    with answering(read_all, http1(defects)) as port, closing(Wire(port)) as wire:
+        wire.send(request_line + b"\r\nHost: x\r\n\r\n")
+        assert status(wire.rest()) == 400
+    assert (defects.count, caplog.messages) == (0, [])
 
 
 # --- Size

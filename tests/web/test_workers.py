@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from proxy.web.server import Site, listen_together, run, serve
+from proxy.errors import ScqError
 from proxy.web.workers import become_worker
 
 def say(*words):
@@ -33,6 +34,9 @@ port, count, mode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 
 async def pid(request):
     return PlainTextResponse(str(os.getpid()))
+
+async def health(request):
+    return PlainTextResponse("", 503 if mode == "ill" else 200)
 
 async def slow(request):
     say("slow")
@@ -55,8 +59,12 @@ async def lifespan(app):
     say("closed", os.getpid())
 
 worker = become_worker(listen_together("127.0.0.1", port, count), lambda: say("serving"))
-app = Starlette(routes=[Route("/", pid), Route("/slow", slow)], lifespan=lifespan)
-run(serve([Site(app, "127.0.0.1", port, worker.listener)], lambda ports: worker.ready(), watched=True))
+app = Starlette(routes=[Route("/", pid), Route("/slow", slow), Route("/health", health)], lifespan=lifespan)
+site = Site(app, "127.0.0.1", port, worker.listener, "/health" if worker.is_first else "")
+try:
+    run(serve([site], lambda ports: worker.ready(), watched=True))
+except ScqError as error:
+    sys.exit(error.message)
 """
 
 
@@ -181,6 +189,14 @@ def test_one_that_is_refused_at_the_start_ends_all_with_its_exit_code_and_no_oth
     with group(tmp_path, 3, "refused") as workers:
         assert workers.process.wait(PATIENCE_SECONDS) == 2
         assert workers.said == []
+        assert "replaced" not in workers.log
+
+
+def test_a_first_worker_that_does_not_answer_itself_ends_all_and_says_why(tmp_path: Path) -> None:
+    with group(tmp_path, 3, "ill") as workers:
+        assert workers.process.wait(PATIENCE_SECONDS) == 1
+        assert workers.said == []
+        assert "it asked itself GET /health and got “HTTP/1.1 503 Service Unavailable”" in workers.log
         assert "replaced" not in workers.log
 
 
