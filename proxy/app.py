@@ -250,4 +250,4 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
 
 
 def _upstream(settings: Settings) -> Upstream:
-    return Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
+    return Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id, settings.delivered)

@@ -30,7 +30,10 @@ _PRIVATE_BLOCKS = (IPv6Network("fc00::/7"), IPv6Network("fe80::/10"))
 
 _ADVICE = {
     Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
-    Verdict.FORBIDDEN: "Check SCQ_API_KEY, and the account's state at SendX.",
+    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: something else may answer, or SendX is being maintained. If SendX itself answers like this, "
+    "set SCQ_DELIVERED=2xx.",
+    Verdict.REFUSED: "Check SCQ_API_KEY, and the account's state at SendX.",
+    Verdict.BUSY: "Try again in a minute.",
     Verdict.THROTTLED: "The account is over its rate limit: try again later.",
     Verdict.REJECTED: "Try another address.",
     Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
@@ -160,7 +163,7 @@ def _missing_store(path: Path) -> Finding | None:
 
 async def check_send(settings: Settings, email: str) -> list[Finding]:
     """A real identify, with nothing but the address."""
-    upstream = Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id)
+    upstream = Upstream(settings.dialect, settings.upstream, settings.api_key, settings.team_id, settings.delivered)
     async with Client(timeout_seconds=settings.upstream_timeout_seconds) as client:
         answer = await client.send(upstream.request_for(email, Attributes()))
     took = f"{answer.latency_seconds:.2f} s"

@@ -24,7 +24,17 @@ from dotenv.parser import parse_stream
 
 from proxy.config import parsers
 from proxy.config.parsers import Wrong
-from proxy.config.types import DEFAULT_UPSTREAMS, Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, Secret, StoreUrl
+from proxy.config.types import (
+    DEFAULT_UPSTREAMS,
+    Acceptance,
+    Dialect,
+    Gpc,
+    IdentifyMode,
+    IdentityKey,
+    LogLevel,
+    Secret,
+    StoreUrl,
+)
 from proxy.errors import ConfigError, Problem
 
 T = TypeVar("T")
@@ -86,6 +96,8 @@ class Settings:
         example="<team id from SendX>")
     upstream: str = _setting("SCQ_UPSTREAM", parsers.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
         f"base URL of SendX's API, plain http to loopback only; with `legacy` the default is {DEFAULT_UPSTREAMS[Dialect.LEGACY]}")
+    delivered: Acceptance = _setting("SCQ_DELIVERED", parsers.choice(Acceptance), "json",
+        "what counts as delivered: `json`, a 2xx whose body is a JSON object that does not say otherwise, or `2xx`, any")
     secret_keys: tuple[Secret, ...] = _setting("SCQ_SECRET_KEYS", parsers.keys, None,
         "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify; dropping one logs out"
         " the visitors whose cookies it signed", example=_KEYGEN, secret=True)

@@ -81,6 +81,13 @@ class Dialect(StrEnum):
     LEGACY = "legacy"
 
 
+class Acceptance(StrEnum):
+    """What makes a 2xx one of SendX: a JSON object that does not say otherwise, or nothing more."""
+
+    JSON = "json"
+    ANY_2XX = "2xx"
+
+
 class IdentifyMode(StrEnum):
     """Who may say which contact a visitor is: only a signed token, or the page as well."""
 

@@ -3,10 +3,10 @@
 Pure: time and randomness are arguments. The rules:
 
 1. A 429 closes the gate for the whole account (`Retry-After` is a minimum). Then one probe: an answer that is not another 429 opens it.
-2. Sending halts on a 401; on a 403 that a second lane gets too with no 2xx between; on a wrong base URL, which is 3xx, 405 or
-   404 on identify over five lanes with no 2xx between. Then one probe a minute; success ends the halt.
-   400, 409, 422 and 404 on track never halt.
-3. So does a run of 5xx, timeouts and failed connects over five lanes with no other answer between: SendX is down. One probe at a
+2. Sending halts on a 401; on a refusal (403 and its like) that a second lane gets too with no delivery between; on a wrong base URL,
+   which is 3xx, 405, 404 on identify or an unclear success over five lanes with no delivery between; on an unclear one to a probe. Then
+   one probe a minute; success ends the halt. What is about one push (400, 409, 422, 404 on track and their like) never halts.
+3. So does a run of 5xx, timeouts, failed connects and 408 and its like over five lanes with no other answer between: SendX is down. One probe at a
    time, half a minute apart at most, on the lane that has failed least; any answer opens the gate. A contact that fails alone shuts nothing.
 4. Answers to requests that were on the wire when the gate shut neither open it nor lengthen its back-off.
 
@@ -74,8 +74,8 @@ class _Refusal(NamedTuple):
     successes: int  # of the account, when it was last refused
 
 
-_MISDIRECTED = (Verdict.REDIRECTED, Verdict.MISDIRECTED)
-_UNANSWERED = (Verdict.UNAVAILABLE, Verdict.UNREACHED)
+_MISDIRECTED = (Verdict.REDIRECTED, Verdict.MISDIRECTED, Verdict.UNCLEAR)
+_UNANSWERED = (Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.BUSY)
 _replace = msgspec.structs.replace
 
 
@@ -114,7 +114,7 @@ class Gate(msgspec.Struct, frozen=True):
         return "half-open" if now >= self.closure.until else "closed"
 
     def lone_refusals(self, lane: int) -> int:
-        """Returns how often this lane got 403 while others got through."""
+        """Returns how often this lane was refused while others got through."""
         refusal = self.refusals.get(lane)
         return refusal.tries if refusal else 0
 
@@ -123,7 +123,7 @@ class Gate(msgspec.Struct, frozen=True):
     ) -> "Gate":
         """Returns the account after one answer. `probe`: the request was the one that passed the shut gate."""
         gate = _with_evidence(self, verdict, lane)
-        if (reason := _cause(gate, verdict)) is not None:
+        if (reason := _cause(gate, verdict, probe=probe)) is not None:
             return _halt(gate, reason, probe=probe, now=now)
         if probe and _is_mended(gate, verdict):
             return gate.moved(None)
@@ -164,7 +164,7 @@ def _with_evidence(gate: Gate, verdict: Verdict, lane: int) -> Gate:
         )
     if verdict in _MISDIRECTED and gate.halted is None:
         return _replace(gate, misdirected=gate.misdirected | {lane})
-    if verdict is Verdict.FORBIDDEN and gate.halted is None:
+    if verdict is Verdict.REFUSED and gate.halted is None:
         return _replace(gate, forbidden=gate.forbidden | {lane}, refusals=_refused_again(gate, lane))
     return gate
 
@@ -179,7 +179,7 @@ def _refused_again(gate: Gate, lane: int) -> Mapping[int, _Refusal]:
     return refusals
 
 
-def _cause(gate: Gate, verdict: Verdict) -> Halt | None:
+def _cause(gate: Gate, verdict: Verdict, *, probe: bool) -> Halt | None:
     """Returns why this answer halts sending, if it does."""
     if verdict is Verdict.UNAUTHORIZED:
         return Halt.KEY
@@ -187,7 +187,9 @@ def _cause(gate: Gate, verdict: Verdict) -> Halt | None:
         return None
     if len(gate.forbidden) > 1:
         return Halt.FORBIDDEN
-    return Halt.WRONG_URL if len(gate.misdirected) >= MISDIRECTED_LANES else None
+    # An outage that turns into a maintenance page is not over: the next ones could be increments.
+    unclear = probe and verdict is Verdict.UNCLEAR
+    return Halt.WRONG_URL if unclear or len(gate.misdirected) >= MISDIRECTED_LANES else None
 
 
 def _is_mended(gate: Gate, verdict: Verdict) -> bool:

@@ -1,26 +1,26 @@
-"""Decides what follows from SendX's answer for one push: one table from verdict to step.
+"""Decides what follows from SendX's answer for one push: one table from status to verdict, one from verdict to step.
 
 Pure: time and randomness are arguments. The rules, in order of precedence:
 
 1. An increment (`++n`, `--n`) is never sent twice when it is unknown whether the first was applied: it becomes a dead letter
    `ambiguous`. Only a 429, another 4xx or a failed connect proves that it was not applied.
 2. While sending is halted no attempt is spent and nothing is dead-lettered, rule 1 aside.
-3. `RULES` below says what becomes of one push. A push is `exhausted` only after many attempts *and* many days.
+3. `STATUSES` below says what an answer means, `RULES` what becomes of one push. A push is `exhausted` only after many attempts *and* many days.
 4. A lone 403 (a firewall that dislikes one name) backs its lane off. After five tries between which other lanes got through,
    the push itself is at fault.
 5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be slow to know.
 6. A push that was only asserted is given up after three tries if pushes that were vouched for wait behind it: a stranger must not be able
    to hold back a customer with something that SendX chokes on. Not while SendX as a whole is down.
 
-Never reads an answer (`delivery.sendx` does), judges the account as a whole (`core.gate`) or carries a step out (`delivery.lane`).
+Never reads a body (`delivery.answers` does), judges the account as a whole (`core.gate`) or carries a step out (`delivery.lane`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import Enum, StrEnum, auto
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -31,19 +31,68 @@ MISSING_TRIES = 3
 PRESSED_TRIES = 3
 
 
-class Verdict(StrEnum):
-    """The result of one request. 404 is two verdicts: SendX upserts on identify, so there it means a wrong URL."""
+class Call(Enum):
+    """What was asked of SendX."""
 
-    DELIVERED = "delivered"  # 2xx
-    THROTTLED = "throttled"  # 429
-    UNAVAILABLE = "unavailable"  # 5xx, connection lost, timeout: applied or not
+    IDENTIFY = auto()
+    TRACK = auto()
+    LIST_TAGS = auto()  # changes nothing: asked in place of what cannot be repeated
+
+
+class Verdict(StrEnum):
+    """The result of one request."""
+
+    DELIVERED = "delivered"
+    UNCLEAR = "unclear"  # a success that does not say that SendX took it: applied or not
+    THROTTLED = "throttled"
+    UNAVAILABLE = "unavailable"  # SendX fails, the connection was lost, the deadline passed: applied or not
     UNREACHED = "unreached"  # no connection: certainly not applied
-    UNAUTHORIZED = "unauthorized"  # 401
-    FORBIDDEN = "forbidden"  # 403
-    MISSING = "missing"  # 404 on track
-    REDIRECTED = "redirected"  # 3xx: nothing is known of the push
-    MISDIRECTED = "misdirected"  # 404 on identify, 405
-    REJECTED = "rejected"  # any other 4xx
+    BUSY = "busy"  # the moment is at fault
+    UNAUTHORIZED = "unauthorized"  # the key is at fault
+    REFUSED = "refused"  # the account is at fault, or the connection; alone, the push
+    MISSING = "missing"  # the contact is unknown
+    REDIRECTED = "redirected"  # to elsewhere: nothing is known of the push
+    MISDIRECTED = "misdirected"  # the base URL is wrong
+    REJECTED = "rejected"  # the push is at fault
+
+
+class Status(NamedTuple):
+    """One row: what these HTTP statuses mean, and who says so. `track`: the verdict on a track, where that is another."""
+
+    codes: Iterable[int]
+    verdict: Verdict
+    source: str
+    track: Verdict | None = None
+
+
+# The first row that holds a status decides. RFC numbers without a name are sections of RFC 9110.
+# fmt: off
+STATUSES = (
+    Status(range(200, 300), Verdict.DELIVERED, "SendX docs: 200, 201; RFC 15.3. Its body has to bear it out, else UNCLEAR"),
+    Status(range(300, 400), Verdict.REDIRECTED, "RFC 15.4; SendX documents none, so something in between or a wrong base URL"),
+    Status([400, 409, 422], Verdict.REJECTED, "SendX docs: the body, an address that exists, a malformed address"),
+    Status([406, 413, 414, 415, 431], Verdict.REJECTED, "SendX docs: 406; RFC 15.5.7, .14, .15, .16, RFC 6585 5: this one request"),
+    Status([401], Verdict.UNAUTHORIZED, "SendX docs: the team id or the API key is not valid"),
+    Status([404], Verdict.MISDIRECTED, "SendX docs: identify upserts, so only an unknown path is not found; a track may be for an unknown contact",
+        track=Verdict.MISSING),
+    Status([405], Verdict.MISDIRECTED, "RFC 15.5.6: SendX has these methods, so this is not its API"),
+    Status([408, 421, 423, 425], Verdict.BUSY, "RFC 15.5.9, 15.5.20, RFC 4918 11.3, RFC 8470 5.2: too slow, this connection, a lock, too early"),
+    Status([429], Verdict.THROTTLED, "SendX docs: rate limit exceeded, add exponential backoff"),
+    Status(range(400, 500), Verdict.REFUSED, "SendX docs: 403; RFC 15.5: 402, 407, ... What nobody has foreseen is no proof against a push"),
+    Status(range(500, 600), Verdict.UNAVAILABLE, "SendX docs: 500; RFC 15.6"),
+)
+# fmt: on
+_ROWS: Mapping[int, Status] = {code: row for row in reversed(STATUSES) for code in row.codes}
+
+
+def verdict_for(status: int, call: Call, *, taken: bool) -> Verdict:
+    """Returns the verdict on an answer. `taken`: its body bears a success out. Anything that is not a final status is UNAVAILABLE."""
+    row = _ROWS.get(status)
+    if row is None:
+        return Verdict.UNAVAILABLE
+    if row.verdict is Verdict.DELIVERED and not taken:
+        return Verdict.UNCLEAR
+    return row.track if row.track is not None and call is Call.TRACK else row.verdict
 
 
 DeadFor = Literal["rejected", "missing", "exhausted", "ambiguous"]
@@ -90,11 +139,13 @@ class _Then(Enum):
 
 RULES: Mapping[Verdict, tuple[Applied, _Then]] = {
     Verdict.DELIVERED: (Applied.YES, _Then.DONE),
+    Verdict.UNCLEAR: (Applied.UNKNOWN, _Then.TRY_AGAIN),
     Verdict.THROTTLED: (Applied.NO, _Then.WAIT),
     Verdict.UNAVAILABLE: (Applied.UNKNOWN, _Then.TRY_AGAIN),
     Verdict.UNREACHED: (Applied.NO, _Then.TRY_AGAIN),
+    Verdict.BUSY: (Applied.NO, _Then.TRY_AGAIN),
     Verdict.UNAUTHORIZED: (Applied.NO, _Then.WAIT),
-    Verdict.FORBIDDEN: (Applied.NO, _Then.BACK_OFF),
+    Verdict.REFUSED: (Applied.NO, _Then.BACK_OFF),
     Verdict.MISSING: (Applied.NO, _Then.MISS),
     Verdict.REDIRECTED: (Applied.UNKNOWN, _Then.TRY_AGAIN),
     Verdict.MISDIRECTED: (Applied.NO, _Then.TRY_AGAIN),

@@ -23,8 +23,8 @@ from proxy.store.rows import increments
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
-    Halt.FORBIDDEN: "SendX refuses what this account sends (403): check SCQ_API_KEY, and the account's state at SendX",
-    Halt.WRONG_URL: "what answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT",
+    Halt.FORBIDDEN: "SendX refuses what this account sends: check SCQ_API_KEY, and the account's state at SendX",
+    Halt.WRONG_URL: "What answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
 }
 
 log = logging.getLogger("proxy.delivery")
@@ -138,8 +138,11 @@ class Account:
         if closure is not None and closure.halted is not None:
             self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self.clock()))
 
-    def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease) -> None:
-        """Takes in one answer, unless it is about a key that is no longer in use."""
+    def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease, ahead: bool = False) -> None:
+        """Takes in one answer, unless it is about a key that is no longer in use.
+
+        `ahead`: to what was sent ahead of a probe; if that went well, the probe itself is still to come.
+        """
         if upstream is not self.upstream:
             return
         now = self.clock()
@@ -149,6 +152,8 @@ class Account:
         if answer.verdict is Verdict.THROTTLED or answer.timed_out:
             self._concurrency = self._concurrency.after_overload(now)
         before = self.gate
+        if ahead and answer.verdict is Verdict.DELIVERED:
+            return
         self.gate = before.after(
             answer.verdict,
             lane=lease.lane,

@@ -147,42 +147,44 @@ class LaneRun:
     async def _may_risk(self, group: Group[Waiting]) -> bool:
         """Returns whether the group may be sent. An increment cannot be retried.
 
-        While the gate is shut, its contact is identified without attributes first; the increment follows only if that opens the gate.
+        While the gate is shut, a request that changes nothing goes ahead of it; the increment is the probe only if that was well answered.
         """
-        gate_is_open = self._shared.account.gate.closure is None
-        if gate_is_open or not increments(group.body):
+        account = self._shared.account
+        if account.gate.closure is None or not increments(group.body):
             return True
-        await self._send(group.address, Attributes())
-        self._on_wire = None
-        return self._shared.account.gate.closure is None
+        answer = await self._send(group, None)
+        return answer is not None and account.admits(self._lease)
 
     async def _send_or_introduce(self, group: Group[Waiting]) -> Reply | None:
         """Sends the group; a track whose verified contact SendX does not know again, once the contact is identified."""
-        answer = await self._send(group.address, group.body)
+        answer = await self._send(group, group.body)
         if answer is None or answer.verdict is not Verdict.MISSING or group.trust is not Trust.VERIFIED:
             return answer
         self._outcome = _replace(self._outcome, last=None)  # what was identified before is gone
-        introduced = await self._send(group.address, Attributes())
+        introduced = await self._send(group, Attributes())
         if introduced is None or introduced.verdict is not Verdict.DELIVERED:
             return introduced
-        return await self._send(group.address, group.body)
+        return await self._send(group, group.body)
 
-    async def _send(self, address: str, body: Attributes | Track) -> Reply | None:
-        """Returns None if nothing was sent, because of the gate, the lease or the stop."""
+    async def _send(self, group: Group[Waiting], body: Attributes | Track | None) -> Reply | None:
+        """Sends a body to the contact of the group; without one, a request that changes nothing.
+
+        Returns None if nothing was sent, because of the gate, the lease or the stop.
+        """
         shared, account = self._shared, self._shared.account
         if not self._may_send() or not await self._turn_comes():
             return None
         if not await shared.outbox.holds(self._lease) or not self._may_send():
             return None
         upstream = account.upstream
-        request = upstream.request_for(address, body)
+        request = upstream.request_to_list_tags() if body is None else upstream.request_for(group.address, body)
         self._on_wire = body
         account.tally.in_flight += 1
         try:
-            answer = await self._client.send(request, repeatable=not increments(body))
+            answer = await self._client.send(request, repeatable=body is None or not increments(body))
         finally:
             account.tally.in_flight -= 1
-        account.observe(answer, upstream=upstream, lease=self._lease)
+        account.observe(answer, upstream=upstream, lease=self._lease, ahead=body is None)
         shared.changed.set()
         return answer
 

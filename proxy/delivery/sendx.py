@@ -1,12 +1,13 @@
 """Speaks to SendX: turns a push into a request in one of its two dialects, and the answer into a verdict.
 
 Requests are byte for byte what SendX's own SDKs send (source: SendX docs and runs of its Python and Node SDKs). A verdict is
-read from the HTTP status alone; the body is read, at most 64 KB of it, only to tell the operator what SendX said, without addresses
-and keys. The bulk call is not used: its behaviour on partial failure is undocumented.
+read from the HTTP status; of the body, at most 64 KB are read, to see whether SendX took what it answers with a success, and to tell the
+operator what it said, without addresses and keys. The bulk call is not used: its behaviour on partial failure is undocumented.
 
 Sends when told to. `lane` decides when, in what order, and what follows from the answer.
 """
 
+import html
 import json
 import re
 import ssl
@@ -22,48 +23,65 @@ from urllib.parse import quote
 import httpx
 
 from proxy import __version__
-from proxy.config.types import Dialect, Secret
+from proxy.config.types import Acceptance, Dialect, Secret
 from proxy.core.calls import FIELDS, Attributes, Track
-from proxy.core.retry import Verdict, retry_after_seconds
-from proxy.delivery.connection import Answer, Connection, Failure
+from proxy.core.retry import Call, Verdict, retry_after_seconds, verdict_for
+from proxy.delivery.answers import bears_out
+from proxy.delivery.connection import MAX_ANSWER_BYTES, Answer, Connection, Failure
 
 MAX_DETAIL = 200  # characters
+_QUOTED = 80  # characters of what is not an answer of SendX
 _MAX_MASKED = 1_000
 _URI_COMPONENT = "-_.!~*'()"  # what JavaScript's encodeURIComponent leaves as it is
 _ADDRESS = re.compile(r"[^\s\"'<>,;:()\[\]{}=&?]+(?:@|%40)[^\s\"'<>,;:()\[\]{}=&?]+", re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>")
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,40}/[a-z0-9.+-]{1,40}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendxRequest:
-    """One POST. Its repr shows no address, key or body."""
+    """One request. Its repr shows no address, key or body."""
 
     method: str
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     content: bytes = field(repr=False)
     address: str = field(repr=False)
-    tracks: bool
+    call: Call
     key: Secret
+    acceptance: Acceptance
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The address and dialect of SendX's API. `base_url` without a slash at the end; `team_id` with `legacy` only."""
+    """The address and dialect of SendX's API. `base_url` without a slash at the end; `team_id` with `legacy` only.
+
+    `acceptance`: what makes a success one of SendX.
+    """
 
     dialect: Dialect
     base_url: str
     api_key: Secret
     team_id: str | None = None
+    acceptance: Acceptance = Acceptance.JSON
 
     def request_for(self, address: str, body: Attributes | Track) -> SendxRequest:
         """Returns the request for one push, or for several that were merged into one body."""
         if self.dialect is Dialect.LEGACY:
             return self._legacy(address, body)
         payload = _track_payload(address, body) if isinstance(body, Track) else _identify_payload(address, body)
-        return self._request(_path(body), json.dumps(payload).encode("ascii"), address, body)
+        return self._request(_path(body), json.dumps(payload).encode("ascii"), address, _call(body))
+
+    def request_to_list_tags(self) -> SendxRequest:
+        """Returns a request that changes nothing and needs the key (source: SendX docs and SDKs, both dialects)."""
+        query = self._team_query() if self.dialect is Dialect.LEGACY else ""
+        return self._request(f"/tag{query}", b"", "", Call.LIST_TAGS)
+
+    def _team_query(self) -> str:
+        return f"?team_id={quote(self.team_id or '', safe=_URI_COMPONENT)}"
 
     def _legacy(self, address: str, body: Attributes | Track) -> SendxRequest:
-        query = f"?team_id={quote(self.team_id or '', safe=_URI_COMPONENT)}"
+        query = self._team_query()
         payload: Mapping[str, Any]
         if isinstance(body, Track):
             query += f"&email={quote(address, safe=_URI_COMPONENT)}"
@@ -71,9 +89,9 @@ class Upstream:
         else:
             payload = _identify_payload(address, body)
         text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False)
-        return self._request(_path(body) + query, text.encode("utf-8", "replace"), address, body)
+        return self._request(_path(body) + query, text.encode("utf-8", "replace"), address, _call(body))
 
-    def _request(self, path: str, content: bytes, address: str, body: Attributes | Track) -> SendxRequest:
+    def _request(self, path: str, content: bytes, address: str, call: Call) -> SendxRequest:
         key_header = "api_key" if self.dialect is Dialect.LEGACY else "X-Team-ApiKey"
         headers = {
             "Accept": "application/json",
@@ -83,14 +101,19 @@ class Upstream:
             key_header: self.api_key.reveal(),
         }
         return SendxRequest(
-            method="POST",
+            method="GET" if call is Call.LIST_TAGS else "POST",
             url=self.base_url + path,
             headers=headers,
             content=content,
             address=address,
-            tracks=isinstance(body, Track),
+            call=call,
             key=self.api_key,
+            acceptance=self.acceptance,
         )
+
+
+def _call(body: Attributes | Track) -> Call:
+    return Call.TRACK if isinstance(body, Track) else Call.IDENTIFY
 
 
 def _path(body: Attributes | Track) -> str:
@@ -134,17 +157,6 @@ class Reply:
     timed_out: bool = False
 
 
-def verdict_for(status: int, *, tracks: bool) -> Verdict:
-    """Returns the verdict on an HTTP status. `tracks`: the request was a track, where 404 means that the contact is unknown."""
-    if status == HTTPStatus.NOT_FOUND:
-        return Verdict.MISSING if tracks else Verdict.MISDIRECTED
-    return _VERDICTS.get(status) or _CLASSES.get(status // 100, Verdict.UNAVAILABLE)
-
-
-_VERDICTS = {401: Verdict.UNAUTHORIZED, 403: Verdict.FORBIDDEN, 405: Verdict.MISDIRECTED, 429: Verdict.THROTTLED}
-_CLASSES = {2: Verdict.DELIVERED, 3: Verdict.REDIRECTED, 4: Verdict.REJECTED}
-
-
 _PHRASES = {known.value: known.phrase for known in HTTPStatus}
 
 
@@ -153,10 +165,36 @@ def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str
 
     `hide`: texts that must not appear: the key, the contact's address.
     """
-    phrase = f"{status} {_PHRASES.get(status, '')}".strip()
-    if not body:
-        return phrase
-    said = _said(body)
+    phrase = _phrase(status)
+    said = _masked(_said(body), hide)[:MAX_DETAIL] if body else ""
+    return f"{phrase}: {said}" if said else phrase
+
+
+def unclear_detail(status: int, body: bytes, media_type: str | None, *, hide: tuple[str, ...] = ()) -> str:
+    """Returns what came in place of an answer of SendX: its type, size and first words, without addresses and secrets."""
+    known = _MEDIA_TYPE.match(media_type or "")
+    size = f"{len(body):,} bytes" if len(body) < MAX_ANSWER_BYTES else "64 KB or more"
+    words = _masked(_text(body), hide)[:_QUOTED]
+    came = f"{known[0].lower() if known else 'of no type'}, {size}" if body else "an empty body"
+    quoted = f': "{words}"' if words else ""
+    return f"{_phrase(status)}, which SCQ_DELIVERED={Acceptance.JSON} does not count as delivered ({came}{quoted})"
+
+
+def _phrase(status: int) -> str:
+    return f"{status} {_PHRASES.get(status, '')}".strip()
+
+
+def _text(body: bytes) -> str:
+    """Returns a body as it reads: no markup, and no escapes that an address could hide behind."""
+    text = body.decode("utf-8", "replace")
+    try:
+        text = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace").decode()
+    except (ValueError, RecursionError):
+        text = html.unescape(_TAG.sub(" ", text))
+    return text
+
+
+def _masked(said: str, hide: tuple[str, ...]) -> str:
     if (
         len(said) > _MAX_MASKED
     ):  # bounds the work of masking; a word that is cut in two could be half an address, so it goes whole
@@ -164,8 +202,7 @@ def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str
     said = _printable(said)  # before anything is masked: an invisible character within an address would hide it
     for text in sorted(filter(None, hide), key=len, reverse=True):
         said = re.sub(re.escape(text), "***", said, flags=re.IGNORECASE)
-    said = _ADDRESS.sub("***", said)
-    return f"{phrase}: {said[:MAX_DETAIL]}" if said else phrase
+    return _ADDRESS.sub("***", said)
 
 
 def _said(body: bytes) -> str:
@@ -215,12 +252,17 @@ class Client:
         return self._answer(request, received, latency)
 
     def _answer(self, request: SendxRequest, received: Answer, latency: float) -> Reply:
-        verdict = verdict_for(received.status, tracks=request.tracks)
-        said = b"" if verdict is Verdict.DELIVERED else received.body
+        status, body, hide = received.status, received.body, (request.key.reveal(), request.address)
+        taken = status // 100 == 2 and (request.acceptance is Acceptance.ANY_2XX or bears_out(body, request.call))
+        verdict = verdict_for(status, request.call, taken=taken)
+        if verdict is Verdict.UNCLEAR:
+            detail = unclear_detail(status, body, received.header("content-type"), hide=hide)
+        else:
+            detail = error_detail(status, b"" if verdict is Verdict.DELIVERED else body, hide=hide)
         return Reply(
             verdict=verdict,
-            status=received.status,
-            detail=error_detail(received.status, said, hide=(request.key.reveal(), request.address)),
+            status=status,
+            detail=detail,
             latency_seconds=latency,
             retry_after_seconds=retry_after_seconds(received.header("retry-after"), self._clock()),
         )

@@ -55,7 +55,8 @@ def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now
 def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: float) -> Iterable[str]:
     said = delivery or stats.closure  # what the store says of the gate counts where nobody who sends can be asked
     if said is not None and said.halted is not None:
-        why = (delivery.last_error if delivery is not None else None) or ADVICE[said.halted]
+        came = delivery.last_error if delivery is not None else None
+        why = f"{came}. {ADVICE[said.halted]}" if came else ADVICE[said.halted]
         yield f"Sending is halted: {why}. Nothing is lost; one probe a minute is sent."
     if delivery is not None and not delivery.running:
         yield "The forwarder is down and is being restarted: the log of the server says why."

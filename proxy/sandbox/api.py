@@ -84,11 +84,18 @@ class Recorded(Struct, frozen=True):
 
 
 class Endpoint(NamedTuple):
-    """The query parameters of a path (only the legacy dialect has any), what reads its body, and what applies it."""
+    """The query parameters of a path (only the legacy dialect has any), what reads its body, and what applies it.
+
+    Without a reader, it is a GET that has no body.
+    """
 
     parameters: tuple[str, ...]
-    read: Callable[[Received], Any]
+    read: Callable[[Received], Any] | None
     apply: Callable[[ContactBook, Any, Received], bytes]
+
+    @property
+    def method(self) -> str:
+        return "POST" if self.read else "GET"
 
 
 # fmt: off
@@ -98,8 +105,10 @@ ENDPOINTS = {
     "/api/v1/rest/contact/track": Endpoint((), read_track, ContactBook.track),
     "/api/v1/rest/events/custom": Endpoint((), read_event(CustomEvent), ContactBook.add_event),
     "/api/v1/rest/events/revenue": Endpoint((), read_event(RevenueEvent), ContactBook.add_event),
+    "/api/v1/rest/tag": Endpoint((), None, ContactBook.list_tags),
     "/api/v1/contact/identify": Endpoint(("team_id",), read_identify, ContactBook.legacy_identify),
     "/api/v1/contact/track": Endpoint(("team_id", "email"), read_track, ContactBook.legacy_track),
+    "/api/v1/tag": Endpoint(("team_id",), None, ContactBook.legacy_list_tags),
 }
 # fmt: on
 
@@ -167,10 +176,10 @@ class Sandbox:
     def _result(self, call: Call, body: Any, problem: str | None, fault: Fault) -> CallResult:
         try:
             endpoint, query = self._admit(call)
-            if problem:
+            if problem and endpoint.read:
                 raise violates(problem)
             received = Received(self.total, body, query, self.switches)
-            asked = endpoint.read(received)
+            asked = endpoint.read(received) if endpoint.read else None
             applies = fault.kind == "ok" or fault.applied
             return CallResult(200, endpoint.apply(self.contacts, asked, received) if applies else OK, applies)
         except RefusedCall as refused:
@@ -181,14 +190,16 @@ class Sandbox:
         endpoint = ENDPOINTS.get(call.path)
         if endpoint is None:
             raise RefusedCall(404, f"unknown path {call.path}")
-        if call.method != "POST":
-            raise RefusedCall(405, f"{call.method} instead of POST")
+        if call.method != endpoint.method:
+            raise RefusedCall(405, f"{call.method} instead of {endpoint.method}")
         legacy, pairs = bool(endpoint.parameters), parse_qsl(call.query, keep_blank_values=True)
         key = call.headers.get("api_key" if legacy else "x-team-apikey")
         if key != self.key or (legacy and dict(pairs).get("team_id") != self.team_id):
             raise RefusedCall(401)
         if sorted(names := [name for name, _ in pairs]) != sorted(endpoint.parameters):
             raise violates(f"query parameters {names}, expected {list(endpoint.parameters)}")
+        if not endpoint.read:
+            return endpoint, dict(pairs)
         content_type = call.headers.get("content-type", "")
         if not re.fullmatch(r'application/json(\s*;\s*charset="?utf-8"?)?', content_type, re.IGNORECASE):
             raise violates(f"Content-Type is {content_type!r}, not application/json")

@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from proxy.sandbox.faults import OK, Switches, documented_body
 
 KEPT_EVENTS = 100
+LISTED_TAGS = 10  # SendX's default of `limit`
 
 BULK_OK = b'{"status":"success","message":"All contacts processed successfully"}'
 LEGACY_TRACKED = b'{"status":"200","message":"OK","data":"success"}'
@@ -278,6 +279,16 @@ class ContactBook:
         events = (*contact.events, msgspec.to_builtins(event))[-KEPT_EVENTS:]
         self._keep(msgspec.structs.replace(contact, events=events), received)
         return EVENT_OK
+
+    def list_tags(self, _: None, _received: Received) -> bytes:
+        return msgspec.json.encode(self._tags())
+
+    def legacy_list_tags(self, _: None, _received: Received) -> bytes:
+        return msgspec.json.encode({"status": "200", "message": "OK", "data": self._tags()})
+
+    def _tags(self) -> list[dict[str, str]]:
+        names = sorted({tag for contact in self._contacts.values() for tag in contact.tags})
+        return [{"id": f"tag_{_id22(name)}", "name": name} for name in names[:LISTED_TAGS]]
 
     def _upsert(self, identify: IdentifyBody, received: Received) -> Contact:
         known, switches = self.get(identify.email), received.switches

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from proxy.cli.check import check_settings
 from proxy.config.settings import load_settings
 from proxy.sandbox.api import Sandbox
+from proxy.sandbox.faults import Fault
 from tests.support.commands import ask, scq, settings, spawn
 from tests.support.live import PATIENCE_SECONDS, free_port, serving
 from tests.support.server import Server, new_email, running, token
@@ -170,6 +171,20 @@ def test_check_sends_for_real(tmp_path: Path, sandbox: Sandbox, upstream: str) -
     assert "401 Unauthorized" in refused.out
     assert "Check SCQ_API_KEY" in refused.out
     assert "wrong-key-1234" not in refused.out + refused.err
+
+
+def test_check_quotes_what_came_in_place_of_sendx_s_answer(tmp_path: Path, sandbox: Sandbox, upstream: str) -> None:
+    email = new_email()
+    sandbox.faults.stand(email, Fault(kind="html", status=200, body=f"<h1>Back soon</h1><p>{email}"))
+    given = settings(tmp_path, SCQ_IDENTIFY="asserted", SCQ_UPSTREAM=upstream)
+    said = scq("check", "--send", email, cwd=tmp_path, **given)
+    assert said.code == 1
+    assert re.search(
+        r"^mend SendX: it did not take the identify .*text/html, \d+ bytes: \"Back soon \*\*\*\"", said.out, re.M
+    )
+    assert "set SCQ_DELIVERED=2xx" in said.out
+    assert email not in said.out
+    assert scq("check", "--send", email, cwd=tmp_path, **given, SCQ_DELIVERED="2xx").code == 0
 
 
 def test_check_says_when_sendx_cannot_be_reached(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_status_exits_1_while_sending_is_halted(server: Server, sandbox: Sandbox
     assert "All is well" not in said.out
 
 
+def test_status_quotes_what_came_in_place_of_sendx_s_answer(server: Server, sandbox: Sandbox, upstream: str) -> None:
+    sandbox.faults.stand("*", Fault(kind="html", status=200, body="<h1>Back soon</h1>"))
+    for _ in range(5):
+        Browser(server).logs_in(new_email())
+    eventually(lambda: (report(server)["delivery"] or {}).get("halted"))
+    said = " ".join(ask(server, "status").out.split())
+    assert 'text/html, 18 bytes: "Back soon"' in said
+    assert "SCQ_DELIVERED=2xx" in said
+
+
 def test_status_exits_1_while_there_are_dead_letters(server: Server, sandbox: Sandbox, upstream: str) -> None:
     email = new_email()
     sandbox.faults.stand(email, Fault(status=422))

@@ -9,6 +9,7 @@ from proxy.core.gate import PROBE_SECONDS, Closure, Concurrency, Gate, Halt, Per
 from proxy.core.retry import MAX_RETRY_AFTER_SECONDS, Verdict
 
 NOW = 1_000_000.0
+UNANSWERED = [Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.BUSY]
 verdicts = st.sampled_from(Verdict)
 
 
@@ -51,13 +52,13 @@ def test_answers_that_were_under_way_when_the_gate_closed_do_not_lengthen_its_ba
     assert after(gate, Verdict.DELIVERED).until == NOW + 1
 
 
-@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED])
+@pytest.mark.parametrize("verdict", UNANSWERED)
 def test_a_probe_without_an_answer_shuts_the_gate_for_longer(verdict: Verdict) -> None:
     gate = after(after(Gate(), Verdict.THROTTLED), verdict, probe=True, now=NOW + 5)
     assert gate.closure == Closure(NOW + 7, tries=2, down=True)
 
 
-@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED])
+@pytest.mark.parametrize("verdict", UNANSWERED)
 def test_five_lanes_without_an_answer_between_mean_that_sendx_is_down(verdict: Verdict) -> None:
     gate = Gate()
     for lane in (1, 2, 3, 4, 4, 1):
@@ -69,7 +70,7 @@ def test_five_lanes_without_an_answer_between_mean_that_sendx_is_down(verdict: V
 
 
 @pytest.mark.parametrize(
-    "verdict", sorted(set(Verdict) - {Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.THROTTLED, Verdict.UNAUTHORIZED})
+    "verdict", sorted(set(Verdict) - {*UNANSWERED, Verdict.THROTTLED, Verdict.UNAUTHORIZED, Verdict.UNCLEAR})
 )
 def test_any_answer_shows_that_sendx_is_there(verdict: Verdict) -> None:
     gate = Gate()
@@ -101,28 +102,28 @@ def test_a_401_halts_at_once_and_probes_once_a_minute() -> None:
 
 
 def test_a_403_halts_when_a_second_lane_gets_it_too() -> None:
-    once = after(after(Gate(), Verdict.FORBIDDEN), Verdict.FORBIDDEN)
+    once = after(after(Gate(), Verdict.REFUSED), Verdict.REFUSED)
     assert once.halted is None
-    assert after(once, Verdict.FORBIDDEN, lane=2).halted is Halt.FORBIDDEN
+    assert after(once, Verdict.REFUSED, lane=2).halted is Halt.FORBIDDEN
 
 
 def test_a_success_between_two_403s_means_that_the_account_is_well() -> None:
-    gate = after(after(Gate(), Verdict.FORBIDDEN), Verdict.DELIVERED, lane=3)
-    assert after(gate, Verdict.FORBIDDEN, lane=2).halted is None
+    gate = after(after(Gate(), Verdict.REFUSED), Verdict.DELIVERED, lane=3)
+    assert after(gate, Verdict.REFUSED, lane=2).halted is None
 
 
 def test_a_lone_403_counts_only_when_others_got_through_since() -> None:
     gate = Gate()
     for _ in range(9):
-        gate = after(gate, Verdict.FORBIDDEN)
+        gate = after(gate, Verdict.REFUSED)
     assert gate.lone_refusals(1) == 1
     for tries in range(2, 6):
-        gate = after(after(gate, Verdict.DELIVERED, lane=2), Verdict.FORBIDDEN)
+        gate = after(after(gate, Verdict.DELIVERED, lane=2), Verdict.REFUSED)
         assert gate.lone_refusals(1) == tries
     assert after(gate, Verdict.DELIVERED).lone_refusals(1) == 0
 
 
-@pytest.mark.parametrize("verdict", [Verdict.MISDIRECTED, Verdict.REDIRECTED])
+@pytest.mark.parametrize("verdict", [Verdict.MISDIRECTED, Verdict.REDIRECTED, Verdict.UNCLEAR])
 def test_a_wrong_base_url_shows_over_five_lanes(verdict: Verdict) -> None:
     gate = Gate()
     for lane in (1, 2, 3, 4, 4, 4):
@@ -130,6 +131,11 @@ def test_a_wrong_base_url_shows_over_five_lanes(verdict: Verdict) -> None:
     assert gate.halted is None
     assert after(gate, verdict, lane=5).halted is Halt.WRONG_URL
     assert after(after(gate, Verdict.DELIVERED, lane=9), verdict, lane=5).halted is None
+
+
+@pytest.mark.parametrize("before", [Closure(NOW, tries=3), Closure(NOW, tries=3, down=True)])
+def test_an_outage_that_turns_into_a_maintenance_page_is_not_over(before: Closure) -> None:
+    assert after(Gate(before), Verdict.UNCLEAR, probe=True).halted is Halt.WRONG_URL
 
 
 @given(st.lists(st.tuples(st.sampled_from([Verdict.REJECTED, Verdict.MISSING]), st.integers(0, 50))))

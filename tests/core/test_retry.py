@@ -1,4 +1,4 @@
-"""The table from verdict to step, and the back-off."""
+"""The tables from status to verdict and from verdict to step, and the back-off."""
 
 from email.utils import formatdate
 
@@ -12,6 +12,8 @@ from proxy.core.retry import (
     MAX_BACKOFF_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
     RULES,
+    STATUSES,
+    Call,
     Dead,
     Delivered,
     GiveUp,
@@ -23,6 +25,7 @@ from proxy.core.retry import (
     backoff_seconds,
     next_step,
     retry_after_seconds,
+    verdict_for,
 )
 
 NOW = 1_000_000.0
@@ -36,6 +39,45 @@ def step(verdict: Verdict, tried: Tried = FRESH, *, halted: bool = False, lone_r
     return next_step(verdict, tried, limits=LIMITS, retry_at=NOW, halted=halted, lone_refusals=lone_refusals)
 
 
+# --- what an answer means
+
+EXPECTED = {
+    Verdict.REJECTED: {400, 406, 409, 413, 414, 415, 422, 431},
+    Verdict.BUSY: {408, 421, 423, 425},
+    Verdict.UNAUTHORIZED: {401},
+    Verdict.MISDIRECTED: {404, 405},
+    Verdict.THROTTLED: {429},
+}
+
+
+def expected(status: int, call: Call, *, taken: bool) -> Verdict:
+    """The rules of DESIGN § 5.5, in words other than those of the table."""
+    if status == 404 and call is Call.TRACK:
+        return Verdict.MISSING
+    for verdict, codes in EXPECTED.items():
+        if status in codes:
+            return verdict
+    if 200 <= status < 300:
+        return Verdict.DELIVERED if taken else Verdict.UNCLEAR
+    return {3: Verdict.REDIRECTED, 4: Verdict.REFUSED}.get(status // 100, Verdict.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("call", Call)
+@pytest.mark.parametrize("taken", [True, False])
+def test_every_status_has_its_verdict_for_every_call(call: Call, taken: bool) -> None:
+    found = {status: verdict_for(status, call, taken=taken) for status in range(100, 1000)}
+    assert found == {status: expected(status, call, taken=taken) for status in range(100, 1000)}
+
+
+def test_every_row_of_the_table_decides_something_and_says_why() -> None:
+    seen: set[int] = set()
+    for row in STATUSES:
+        assert set(row.codes) - seen, row
+        assert row.source.startswith(("SendX docs", "RFC")), row
+        seen |= set(row.codes)
+    assert seen == set(range(200, 600))
+
+
 # --- one push
 
 
@@ -47,11 +89,13 @@ def test_every_verdict_has_a_rule() -> None:
     ("verdict", "expected"),
     [
         (Verdict.DELIVERED, Delivered()),
+        (Verdict.UNCLEAR, Retry(NOW)),
         (Verdict.THROTTLED, Keep()),
         (Verdict.UNAVAILABLE, Retry(NOW)),
         (Verdict.UNREACHED, Retry(NOW)),
+        (Verdict.BUSY, Retry(NOW)),
         (Verdict.UNAUTHORIZED, Keep()),
-        (Verdict.FORBIDDEN, Retry(NOW, attempted=False)),
+        (Verdict.REFUSED, Retry(NOW, attempted=False)),
         (Verdict.MISSING, Dead("missing")),
         (Verdict.REDIRECTED, Retry(NOW)),
         (Verdict.MISDIRECTED, Retry(NOW)),
@@ -66,11 +110,13 @@ def test_the_table_for_an_idempotent_push(verdict: Verdict, expected: Step) -> N
     ("verdict", "expected"),
     [
         (Verdict.DELIVERED, Delivered()),
+        (Verdict.UNCLEAR, Dead("ambiguous")),
         (Verdict.THROTTLED, Keep()),
         (Verdict.UNAVAILABLE, Dead("ambiguous")),
         (Verdict.UNREACHED, Retry(NOW)),
+        (Verdict.BUSY, Retry(NOW)),
         (Verdict.UNAUTHORIZED, Keep()),
-        (Verdict.FORBIDDEN, Retry(NOW, attempted=False)),
+        (Verdict.REFUSED, Retry(NOW, attempted=False)),
         (Verdict.REDIRECTED, Dead("ambiguous")),
         (Verdict.MISDIRECTED, Retry(NOW)),
         (Verdict.REJECTED, Dead("rejected")),
@@ -80,7 +126,9 @@ def test_the_table_for_an_increment(verdict: Verdict, expected: Step) -> None:
     assert step(verdict, Tried(increments=True, attempts=0, age_seconds=1.0)) == expected
 
 
-@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.MISDIRECTED])
+@pytest.mark.parametrize(
+    "verdict", [Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.BUSY, Verdict.MISDIRECTED, Verdict.UNCLEAR]
+)
 def test_a_push_is_exhausted_only_after_many_attempts_and_many_days(verdict: Verdict) -> None:
     old, tired = LIMITS.max_age_seconds, LIMITS.max_attempts - 1
     for attempts, age, expected in (
@@ -102,8 +150,8 @@ def test_while_halted_nothing_is_spent_and_nothing_dies_but_what_is_ambiguous(
 
 
 def test_a_lone_403_is_the_pushs_own_fault_after_five_tries_between_which_others_got_through() -> None:
-    assert step(Verdict.FORBIDDEN, SPENT, lone_refusals=LONE_REFUSALS - 1) == Retry(NOW, attempted=False)
-    assert step(Verdict.FORBIDDEN, lone_refusals=LONE_REFUSALS) == Dead("rejected")
+    assert step(Verdict.REFUSED, SPENT, lone_refusals=LONE_REFUSALS - 1) == Retry(NOW, attempted=False)
+    assert step(Verdict.REFUSED, lone_refusals=LONE_REFUSALS) == Dead("rejected")
 
 
 def test_a_track_whose_contact_was_just_identified_is_tried_three_times() -> None:

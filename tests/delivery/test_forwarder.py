@@ -31,9 +31,17 @@ from tests.support.sending import (
     forwarder,
     push,
     running,
-    sent,
     until,
 )
+
+UNCLEAR = [
+    Fault(kind="html", status=200, body="<html><title>Maintenance</title>We are back soon</html>"),
+    Fault(kind="html", status=200, body="<form action='https://wifi.example/login'>Sign in to this network</form>"),
+    Fault(status=200, body='{"status":"error"}'),
+    Fault(status=204),
+    Fault(kind="empty", status=200),
+]
+
 
 # --- claiming
 
@@ -79,6 +87,7 @@ async def test_a_429_closes_the_gate_for_everybody_and_one_probe_opens_it(
         (Fault(status=403), 2, Halt.FORBIDDEN),
         (Fault(status=405), 5, Halt.WRONG_URL),
         (Fault(status=404), 5, Halt.WRONG_URL),
+        *((fault, 5, Halt.WRONG_URL) for fault in UNCLEAR),
     ],
 )
 async def test_a_halt_spends_nothing_and_ends_with_a_probe(
@@ -125,7 +134,8 @@ async def test_while_halted_an_increment_is_not_risked_for_a_probe(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.faults.script(ANN, Fault(status=401), Fault(kind="reset"))
+    sandbox.faults.script(ANN, Fault(status=401))
+    sandbox.faults.script("*", Fault(kind="reset"))
     clock = Clock(lag=130)
     await push(outbox, ANN, COUNT)
     async with running(forwarder(outbox, url, clock=clock)) as delivery:
@@ -134,12 +144,69 @@ async def test_while_halted_an_increment_is_not_risked_for_a_probe(
         await until(lambda: sandbox.total == 2 and not delivery.state().in_flight)
         clock.lag -= 61
         await drained(outbox)
-    assert [body.get("customFields") for body in sent(sandbox.requests, ANN)] == [
-        {"Visits": "++1"},
-        None,
-        None,
-        {"Visits": "++1"},
+    assert [(one.method, one.path, one.status) for one in sandbox.requests] == [
+        ("POST", "/api/v1/rest/contact/identify", 401),
+        ("GET", "/api/v1/rest/tag", None),
+        ("GET", "/api/v1/rest/tag", 200),
+        ("POST", "/api/v1/rest/contact/identify", 200),
     ]
+    assert (await outbox.stats()).dead == 0
+
+
+async def test_what_changes_nothing_being_answered_opens_no_gate(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    lanes = [f"{number}@example.com" for number in range(20)]
+    for address in lanes:
+        sandbox.faults.stand(address, Fault(status=503))  # SendX reads, and cannot write
+        await push(outbox, address, COUNT)
+    await outbox.move_gate(None, Closure(until=0.0, tries=1, down=True))
+    clock = Clock(lag=100)
+    async with running(forwarder(outbox, url, clock=clock, rng=Jitter(7))) as delivery:
+        await until(lambda: delivery.state().requests.get(Verdict.UNAVAILABLE) == 1)
+        await until(lambda: delivery.state().gate == "closed" and not delivery.state().in_flight)
+        assert [record.method for record in sandbox.requests] == ["GET", "POST"]
+        sandbox.faults.clear()
+        clock.lag = 0
+        await drained(outbox)
+    assert (await outbox.stats()).counters["dead:ambiguous"] == 1
+
+
+@pytest.mark.parametrize("fault", UNCLEAR)
+async def test_a_success_that_sendx_did_not_give_delivers_nothing(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], fault: Fault
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.stand("*", fault)
+    for number in range(35):
+        await push(outbox, f"{number}@example.com", HELLO, Track(("a",)), Track((), ("a",)))
+    clock = Clock(lag=130)
+    async with running(forwarder(outbox, url, clock=clock, concurrency=8)) as delivery:
+        await until(lambda: delivery.state().halted is Halt.WRONG_URL and not delivery.state().in_flight)
+        assert "SCQ_DELIVERED=json does not count as delivered" in str(delivery.state().last_error)
+        assert (await outbox.stats()).waiting == 105
+        sandbox.faults.clear()
+        clock.lag -= 61
+        await drained(outbox)
+    assert {contact.first_name for contact in sandbox.contacts.newest_first()} == {"Hello"}
+    assert (await outbox.stats()).counters["delivered"] == 105
+
+
+async def test_an_outage_that_turns_into_a_maintenance_page_loses_few_increments(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.stand("*", Fault(kind="html", status=200))
+    for number in range(20):
+        await push(outbox, f"{number}@example.com", COUNT)
+    await outbox.move_gate(None, Closure(until=0.0, tries=1, down=True))
+    clock = Clock(lag=130)
+    async with running(forwarder(outbox, url, clock=clock)) as delivery:
+        await until(lambda: delivery.state().halted is Halt.WRONG_URL and not delivery.state().in_flight)
+        sandbox.faults.clear()
+        clock.lag -= 61
+        await drained(outbox)
     assert (await outbox.stats()).dead == 0
 
 

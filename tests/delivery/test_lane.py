@@ -189,7 +189,14 @@ async def test_a_403_that_one_contact_gets_becomes_its_own_fault(
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(status=500), Fault(status=500, applied=True), Fault(kind="reset"), Fault(kind="reset", applied=True)],
+    [
+        Fault(status=500),
+        Fault(status=500, applied=True),
+        Fault(kind="reset"),
+        Fault(kind="reset", applied=True),
+        Fault(kind="html", status=200),
+        Fault(kind="empty", status=200, applied=True),
+    ],
 )
 async def test_an_increment_whose_outcome_is_unknown_is_never_sent_again(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str], fault: Fault

@@ -4,8 +4,9 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import __version__
-from proxy.config.types import Dialect, Secret
+from proxy.config.types import Acceptance, Dialect, Secret
 from proxy.core.calls import Attributes, Track
 from proxy.core.retry import Verdict
 from proxy.delivery.connection import MAX_ANSWER_BYTES
-from proxy.delivery.sendx import MAX_DETAIL, Client, Reply, Upstream, error_detail, verdict_for
+from proxy.delivery.sendx import MAX_DETAIL, Client, Reply, Upstream, error_detail
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
 
 KEY = "a-key-that-nobody-may-see"
 ADDRESS = "john.doe+x@gmail.com"
+NOT_COUNTED = "which SCQ_DELIVERED=json does not count as delivered"
+MAINTENANCE = (
+    "<html><title>Maintenance</title><style></style><p>Back at 9 &amp; sorry.\nWrite to "
+    "<a href='/'>ann&#64;example.com</a> <b>john.doe+x@gmail.com"
+)
 EVERYTHING = Attributes(
     {"company": "C", "birthday": "1990-02-03", "firstName": "Zoë", "lastName": "B"},
     {"Age": "++34"},
@@ -88,7 +94,7 @@ def established(url: str) -> bool:
 
 
 async def on_the_wire(dialect: Dialect, body: Attributes | Track) -> tuple[str, dict[str, str], str]:
-    async with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (url, received):
+    async with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as (url, received):
         answer = await send(rest(url) if dialect is Dialect.REST else legacy(url), body)
     assert answer.verdict is Verdict.DELIVERED
     head, _, content = received[0].partition(b"\r\n\r\n")
@@ -185,35 +191,25 @@ def test_a_request_shows_neither_address_nor_key_nor_body() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "identify", "track"),
-    [
-        (200, Verdict.DELIVERED, Verdict.DELIVERED),
-        (204, Verdict.DELIVERED, Verdict.DELIVERED),
-        (301, Verdict.REDIRECTED, Verdict.REDIRECTED),
-        (400, Verdict.REJECTED, Verdict.REJECTED),
-        (401, Verdict.UNAUTHORIZED, Verdict.UNAUTHORIZED),
-        (403, Verdict.FORBIDDEN, Verdict.FORBIDDEN),
-        (404, Verdict.MISDIRECTED, Verdict.MISSING),
-        (405, Verdict.MISDIRECTED, Verdict.MISDIRECTED),
-        (409, Verdict.REJECTED, Verdict.REJECTED),
-        (422, Verdict.REJECTED, Verdict.REJECTED),
-        (429, Verdict.THROTTLED, Verdict.THROTTLED),
-        (500, Verdict.UNAVAILABLE, Verdict.UNAVAILABLE),
-        (599, Verdict.UNAVAILABLE, Verdict.UNAVAILABLE),
-    ],
-)
-def test_a_verdict_is_read_from_the_status(status: int, identify: Verdict, track: Verdict) -> None:
-    assert (verdict_for(status, tracks=False), verdict_for(status, tracks=True)) == (identify, track)
-
-
-@pytest.mark.parametrize(
     ("fault", "verdict", "detail"),
     [
         (Fault(status=422), Verdict.REJECTED, "422 Unprocessable Entity: Request body is not in proper format"),
         (Fault(status=401), Verdict.UNAUTHORIZED, "401 Unauthorized: The Team ID or API Key specified is not valid"),
         (Fault(status=500, body='{"error":"boom"}'), Verdict.UNAVAILABLE, "500 Internal Server Error: boom"),
         (Fault(kind="html", status=502), Verdict.UNAVAILABLE, "502 Bad Gateway"),
-        (Fault(kind="empty", status=200), Verdict.DELIVERED, "200 OK"),
+        (Fault(status=201), Verdict.DELIVERED, "201 Created"),
+        (Fault(kind="empty", status=200), Verdict.UNCLEAR, f"200 OK, {NOT_COUNTED} (an empty body)"),
+        (Fault(status=204), Verdict.UNCLEAR, f"204 No Content, {NOT_COUNTED} (an empty body)"),
+        (
+            Fault(kind="html", status=200, body=MAINTENANCE),
+            Verdict.UNCLEAR,
+            f'200 OK, {NOT_COUNTED} (text/html, 141 bytes: "Maintenance Back at 9 & sorry. Write to *** ***")',
+        ),
+        (
+            Fault(status=200, body='{"status":"error"}'),
+            Verdict.UNCLEAR,
+            f'200 OK, {NOT_COUNTED} (application/json, 18 bytes: "{{"status": "error"}}")',
+        ),
         (Fault(kind="reset"), Verdict.UNAVAILABLE, "the connection broke"),
         (Fault(kind="reset", applied=True), Verdict.UNAVAILABLE, "the connection broke"),
     ],
@@ -250,9 +246,41 @@ async def test_an_answer_that_is_no_http_leaves_the_outcome_unknown() -> None:
         assert (await send(rest(url), Attributes())).verdict is Verdict.UNAVAILABLE
 
 
-async def test_a_status_counts_even_if_the_body_never_comes() -> None:
-    async with raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{") as (url, _):
-        assert (await send(rest(url), Attributes())).verdict is Verdict.DELIVERED
+@pytest.mark.parametrize(
+    ("answer", "verdict"),
+    [
+        (b"HTTP/1.1 422 Bad\r\nContent-Length: 1000\r\n\r\n{", Verdict.REJECTED),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", Verdict.UNCLEAR),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}", Verdict.DELIVERED),
+    ],
+)
+async def test_a_status_counts_even_if_the_rest_of_the_body_never_comes(answer: bytes, verdict: Verdict) -> None:
+    async with raw_server(answer) as (url, _):
+        assert (await send(rest(url), Attributes())).verdict is verdict
+
+
+async def test_a_success_counts_whatever_its_body_if_the_operator_says_so(sandbox: tuple[Sandbox, str]) -> None:
+    state, url = sandbox
+    faults = [Fault(kind="html", status=200), Fault(kind="empty", status=200), Fault(status=200, body='{"error":1}')]
+    state.faults.script("*", *faults, Fault(status=500))
+    upstream = replace(rest(url), acceptance=Acceptance.ANY_2XX)
+    verdicts = [(await send(upstream, Attributes())).verdict for _ in range(4)]
+    assert verdicts == [Verdict.DELIVERED] * 3 + [Verdict.UNAVAILABLE]
+
+
+@pytest.mark.parametrize("dialect", [rest, legacy])
+async def test_a_request_that_changes_nothing_needs_the_key(
+    sandbox: tuple[Sandbox, str], dialect: Callable[[str], Upstream]
+) -> None:
+    state, url = sandbox
+    await send(dialect(url), Attributes(tags=("a",)))
+    async with Client(timeout_seconds=50) as client:
+        request = dialect(url).request_to_list_tags()
+        assert (await client.send(request)).verdict is Verdict.DELIVERED
+        wrong = replace(dialect(url), api_key=Secret("wrong")).request_to_list_tags()
+        assert (await client.send(wrong)).verdict is Verdict.UNAUTHORIZED
+    assert [(one.method, one.contact) for one in state.requests[1:]] == [("GET", None)] * 2
+    assert state.violations == []
 
 
 async def test_one_connection_serves_one_request_after_the_other() -> None:

@@ -173,6 +173,7 @@ def test_query_parameters_in_rest_are_a_violation(live: Live) -> None:
     ("method", "path", "status"),
     [
         ("GET", "/api/v1/rest/contact/identify", 405),
+        ("POST", "/api/v1/rest/tag", 405),
         ("PUT", "/api/v1/contact/track", 405),
         ("POST", "/api/v1/rest/contact/forget", 404),
         ("POST", "/api/v1/rest/contact/identify/", 404),
@@ -185,6 +186,17 @@ def test_a_wrong_path_or_method_is_a_violation(live: Live, method: str, path: st
     answer = live.client.request(method, path, json={"email": "a@b.co"}, timeout=120)
     assert answer.status_code == status
     assert [(one.method, one.path) for one in live.state.violations] == [(method, path)]
+
+
+def test_the_tags_in_use_can_be_listed_in_both_dialects_with_the_key(live: Live) -> None:
+    live.identify(tags=["b", "a"])
+    rest, legacy = "/api/v1/rest/tag", "/api/v1/tag?team_id=team"
+    listed = live.client.get(rest).json()
+    assert [tag["name"] for tag in listed] == ["a", "b"]
+    assert live.client.get(legacy).json() == {"status": "200", "message": "OK", "data": listed}
+    unknown = {"X-Team-ApiKey": "wrong", "api_key": "wrong"}
+    assert [live.client.get(path, headers=unknown).status_code for path in (rest, legacy)] == [401, 401]
+    assert live.state.violations == []
 
 
 # The record

@@ -1,0 +1,36 @@
+"""Reads the body of a success for whether SendX took the request.
+
+A maintenance page, a captive portal and a wrong base URL answer 200 as well, and nothing that they swallow comes back. SendX answers every
+call with JSON, in wordings that vary, so only what contradicts a success counts against one (source: SendX docs, SDKs).
+
+Knows no status and decides nothing: `core.retry` does.
+"""
+
+import json
+
+from proxy.core.retry import Call
+
+
+def bears_out(body: bytes, call: Call) -> bool:
+    """Returns whether the body is a JSON object, or a list where one was asked for, that does not say otherwise."""
+    try:
+        answer = json.loads(body.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(answer, list):
+        return call is Call.LIST_TAGS
+    return isinstance(answer, dict) and not answer.get("error") and not _fails(answer.get("status"))
+
+
+def _fails(status: object) -> bool:
+    """Returns whether a `status` is "error", or 400 and more as number or text."""
+    if isinstance(status, str) and status.strip().lower() == "error":
+        return True
+    if isinstance(status, bool) or not isinstance(status, str | int | float):
+        return False
+    try:
+        return float(status) >= 400
+    except OverflowError:
+        return True
+    except ValueError:
+        return False
