@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test soak soak-nodes soak-browser page-cost scale bench bench-quick sizes lint pins clean
+.PHONY: help run test soak soak-nodes soak-browser power-cuts page-cost scale bench bench-quick sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -15,6 +15,7 @@ help:
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
+	@echo 'make power-cuts   the power is cut at 4,000 moments of a run that strace recorded: some three minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
 	@echo 'make bench   this proxy beside what people write instead, on one core, and on PostgreSQL: some twenty-five minutes'
@@ -48,6 +49,10 @@ soak-nodes:
 soak-browser:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.load.soak_browser --leaves 1000 --engine all $(ARGS)
+
+power-cuts:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.load.power_cuts --cuts 4000 $(ARGS)
 
 page-cost:
 	@bash .ci/setup test
