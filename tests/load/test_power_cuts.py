@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -320,10 +322,15 @@ def test_a_broken_promise_is_found(found: Found, known: Told, violation: Violati
     assert violation in violations(found, known)
 
 
-async def test_a_store_that_is_refused_or_set_aside_is_lost(tmp_path: Path) -> None:
+async def test_a_store_that_is_refused_or_cannot_be_read_or_is_set_aside_is_lost(tmp_path: Path) -> None:
     (tmp_path / "scq.db").write_bytes(b"not a database, " * 100)
     (refused,) = cast(list[Finding], await look(tmp_path))
     assert "does not open" in refused.what
+    (tmp_path / "scq.db").write_bytes(b"")
+    assert not isinstance(await look(tmp_path), list)
+    with closing(sqlite3.connect(tmp_path / "scq.db")) as connection:
+        connection.execute("ALTER TABLE lanes RENAME TO gone")
+    assert "does not open" in cast(list[Finding], await look(tmp_path))[0].what
     (tmp_path / "scq.db").write_bytes(b"")
     (tmp_path / "scq.db-wal").write_bytes(b"a log without its file")
     aside = cast(list[Finding], await look(tmp_path))

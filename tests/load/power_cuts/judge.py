@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.errors import StoreRefused
+from proxy.errors import StoreRefused, StoreUnavailable
 from proxy.store.records import DeadReason, Stats
 from proxy.store.sqlite.damage import stores_set_aside
 from proxy.store.sqlite.outbox import open_outbox
@@ -78,19 +78,23 @@ class Found(NamedTuple):
 
 
 async def look(image: Path) -> Found | list[Finding]:
-    """Opens the store as `scq-proxy serve` does."""
+    """Opens the store as `scq-proxy serve` does, and reads it."""
     with _complaints() as complaints:
         try:
-            outbox = await open_outbox(image / _STEM, create=True, hold_age=_AGE, dead_age=_AGE, min_free_bytes=0)
-        except StoreRefused as refusal:
-            return [Finding(Violation.LOST, f"the store does not open: {refusal}")]
-        try:
-            stats = await outbox.stats()
-            found = await outbox._writer.submit(lambda connection: _content(connection, stats))
-        finally:
-            await outbox.close()
+            found = await _read(image / _STEM)
+        except (StoreRefused, StoreUnavailable) as refusal:
+            return [Finding(Violation.LOST, f"the store does not open: {what}") for what in (refusal, *complaints)]
     aside = stores_set_aside(image / _STEM)
     return [Finding(Violation.LOST, f"{what} after a power cut") for what in (*aside, *complaints)] or found
+
+
+async def _read(path: Path) -> Found:
+    outbox = await open_outbox(path, create=True, hold_age=_AGE, dead_age=_AGE, min_free_bytes=0)
+    try:
+        stats = await outbox.stats()
+        return await outbox._writer.submit(lambda connection: _content(connection, stats))
+    finally:
+        await outbox.close()
 
 
 @contextmanager
