@@ -9,6 +9,7 @@ lease is `lane`'s business.
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -35,7 +36,8 @@ class Forwarder:
     """Sends what waits in the outbox to SendX.
 
     `concurrency`: senders. `timeout_seconds`: of one whole request. `rate`: the most requests per second, of all senders of the store
-    together; 0 for no limit. `clock` gives Unix seconds as the outbox's does; `rng` spreads the back-offs.
+    together; 0 for no limit. `clock` gives Unix seconds as the outbox's does; `rng` spreads the back-offs; `tls` trusts the public
+    authorities unless given.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Forwarder:
         rate: float = 0.0,
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         limits = GiveUp(max_attempts=max_attempts, max_age_seconds=max_age.total_seconds())
         self._account = Account(upstream, concurrency=concurrency, limits=limits, clock=clock, rng=rng)
@@ -61,6 +64,7 @@ class Forwarder:
             timeout_seconds=timeout_seconds,
             identify_refresh_seconds=identify_refresh.total_seconds(),
         )
+        self._tls = tls
         self._senders = concurrency
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._leases = asyncio.Queue[tuple[Lease, float | None] | None]()
@@ -199,7 +203,7 @@ class Forwarder:
 
     async def _keep_sending(self) -> None:
         shared = self._shared
-        async with Client(timeout_seconds=shared.timeout_seconds, clock=shared.account.clock) as client:
+        async with Client(timeout_seconds=shared.timeout_seconds, clock=shared.account.clock, tls=self._tls) as client:
             while (item := await self._leases.get()) is not None:
                 lease, at = item
                 try:

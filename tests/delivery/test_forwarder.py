@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from proxy.core.calls import Attributes, Track
 from proxy.core.gate import Closure, Halt
 from proxy.core.retry import Verdict
 from proxy.delivery.account import DeliveryState
+from proxy.delivery.connection import FRESH_SECONDS
 from proxy.delivery.sendx import Upstream
 from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
@@ -33,6 +35,7 @@ from tests.support.sending import (
     running,
     until,
 )
+from tests.support.upstream import Reply, Request, upstream
 
 UNCLEAR = [
     Fault(kind="html", status=200, body="<html><title>Maintenance</title>We are back soon</html>"),
@@ -438,6 +441,40 @@ async def test_a_forwarder_that_was_stopped_stays_stopped(outbox: SqliteOutbox, 
     await delivery.stop(5)
     await delivery.run()
     assert (sandbox.total, (await outbox.stats()).waiting) == (0, 1)
+
+
+async def test_half_a_surrogate_pair_in_what_sendx_says_stops_nobody(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script(ANN, Fault(status=400, body='{"message":"bad \\ud83d"}'))
+    sandbox.faults.script(BOB, Fault("ok", delay=0.1))
+    await push(outbox, ANN, HELLO)
+    await push(outbox, BOB, COUNT, HELLO)
+    async with running(forwarder(outbox, url)):
+        await drained(outbox)
+    (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert (letter.address, letter.detail) == (ANN, "400 Bad Request: bad")
+    assert "defect" not in caplog.text
+
+
+async def test_an_increment_does_not_meet_the_end_of_a_connection_that_was_idle(outbox: SqliteOutbox) -> None:
+    used: dict[int, float] = {}
+
+    async def close_if_idle(request: Request) -> Reply:
+        now, before = time.monotonic(), used.get(request.connection, math.inf)
+        used[request.connection] = now
+        if now - before > 0.9 * FRESH_SECONDS:
+            return Reply(None)  # it had closed just before the request came
+        return Reply(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"status":"200"}')
+
+    async with upstream(close_if_idle) as url, running(forwarder(outbox, url, concurrency=1)):
+        for address in (ANN, BOB):
+            await push(outbox, address, COUNT)
+            await drained(outbox)
+            await asyncio.sleep(FRESH_SECONDS)  # nothing happens meanwhile that could be waited for
+    assert (await outbox.stats()).dead == 0
+    assert len(used) == 2
 
 
 class Defective(Unreliable):

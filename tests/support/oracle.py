@@ -19,7 +19,7 @@ about how the proxy works, only what its contract says:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -101,6 +101,7 @@ class History(msgspec.Struct, frozen=True):
 
     `lanes`: by contact, what was acknowledged, in the order in which it has to arrive. `held`: what visitors pushed who were
     never identified. `dead`: reasons of the dead letters by push id. `counted`: the contacts' number field at the end.
+    `rejected`: by id, what SendX refused for good, so that a dead letter is all that can become of it.
     `twice`: what was accepted although it had been before. `wakes`: by node, when it was woken after its leases had ended, in order.
     """
 
@@ -111,6 +112,7 @@ class History(msgspec.Struct, frozen=True):
     dead: Mapping[str, str]
     counted: Mapping[str, int]
     report: Report
+    rejected: Collection[str] = ()
     twice: Sequence[str] = ()
     wakes: Mapping[str, Sequence[float]] = {}
     hushes: Sequence[Hush] = ()
@@ -166,6 +168,8 @@ def _lost(history: History, seen: _Seen) -> Iterator[Finding]:
     for contact, lane in history.lanes.items():
         for promise in lane:
             reason = history.dead.get(promise.id)
+            if reason is not None and promise.id in history.rejected:
+                continue
             if reason is None and promise.tag not in seen.first_applied:
                 yield Finding(Violation.LOST, f"{promise.tag} of {contact} never took effect")
             if reason is not None and not (promise.increment and reason == "ambiguous"):
