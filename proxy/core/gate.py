@@ -5,7 +5,8 @@ Pure: time and randomness are arguments. The rules:
 1. A 429 closes the gate for the whole account (`Retry-After` is a minimum). Then one probe: an answer that is not another 429 opens it.
 2. Sending halts on a 401; on a refusal (403 and its like) that a second lane gets too with no delivery between; on a wrong base URL,
    which is 3xx, 405, 404 on identify or an unclear success over five lanes with no delivery between; on an unclear one to a probe. Then
-   one probe a minute; success ends the halt. What is about one push (400, 409, 422, 404 on track and their like) never halts.
+   one probe a minute, and sooner at first if requests were delivered within the hour: a stray refusal ought not to stop everybody for
+   long. Success ends the halt. What is about one push (400, 409, 422, 404 on track and their like) never halts.
 3. So does a run of 5xx, timeouts, failed connects and 408 and its like over five lanes with no other answer between: SendX is down. One probe at a
    time, half a minute apart at most, on the lane that has failed least; any answer opens the gate. A contact that fails alone shuts nothing.
 4. Answers to requests that were on the wire when the gate shut neither open it nor lengthen its back-off.
@@ -20,13 +21,15 @@ from typing import Literal, NamedTuple, Self
 
 import msgspec
 
-from proxy.core.retry import MAX_RETRY_AFTER_SECONDS, Verdict, backoff_seconds
+from proxy.core.retry import LONE_SECONDS, LONE_TRIES, MAX_RETRY_AFTER_SECONDS, NOT_LONE, Lone, Verdict, backoff_seconds
 
 PROBE_SECONDS = 60.0
+RECENT_SECONDS = 3_600.0
 MISDIRECTED_LANES = 5
 DOWN_LANES = 5
 MAX_DOWN_SECONDS = 30.0
-_REMEMBERED_REFUSALS = 256  # lanes; beyond that the oldest starts over
+_REMEMBERED_REFUSALS = 256  # lanes; beyond that a newcomer waits for room, so that some come to an end
+_DOUBLINGS = 6  # of one second, to reach PROBE_SECONDS
 _CUT_SECONDS = 1.0  # one overload shows in many answers at once
 _GROW_AFTER = 20  # successes
 
@@ -46,7 +49,8 @@ class Permit(Enum):
 class Closure(msgspec.Struct, frozen=True):
     """The cause that shuts the gate.
 
-    `until`: Unix seconds of the next probe. `tries`: how often in a row it was shut, as probes saw it. `down`: SendX does not answer; else,
+    `until`: Unix seconds of the next probe. `tries`: how often in a row it was shut, as probes saw it; from this, the wait for the next one
+    is computed. `down`: SendX does not answer; else,
     unless `halted`, it throttles.
     """
 
@@ -70,8 +74,12 @@ def merge_closures(stored: Closure | None, before: Closure | None, after: Closur
 
 
 class _Refusal(NamedTuple):
-    tries: int
-    successes: int  # of the account, when it was last refused
+    """The last refusal of the push at the head of a lane. `at`: Unix seconds; `successes`: of the account, by then."""
+
+    push: int
+    at: float
+    successes: int
+    lone: Lone = NOT_LONE
 
 
 _MISDIRECTED = (Verdict.REDIRECTED, Verdict.MISDIRECTED, Verdict.UNCLEAR)
@@ -87,6 +95,7 @@ class Gate(msgspec.Struct, frozen=True):
 
     closure: Closure | None = None
     successes: int = 0
+    delivered_at: float | None = None
     forbidden: frozenset[int] = frozenset()
     misdirected: frozenset[int] = frozenset()
     unanswered: frozenset[int] = frozenset()
@@ -113,22 +122,30 @@ class Gate(msgspec.Struct, frozen=True):
             return "halted"
         return "half-open" if now >= self.closure.until else "closed"
 
-    def lone_refusals(self, lane: int) -> int:
-        """Returns how often this lane was refused while others got through."""
+    def lone(self, lane: int, push: int) -> Lone:
+        """Returns what speaks for this push being refused alone."""
         refusal = self.refusals.get(lane)
-        return refusal.tries if refusal else 0
+        return refusal.lone if refusal is not None and refusal.push == push else NOT_LONE
 
     def after(
-        self, verdict: Verdict, *, lane: int, probe: bool, now: float, uniform: float, retry_after: float | None = None
+        self,
+        verdict: Verdict,
+        *,
+        lane: int,
+        push: int,
+        probe: bool,
+        now: float,
+        uniform: float,
+        retry_after: float | None = None,
     ) -> "Gate":
-        """Returns the account after one answer. `probe`: the request was the one that passed the shut gate."""
-        gate = _with_evidence(self, verdict, lane)
+        """Returns the account after one answer, to a push of a lane. `probe`: the request was the one that passed the shut gate."""
+        gate = _with_evidence(self, verdict, lane, push, now)
         if (reason := _cause(gate, verdict, probe=probe)) is not None:
-            return _halt(gate, reason, probe=probe, now=now)
+            return _halt(gate, reason, probe=probe, now=now, uniform=uniform)
         if probe and _is_mended(gate, verdict):
             return gate.moved(None)
         if gate.halted is not None:
-            return _halt(gate, gate.halted, probe=probe, now=now)
+            return _halt(gate, gate.halted, probe=probe, now=now, uniform=uniform)
         if verdict is Verdict.THROTTLED:
             return _close(gate, probe=probe, now=now, uniform=uniform, retry_after=retry_after)
         if verdict in _UNANSWERED and (probe or len(gate.unanswered) >= DOWN_LANES):
@@ -150,7 +167,7 @@ class Gate(msgspec.Struct, frozen=True):
         return _replace(self, closure=_replace(closure, until=now))
 
 
-def _with_evidence(gate: Gate, verdict: Verdict, lane: int) -> Gate:
+def _with_evidence(gate: Gate, verdict: Verdict, lane: int, push: int, now: float) -> Gate:
     if verdict in _UNANSWERED:
         return _replace(gate, unanswered=gate.unanswered | {lane}) if gate.closure is None else gate
     gate = _replace(gate, unanswered=frozenset())
@@ -158,25 +175,41 @@ def _with_evidence(gate: Gate, verdict: Verdict, lane: int) -> Gate:
         return _replace(
             gate,
             successes=gate.successes + 1,
+            delivered_at=now,
             forbidden=frozenset(),
             misdirected=frozenset(),
-            refusals={key: refusal for key, refusal in gate.refusals.items() if key != lane},
+            refusals=_without(gate.refusals, lane) if lane in gate.refusals else gate.refusals,
         )
     if verdict in _MISDIRECTED and gate.halted is None:
         return _replace(gate, misdirected=gate.misdirected | {lane})
     if verdict is Verdict.REFUSED and gate.halted is None:
-        return _replace(gate, forbidden=gate.forbidden | {lane}, refusals=_refused_again(gate, lane))
+        return _replace(gate, forbidden=gate.forbidden | {lane}, refusals=_refused_again(gate, lane, push, now))
     return gate
 
 
-def _refused_again(gate: Gate, lane: int) -> Mapping[int, _Refusal]:
-    before = gate.refusals.get(lane, _Refusal(0, -1))
-    others_passed = gate.successes > before.successes
-    refusals = {key: refusal for key, refusal in gate.refusals.items() if key != lane}
-    refusals[lane] = _Refusal(before.tries + others_passed, gate.successes)
-    if len(refusals) > _REMEMBERED_REFUSALS:
-        del refusals[next(iter(refusals))]
+def _without(refusals: Mapping[int, _Refusal], lane: int) -> dict[int, _Refusal]:
+    return {key: refusal for key, refusal in refusals.items() if key != lane}
+
+
+def _refused_again(gate: Gate, lane: int, push: int, now: float) -> Mapping[int, _Refusal]:
+    before, refusals = gate.refusals.get(lane), _without(gate.refusals, lane)
+    if len(refusals) == _REMEMBERED_REFUSALS:
+        oldest = next(iter(refusals))
+        if refusals[oldest].at > now - LONE_SECONDS:
+            return gate.refusals
+        del refusals[oldest]
+    lone = _alone_for_longer(before, gate.successes, now) if before is not None and before.push == push else NOT_LONE
+    refusals[lane] = _Refusal(push, now, gate.successes, lone)
     return refusals
+
+
+def _alone_for_longer(before: _Refusal, successes: int, now: float) -> Lone:
+    if successes == before.successes:  # nobody was delivered: it may be the account
+        return Lone(before.lone.seconds)
+    since = min(
+        max(now - before.at, 0.0), LONE_SECONDS / (LONE_TRIES - 1)
+    )  # an outage or a jump of the clock is not an hour's evidence
+    return Lone(before.lone.seconds + since, proven=True)
 
 
 def _cause(gate: Gate, verdict: Verdict, *, probe: bool) -> Halt | None:
@@ -201,12 +234,18 @@ def _is_mended(gate: Gate, verdict: Verdict) -> bool:
     return verdict in (Verdict.DELIVERED, Verdict.REJECTED)
 
 
-def _halt(gate: Gate, reason: Halt, *, probe: bool, now: float) -> Gate:
+def _halt(gate: Gate, reason: Halt, *, probe: bool, now: float, uniform: float) -> Gate:
     closure = gate.closure
-    if closure is not None and closure.halted is not None and not probe:
+    goes_on = closure is not None and closure.halted is not None
+    if closure is not None and goes_on and not probe:
         return _replace(gate, closure=_replace(closure, halted=reason))
-    tries = closure.tries if closure else 0
-    return _replace(gate, closure=Closure(now + PROBE_SECONDS, tries, reason))
+    if closure is not None and goes_on:
+        tries = closure.tries
+    else:
+        recent = gate.delivered_at is not None and now < gate.delivered_at + RECENT_SECONDS
+        tries = 0 if recent else _DOUBLINGS
+    wait = min(PROBE_SECONDS, 2.0 ** min(tries, _DOUBLINGS)) * (0.75 + uniform / 4)
+    return _replace(gate, closure=Closure(now + wait, tries + 1, reason))
 
 
 def _close(gate: Gate, *, probe: bool, now: float, uniform: float, retry_after: float | None) -> Gate:

@@ -6,10 +6,10 @@ Pure: time and randomness are arguments. The rules, in order of precedence:
    `ambiguous`. Only a 429, another 4xx or a failed connect proves that it was not applied.
 2. While sending is halted no attempt is spent and nothing is dead-lettered, rule 1 aside.
 3. `STATUSES` below says what an answer means, `RULES` what becomes of one push. A push is `exhausted` only after many attempts *and* many days.
-4. A lone 403 (a firewall that dislikes one name) backs its lane off. After five tries between which other lanes got through,
-   the push itself is at fault.
+4. A lone refusal (a firewall that dislikes one name) backs its lane off. After an hour in which other lanes were delivered, and at least
+   six tries of this push, the push itself is at fault. Its lane stays backed off, as the next push will hardly fare better.
 5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be slow to know.
-6. A push that was only asserted is given up after three tries if pushes that were vouched for wait behind it: a stranger must not be able
+6. A push that was only asserted is given up after three tries that count if pushes that were vouched for wait behind it: a stranger must not be able
    to hold back a customer with something that SendX chokes on. Not while SendX as a whole is down.
 
 Never reads a body (`delivery.answers` does), judges the account as a whole (`core.gate`) or carries a step out (`delivery.lane`).
@@ -26,7 +26,8 @@ import msgspec
 
 MAX_BACKOFF_SECONDS = 300.0
 MAX_RETRY_AFTER_SECONDS = 3_600.0
-LONE_REFUSALS = 5
+LONE_SECONDS = 3_600.0
+LONE_TRIES = 6
 MISSING_TRIES = 3
 PRESSED_TRIES = 3
 
@@ -110,9 +111,10 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 class Dead(msgspec.Struct, frozen=True):
-    """It becomes a dead letter; the lane goes on."""
+    """It becomes a dead letter. `lone`: for refusals that only its lane gets, so that the lane waits."""
 
     reason: DeadFor
+    lone: bool = False
 
 
 class Keep(msgspec.Struct, frozen=True):
@@ -132,7 +134,7 @@ class _Then(Enum):
     DONE = auto()
     WAIT = auto()  # the gate or the halt decides when
     TRY_AGAIN = auto()
-    BACK_OFF = auto()  # rule 4
+    BACK_OFF = auto()  # rule 4: counts only if others were delivered
     REJECT = auto()
     MISS = auto()
 
@@ -175,12 +177,26 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     pressed: bool = False
 
 
+class Lone(msgspec.Struct, frozen=True):
+    """What speaks for a push being refused alone.
+
+    `seconds`: in which it was refused while other lanes were delivered (of the time between two tries, LONE_SECONDS / (LONE_TRIES - 1) at
+    most). `proven`: others were delivered since the try before this one.
+    """
+
+    seconds: float = 0.0
+    proven: bool = False
+
+
+NOT_LONE = Lone()
+
+
 def next_step(
-    verdict: Verdict, tried: Tried, *, limits: GiveUp, retry_at: float, halted: bool = False, lone_refusals: int = 0
+    verdict: Verdict, tried: Tried, *, limits: GiveUp, retry_at: float, halted: bool = False, lone: Lone = NOT_LONE
 ) -> Step:
     """Returns what becomes of a push after this verdict.
 
-    `retry_at`: when it may be sent again, if it is. `halted`, `lone_refusals`: the account's state with this answer in it.
+    `retry_at`: when it may be sent again, if it is. `halted`, `lone`: the account's state with this answer in it.
     """
     applied, then = RULES[verdict]
     if then is _Then.DONE:
@@ -189,11 +205,13 @@ def next_step(
         return Dead("ambiguous")
     if halted or then is _Then.WAIT:
         return Keep()
-    if then is _Then.REJECT or (then is _Then.BACK_OFF and lone_refusals >= LONE_REFUSALS):
+    if then is _Then.REJECT:
         return Dead("rejected")
     if then is _Then.MISS and not (tried.introduced and tried.attempts + 1 < MISSING_TRIES):
         return Dead("missing")
-    if then is _Then.BACK_OFF:
+    if then is _Then.BACK_OFF and lone.seconds >= LONE_SECONDS:
+        return Dead("rejected", lone=True)
+    if then is _Then.BACK_OFF and not lone.proven:
         return Retry(retry_at, attempted=False)
     if tried.pressed and tried.attempts + 1 >= PRESSED_TRIES:
         return Dead("exhausted")

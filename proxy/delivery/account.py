@@ -138,10 +138,11 @@ class Account:
         if closure is not None and closure.halted is not None:
             self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self.clock()))
 
-    def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease, ahead: bool = False) -> None:
+    def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease, push: int, ahead: bool = False) -> None:
         """Takes in one answer, unless it is about a key that is no longer in use.
 
-        `ahead`: to what was sent ahead of a probe; if that went well, the probe itself is still to come.
+        `push`: the number of the push that was tried. `ahead`: to what was sent ahead of a probe; if that went well, the probe itself is
+        still to come.
         """
         if upstream is not self.upstream:
             return
@@ -157,6 +158,7 @@ class Account:
         self.gate = before.after(
             answer.verdict,
             lane=lease.lane,
+            push=push,
             probe=self.probe.passes(lease),
             now=now,
             uniform=self._rng.random(),
@@ -180,7 +182,7 @@ class Account:
             limits=self._limits,
             retry_at=retry_at,
             halted=self.gate.halted is not None,
-            lone_refusals=self.gate.lone_refusals(lease.lane),
+            lone=self.gate.lone(lease.lane, push.seq),
         )
 
     def retry_at(self, failures: int, retry_after: float | None = None) -> float:
@@ -206,7 +208,9 @@ def _log_change(before: Gate, after: Gate, now: float) -> None:
         if after.halted is None:
             log.warning("Sending goes on")
         else:
-            log.error("Sending is halted (%s): %s. One probe a minute", after.halted, ADVICE[after.halted])
+            log.error(
+                "Sending is halted (%s): %s. Probes follow, a minute apart at most", after.halted, ADVICE[after.halted]
+            )
     elif after.closure is None:
         if before.closure is not None:
             log.warning("SendX answers again" if before.closure.down else "SendX accepts requests again")

@@ -184,7 +184,8 @@ class LaneRun:
             answer = await self._client.send(request, repeatable=body is None or not increments(body))
         finally:
             account.tally.in_flight -= 1
-        account.observe(answer, upstream=upstream, lease=self._lease, ahead=body is None)
+        tried = group.members[0].seq
+        account.observe(answer, upstream=upstream, lease=self._lease, push=tried, ahead=body is None)
         shared.changed.set()
         return answer
 
@@ -324,8 +325,10 @@ def goes_on(group: Group[Waiting], step: Step) -> bool:
 
 
 def _clears_lane(step: Step) -> bool:
-    """An ambiguous or exhausted push stops its lane: SendX being down is not a reason to lose increment after increment."""
-    return isinstance(step, Delivered) or (isinstance(step, Dead) and step.reason in ("rejected", "missing"))
+    """An ambiguous or exhausted push stops its lane: SendX being down is not a reason to lose increment after increment. So does a lone refusal."""
+    return isinstance(step, Delivered) or (
+        isinstance(step, Dead) and step.reason in ("rejected", "missing") and not step.lone
+    )
 
 
 def identify_digest(address: str, body: Attributes) -> bytes:

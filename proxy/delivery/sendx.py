@@ -249,7 +249,11 @@ class Client:
         latency = time.monotonic() - started
         if isinstance(received, Failure):
             return _no_answer(received, latency)
-        return self._answer(request, received, latency)
+        reply = self._answer(request, received, latency)
+        if reply.verdict is Verdict.BUSY:
+            # A 421 is about this connection (RFC 9110, 15.5.20), and behind a 408 it is being closed.
+            await self._connection.aclose()
+        return reply
 
     def _answer(self, request: SendxRequest, received: Answer, latency: float) -> Reply:
         status, body, hide = received.status, received.body, (request.key.reveal(), request.address)

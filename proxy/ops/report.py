@@ -57,7 +57,7 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: flo
     if said is not None and said.halted is not None:
         came = delivery.last_error if delivery is not None else None
         why = f"{came}. {ADVICE[said.halted]}" if came else ADVICE[said.halted]
-        yield f"Sending is halted: {why}. Nothing is lost; one probe a minute is sent."
+        yield f"Sending is halted: {why}. Nothing is lost; probes are sent, a minute apart at most."
     if delivery is not None and not delivery.running:
         yield "The forwarder is down and is being restarted: the log of the server says why."
     put_off = stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - now

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.gate import PROBE_SECONDS, Closure, Concurrency, Gate, Halt, Permit, merge_closures
-from proxy.core.retry import MAX_RETRY_AFTER_SECONDS, Verdict
+from proxy.core.gate import PROBE_SECONDS, RECENT_SECONDS, Closure, Concurrency, Gate, Halt, Permit, merge_closures
+from proxy.core.retry import LONE_SECONDS, LONE_TRIES, MAX_RETRY_AFTER_SECONDS, Lone, Verdict
 
 NOW = 1_000_000.0
 UNANSWERED = [Verdict.UNAVAILABLE, Verdict.UNREACHED, Verdict.BUSY]
@@ -14,7 +14,9 @@ verdicts = st.sampled_from(Verdict)
 
 
 def after(gate: Gate, verdict: Verdict, *, lane: int = 1, probe: bool = False, now: float = NOW, **more: float) -> Gate:
-    return gate.after(verdict, lane=lane, probe=probe, now=now, uniform=1.0, retry_after=more.get("retry_after"))
+    push, uniform = int(more.get("push", lane)), more.get("uniform", 1.0)
+    retry_after = more.get("retry_after")
+    return gate.after(verdict, lane=lane, push=push, probe=probe, now=now, uniform=uniform, retry_after=retry_after)
 
 
 def halted(reason: Halt, now: float = NOW) -> Gate:
@@ -101,6 +103,34 @@ def test_a_401_halts_at_once_and_probes_once_a_minute() -> None:
     assert after(again, Verdict.DELIVERED, probe=True).name(NOW) == "open"
 
 
+@pytest.mark.parametrize("verdict", [Verdict.UNAUTHORIZED, Verdict.REFUSED, Verdict.UNCLEAR])
+def test_after_recent_successes_a_halt_is_probed_soon_and_then_less_and_less_often(verdict: Verdict) -> None:
+    gate = after(Gate(), Verdict.DELIVERED, now=NOW - RECENT_SECONDS + 1)
+    for lane in range(5):
+        gate = after(gate, verdict, lane=lane)
+    now, waits = NOW, []
+    for _ in range(8):
+        assert gate.until is not None
+        waits.append(gate.until - now)
+        now = gate.until
+        gate = after(gate, verdict, probe=True, now=now)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert after(gate, Verdict.DELIVERED, probe=True, now=now).closure is None
+
+
+def test_successes_of_long_ago_do_not_speed_a_probe_up() -> None:
+    gate = after(Gate(), Verdict.DELIVERED, now=NOW - RECENT_SECONDS)
+    assert after(gate, Verdict.UNAUTHORIZED).until == NOW + PROBE_SECONDS
+
+
+@given(st.floats(0, 1, exclude_max=True), st.booleans())
+def test_probes_of_a_halt_are_spread(uniform: float, recent: bool) -> None:
+    gate = after(Gate(), Verdict.DELIVERED) if recent else Gate()
+    until = after(gate, Verdict.UNAUTHORIZED, uniform=uniform).until
+    assert until is not None
+    assert 0.75 <= (until - NOW) / (1 if recent else PROBE_SECONDS) <= 1
+
+
 def test_a_403_halts_when_a_second_lane_gets_it_too() -> None:
     once = after(after(Gate(), Verdict.REFUSED), Verdict.REFUSED)
     assert once.halted is None
@@ -112,15 +142,51 @@ def test_a_success_between_two_403s_means_that_the_account_is_well() -> None:
     assert after(gate, Verdict.REFUSED, lane=2).halted is None
 
 
-def test_a_lone_403_counts_only_when_others_got_through_since() -> None:
-    gate = Gate()
-    for _ in range(9):
-        gate = after(gate, Verdict.REFUSED)
-    assert gate.lone_refusals(1) == 1
-    for tries in range(2, 6):
-        gate = after(after(gate, Verdict.DELIVERED, lane=2), Verdict.REFUSED)
-        assert gate.lone_refusals(1) == tries
-    assert after(gate, Verdict.DELIVERED).lone_refusals(1) == 0
+def refused_alone(gate: Gate, now: float, push: int = 1) -> Gate:
+    """One more refusal of a push of lane 1, and another lane's delivery before it."""
+    return after(after(gate, Verdict.DELIVERED, lane=2, now=now), Verdict.REFUSED, push=push, now=now)
+
+
+@pytest.mark.parametrize(("apart", "tries"), [(60.0, 61), (300.0, 13), (720.0, 6), (3_600.0, 6), (86_400.0, 6)])
+def test_a_push_is_refused_alone_for_an_hour_after_six_tries_at_least(apart: float, tries: int) -> None:
+    gate, now, made = Gate(), NOW, 0
+    while gate.lone(1, 1).seconds < LONE_SECONDS:
+        gate, now, made = refused_alone(gate, now), now + apart, made + 1
+    assert made == tries
+
+
+def test_time_in_which_nobody_else_was_delivered_does_not_count() -> None:
+    gate = refused_alone(Gate(), NOW)
+    for minutes in range(1, 600):
+        gate = after(gate, Verdict.REFUSED, push=1, now=NOW + 60 * minutes)
+        assert gate.lone(1, 1) == Lone()
+    assert refused_alone(gate, NOW + 60 * 600).lone(1, 1) == Lone(60.0, proven=True)
+
+
+def test_each_push_has_an_hour_of_its_own_and_a_delivery_ends_it() -> None:
+    gate = refused_alone(refused_alone(Gate(), NOW), NOW + 300)
+    assert gate.lone(1, 1) == Lone(300.0, proven=True)
+    assert gate.lone(1, 2) == gate.lone(2, 1) == Lone()
+    assert refused_alone(gate, NOW + 600, push=2).lone(1, 2) == Lone()
+    assert refused_alone(after(gate, Verdict.DELIVERED), NOW + 600).lone(1, 1) == Lone()
+
+
+def test_a_clock_that_jumps_shortens_no_hour() -> None:
+    gate = refused_alone(Gate(), NOW)
+    for now in (NOW - 86_400, NOW + 86_400, NOW - 86_400):
+        gate = refused_alone(gate, now)
+    assert gate.lone(1, 1).seconds <= LONE_SECONDS / (LONE_TRIES - 1)
+
+
+def test_of_more_refused_lanes_than_are_remembered_each_comes_to_its_end() -> None:
+    gate, ended = Gate(), set[int]()
+    for now in range(0, 11_400, 300):
+        for lane in sorted(set(range(400)) - ended):
+            gate = after(after(gate, Verdict.DELIVERED, lane=999), Verdict.REFUSED, lane=lane, now=NOW + now)
+            if gate.lone(lane, lane).seconds >= LONE_SECONDS:
+                ended.add(lane)
+        assert len(ended) <= 256 or now > 2 * LONE_SECONDS
+    assert len(ended) == 400
 
 
 @pytest.mark.parametrize("verdict", [Verdict.MISDIRECTED, Verdict.REDIRECTED, Verdict.UNCLEAR])

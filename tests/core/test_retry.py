@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.retry import (
-    LONE_REFUSALS,
+    LONE_SECONDS,
     MAX_BACKOFF_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
     RULES,
@@ -18,6 +18,7 @@ from proxy.core.retry import (
     Delivered,
     GiveUp,
     Keep,
+    Lone,
     Retry,
     Step,
     Tried,
@@ -35,8 +36,8 @@ SPENT = Tried(increments=False, attempts=10_000, age_seconds=1e9)
 verdicts = st.sampled_from(Verdict)
 
 
-def step(verdict: Verdict, tried: Tried = FRESH, *, halted: bool = False, lone_refusals: int = 0) -> Step:
-    return next_step(verdict, tried, limits=LIMITS, retry_at=NOW, halted=halted, lone_refusals=lone_refusals)
+def step(verdict: Verdict, tried: Tried = FRESH, *, halted: bool = False, lone: Lone = Lone()) -> Step:  # noqa: B008 - frozen
+    return next_step(verdict, tried, limits=LIMITS, retry_at=NOW, halted=halted, lone=lone)
 
 
 # --- what an answer means
@@ -139,19 +140,37 @@ def test_a_push_is_exhausted_only_after_many_attempts_and_many_days(verdict: Ver
         assert step(verdict, Tried(increments=False, attempts=attempts, age_seconds=age)) == expected
 
 
-@given(verdicts, st.booleans(), st.integers(0, 10))
+@given(verdicts, st.booleans(), st.builds(Lone, st.floats(0, 2 * LONE_SECONDS), st.booleans()))
 def test_while_halted_nothing_is_spent_and_nothing_dies_but_what_is_ambiguous(
-    verdict: Verdict, increments: bool, lone_refusals: int
+    verdict: Verdict, increments: bool, lone: Lone
 ) -> None:
     tried = msgspec.structs.replace(SPENT, increments=increments)
-    result = step(verdict, tried, halted=True, lone_refusals=lone_refusals)
+    result = step(verdict, tried, halted=True, lone=lone)
     assert result in (Delivered(), Keep(), Dead("ambiguous"))
     assert increments or not isinstance(result, Dead)
 
 
-def test_a_lone_403_is_the_pushs_own_fault_after_five_tries_between_which_others_got_through() -> None:
-    assert step(Verdict.REFUSED, SPENT, lone_refusals=LONE_REFUSALS - 1) == Retry(NOW, attempted=False)
-    assert step(Verdict.REFUSED, lone_refusals=LONE_REFUSALS) == Dead("rejected")
+@pytest.mark.parametrize("increments", [True, False])
+def test_a_lone_refusal_is_the_pushs_own_fault_after_an_hour_in_which_others_were_delivered(increments: bool) -> None:
+    tried = msgspec.structs.replace(FRESH, increments=increments)
+    assert step(Verdict.REFUSED, tried, lone=Lone(LONE_SECONDS - 1, proven=True)) == Retry(NOW)
+    assert step(Verdict.REFUSED, tried, lone=Lone(LONE_SECONDS, proven=True)) == Dead("rejected", lone=True)
+
+
+def test_a_refusal_that_may_be_the_accounts_spends_nothing() -> None:
+    assert step(Verdict.REFUSED, SPENT) == Retry(NOW, attempted=False)
+    assert step(Verdict.REFUSED, msgspec.structs.replace(SPENT, pressed=True)) == Retry(NOW, attempted=False)
+
+
+def test_a_lone_refusal_that_restarts_begin_anew_ends_like_any_other_retry() -> None:
+    assert step(Verdict.REFUSED, SPENT, lone=Lone(1.0, proven=True)) == Dead("exhausted")
+
+
+@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.UNCLEAR, Verdict.BUSY, Verdict.REFUSED])
+def test_what_a_stranger_asserted_is_given_up_after_three_tries_if_a_customer_waits_behind(verdict: Verdict) -> None:
+    tries = [msgspec.structs.replace(FRESH, attempts=attempts, pressed=True) for attempts in range(3)]
+    steps = [step(verdict, tried, lone=Lone(1.0, proven=True)) for tried in tries]
+    assert steps == [Retry(NOW), Retry(NOW), Dead("exhausted")]
 
 
 def test_a_track_whose_contact_was_just_identified_is_tried_three_times() -> None:

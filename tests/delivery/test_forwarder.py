@@ -87,7 +87,7 @@ async def test_a_429_closes_the_gate_for_everybody_and_one_probe_opens_it(
     ("fault", "addresses", "reason"),
     [
         (Fault(status=401), 1, Halt.KEY),
-        (Fault(status=403), 2, Halt.FORBIDDEN),
+        *((Fault(status=status), 2, Halt.FORBIDDEN) for status in (402, 403, 407, 418)),
         (Fault(status=405), 5, Halt.WRONG_URL),
         (Fault(status=404), 5, Halt.WRONG_URL),
         *((fault, 5, Halt.WRONG_URL) for fault in UNCLEAR),
@@ -213,16 +213,48 @@ async def test_an_outage_that_turns_into_a_maintenance_page_loses_few_increments
     assert (await outbox.stats()).dead == 0
 
 
+async def test_one_stray_401_among_a_hundred_stops_nobody_for_long(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script("50@example.com", Fault(status=401))
+    clock = Clock(lag=5)
+    async with running(forwarder(outbox, url, clock=clock)) as delivery:
+        for number in range(100):
+            await push(outbox, f"{number}@example.com", HELLO)
+        await until(lambda: delivery.state().halted is Halt.KEY)
+        assert (delivery.state().until or 0) - clock() <= 1
+        clock.lag -= 1
+        await drained(outbox)
+    assert len(sandbox.contacts.newest_first()) == 100
+
+
+@pytest.mark.parametrize("status", [408, 421, 423, 425])
+async def test_what_is_about_the_moment_makes_no_dead_letter_and_costs_no_increment(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], status: int
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.stand("*", Fault(status=status))
+    for number in range(20):
+        await push(outbox, f"{number}@example.com", HELLO, COUNT, Track(("a",)))
+    async with running(forwarder(outbox, url)) as delivery:
+        await until(lambda: delivery.state().requests.get(Verdict.BUSY, 0) > 7)
+        sandbox.faults.clear()
+        await drained(outbox)
+    stats = await outbox.stats()
+    assert (stats.counters["delivered"], stats.dead) == (60, 0)
+
+
 async def test_other_4xx_never_halt(outbox: SqliteOutbox, sendx: tuple[Sandbox, str]) -> None:
     sandbox, url = sendx
-    for status in (400, 409, 422):
+    for status in (400, 406, 409, 413, 414, 415, 422, 431):
         for number in range(6):
             sandbox.faults.stand(f"{number}@s{status}.example.com", Fault(status=status))
             await push(outbox, f"{number}@s{status}.example.com", HELLO)
     async with running(forwarder(outbox, url)) as delivery:
         await drained(outbox)
         assert delivery.state().gate == "open"
-    assert (await outbox.stats()).dead == 18
+    assert (await outbox.stats()).dead == 48
 
 
 async def test_a_sendx_that_is_down_is_probed_and_loses_few_increments(
@@ -235,7 +267,7 @@ async def test_a_sendx_that_is_down_is_probed_and_loses_few_increments(
     async with running(forwarder(outbox, url, rng=Jitter(7))) as delivery:
         await until(lambda: delivery.state().gate != "open" and delivery.state().requests[Verdict.UNAVAILABLE] > 7)
         sandbox.faults.clear()
-        risked = sum("customFields" in record.body for record in sandbox.requests if record.status == 503)
+        risked = sum("customFields" in record.raw for record in sandbox.requests if record.status == 503)
         assert risked <= 5 + 3, "five lanes show it, and three more may have been under way"
         await drained(outbox)
     assert (await outbox.stats()).counters["dead:ambiguous"] == risked

@@ -169,19 +169,49 @@ async def test_what_is_asserted_and_holds_up_nobody_is_tried_like_everything_els
     assert (await outbox.stats()).dead == 0
 
 
-async def test_a_403_that_one_contact_gets_becomes_its_own_fault(
+@pytest.mark.parametrize("status", [403, 402, 418])
+async def test_a_refusal_that_one_contact_gets_becomes_each_push_s_own_fault_after_an_hour(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], status: int
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.stand(ANN, Fault(status=status))
+    await push(outbox, ANN, HELLO, Track(("a",)))
+    clock = Clock(lag=20_000)
+    shared = shared_by_lanes(outbox, url, clock)
+    started, died, tried = clock(), list[float](), list[int]()
+    async with Client(timeout_seconds=shared.timeout_seconds) as client:
+        while len(died) < 2:
+            await push(outbox, BOB, HELLO)
+            for lease in (await outbox.claim(2, 9, 60)).leases:
+                ended = await LaneRun(shared, client, lease, None).run()
+                assert (ended.failures > 0) == (lease.pushes[0].address == ANN), "its lane stays backed off"
+            if (await outbox.stats()).dead > len(died):
+                died.append(clock() - started)
+                tried.append(len(sent(sandbox.requests, ANN)))
+            clock.lag -= 240
+    assert shared.account.gate.halted is None
+    assert died[0] >= 3_600
+    assert died[1] - died[0] >= 3_600
+    assert min(tried[0], tried[1] - tried[0]) >= 6
+    letters = await outbox.dead_letters(DeadFilter(), 0, 9)
+    assert [letter.reason for letter in letters] == [DeadReason.REJECTED] * 2
+    assert await sums_add_up(outbox)
+
+
+async def test_a_refusal_of_what_a_stranger_asserts_holds_up_no_customer(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
     sandbox, url = sendx
-    sandbox.faults.stand(ANN, Fault(status=403))
-    await push(outbox, ANN, HELLO)
-    async with running(forwarder(outbox, url)) as delivery:
+    sandbox.faults.script(ANN, *[Fault(status=403)] * 1_000)
+    await push(outbox, ANN, HELLO, trust=Trust.ASSERTED)
+    await push(outbox, ANN, Attributes({"firstName": "Ann"}))
+    async with running(forwarder(outbox, url)):
         async with asyncio.timeout(120):
             while not await outbox.dead_letters(DeadFilter(), 0, 1):
                 await push(outbox, BOB, HELLO)
-        assert delivery.state().halted is None
+                await asyncio.sleep(0.01)
     (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
-    assert (letter.reason, letter.attempts) == (DeadReason.REJECTED, 1)
+    assert (letter.trust, letter.reason, letter.attempts) == (Trust.ASSERTED, DeadReason.EXHAUSTED, 3)
 
 
 # --- increments

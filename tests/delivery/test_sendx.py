@@ -302,6 +302,26 @@ async def test_one_connection_serves_one_request_after_the_other() -> None:
     assert opened == [1]
 
 
+@pytest.mark.parametrize("status", [b"421 Misdirected Request", b"408 Request Timeout"])
+async def test_an_answer_about_the_connection_has_the_next_request_sent_over_another(status: bytes) -> None:
+    opened: list[int] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(1)
+        with suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                await reader.readexactly(int(re.findall(rb"(?i)content-length: (\d+)", head)[0]))
+                said = status if len(opened) == 1 else b"200 OK"
+                writer.write(b"HTTP/1.1 " + said + b"\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        upstream = rest(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        async with Client(timeout_seconds=50) as client:
+            answers = [await client.send(upstream.request_for(ADDRESS, Attributes())) for _ in range(2)]
+    assert [answer.verdict for answer in answers] == [Verdict.BUSY, Verdict.DELIVERED]
+
+
 async def test_a_connection_that_sendx_has_closed_is_opened_anew() -> None:
     kept = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"  # so it says
     async with raw_server(kept) as (url, received), Client(timeout_seconds=50) as client:

@@ -43,6 +43,7 @@ FAULTS: tuple[tuple[int, Fault], ...] = (
     (1, Fault("html", status=502, applied=True)),
     (1, Fault("empty", status=500)),
     (2, Fault("empty", status=200, applied=True)),
+    (1, Fault("html", status=200)),
     (4, Fault("reset")),
     (4, Fault("reset", applied=True)),
     (1, Fault("hang")),

@@ -77,13 +77,13 @@ def forwarder(outbox: Outbox, url: str, **options: Any) -> Forwarder:
     return Forwarder(outbox, upstream, **(settings | options))
 
 
-def shared_by_lanes(outbox: Outbox, url: str) -> Shared:
+def shared_by_lanes(outbox: Outbox, url: str, clock: Callable[[], float] = time.time) -> Shared:
     """What a lane run needs, without a forwarder."""
     upstream = Upstream(Dialect.REST, f"{url}/api/v1/rest", Secret(KEY))
     limits = GiveUp(max_attempts=20, max_age_seconds=259_200.0)
     return Shared(
         outbox=outbox,
-        account=Account(upstream, concurrency=4, limits=limits, clock=time.time, rng=AtOnce()),
+        account=Account(upstream, concurrency=4, limits=limits, clock=clock, rng=AtOnce()),
         turns=Pacer(outbox, 0.0),
         timeout_seconds=10.0,
         identify_refresh_seconds=0.0,

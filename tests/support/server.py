@@ -359,7 +359,9 @@ def _about(record: Recorded) -> str:
 
 
 def events(record: Recorded) -> list[str]:
-    """A request in small pieces: `identify`, `+tag`, `-tag`."""
+    """A request in small pieces: `identify`, `+tag`, `-tag`. One without a body has none."""
+    if record.body is None:
+        return []
     if record.path.endswith("/identify"):
         return ["identify", *(f"+{tag}" for tag in record.body.get("tags", []))]
     added, removed = record.body.get("addTags") or [], record.body.get("removeTags") or []
