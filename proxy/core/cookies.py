@@ -19,6 +19,9 @@ LOOPBACK_COOKIE = "scq"
 COOKIE_AGE = timedelta(days=365)
 RENEW_AFTER = timedelta(days=7)
 CLOCK_SKEW = timedelta(minutes=5)
+CLOCK_AHEAD = timedelta(
+    days=1
+)  # by which a clock may have been ahead and corrected since, without making visitors anonymous
 _COOKIE_SALT = "scq-proxy.visitor-cookie.v1"
 _PROBE_SALT = "scq-proxy.check.v1"
 _MAX_COOKIE = 1_024  # characters; ours stay under 600
@@ -37,14 +40,21 @@ class CookieCodec:
         return self._signer.sign(payload).decode("ascii")
 
     def decode(self, value: str, now: float) -> Visitor | None:
-        """The visitor, or None for a cookie that is forged, cut off, expired or from the future."""
+        """The visitor, or None for a cookie that is forged, cut off, expired or from more than a day ahead.
+
+        One from the future counts as a day older than it says: nobody knows when it was signed, and an erasure since must not be overlooked.
+        """
         if len(value) > _MAX_COOKIE:
             return None
         visitor = self._verified(value)
         if visitor is None:
             return None
         age = now - visitor.issued
-        return visitor if -CLOCK_SKEW.total_seconds() <= age <= COOKIE_AGE.total_seconds() else None
+        if -CLOCK_SKEW.total_seconds() <= age <= COOKIE_AGE.total_seconds():
+            return visitor
+        if -CLOCK_AHEAD.total_seconds() <= age < 0:
+            return msgspec.structs.replace(visitor, issued=visitor.issued - int(CLOCK_AHEAD.total_seconds()))
+        return None
 
     def _unsign(self, value: str) -> Visitor | None:
         try:

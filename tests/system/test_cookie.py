@@ -98,12 +98,13 @@ def test_an_expired_cookie_is_no_cookie_and_an_old_one_is(ann: Browser) -> None:
     assert outcomes(ann.request(track("cart-1"), cookies=old).json()["results"]) == ["accepted"]
 
 
-def test_five_minutes_of_clock_skew_are_tolerated(ann: Browser) -> None:
+def test_a_clock_that_was_ahead_for_up_to_a_day_makes_nobody_anonymous(ann: Browser) -> None:
     assert ann.cookie
-    minute = 1 / 24 / 60
-    ahead = {"__Host-scq": aged(ann.cookie, issued_days=-4 * minute)}
-    assert outcomes(ann.request(track("cart-1"), cookies=ahead).json()["results"]) == ["accepted"]
-    far = {"__Host-scq": aged(ann.cookie, issued_days=-7 * minute)}
+    hour = 1 / 24
+    for hours in (4 / 60, 1, 23):
+        ahead = {"__Host-scq": aged(ann.cookie, issued_days=-hours * hour)}
+        assert outcomes(ann.request(track("cart-1"), cookies=ahead).json()["results"]) == ["accepted"]
+    far = {"__Host-scq": aged(ann.cookie, issued_days=-25 * hour)}
     assert outcomes(ann.request(track("cart-1"), cookies=far).json()["results"]) == ["held"]
 
 

@@ -5,17 +5,24 @@ what its end changes.
 """
 
 import itertools
+import logging
 import sqlite3
 import time
 from collections import Counter
 
+import msgspec
+
 from proxy.core.gate import Closure, merge_closures
 from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
 from proxy.store.records import Claim, Lease, Settlement
-from proxy.store.rows import encode_closure
+from proxy.store.rows import clock_set_back, encode_closure
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.people import move_lane
 from proxy.store.sqlite.reads import read_gate, value
+
+_JUMP_SECONDS = 5.0  # a clock that is corrected moves further than that, or does no harm
+
+log = logging.getLogger("proxy.store")
 
 
 class Leases:
@@ -25,6 +32,7 @@ class Leases:
         self._tallies = tallies
         self._epochs = itertools.count(time.time_ns())  # never twice: a lease must fit no other lane, file or process
         self.revoked: set[tuple[int, int]] = set()
+        self._offset = time.time() - time.monotonic()  # changes when somebody sets the clock
 
     def claim(
         self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
@@ -70,10 +78,27 @@ class Leases:
 
         Also brings near what is far ahead, because that was set under a wrong clock.
         """
+        now = time.time()
         for (lane,) in connection.execute(SQL["leased"]).fetchall():
             self._end_lease(connection, lane)
         connection.execute(SQL["end_probe"])
-        connection.execute(SQL["bring_near"], (time.time(),))
+        if (ahead := clock_set_back(now, value(connection, "newest_row"))) > 0.0:
+            _end_waits(connection, now, ahead)
+        connection.execute(SQL["bring_near"], (now,))
+
+    def follow_clock(self, connection: sqlite3.Connection) -> bool:
+        """Notices that the clock was set, and returns whether it was. Set back, it ends waits; set ahead, it ends no lease."""
+        offset = time.time() - time.monotonic()
+        jump = offset - self._offset
+        if abs(jump) < _JUMP_SECONDS:
+            return False
+        self._offset = offset
+        if jump < 0:
+            _end_waits(connection, time.time(), -jump)
+        else:
+            connection.execute(SQL["extend_leases"], (jump,))
+        log.warning("The clock was set %s by %d s", "ahead" if jump > 0 else "back, so waits end,", abs(jump))
+        return True
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
         self.revoked -= {lease for lease in self.revoked if lease[0] == lane}
@@ -107,3 +132,12 @@ class Leases:
         for release in changes.releases:
             connection.execute(SQL["release"], release.row(now))
         self._tallies.update(changes.tallies)
+
+
+def _end_waits(connection: sqlite3.Connection, now: float, ahead: float) -> None:
+    """Ends what was to last until a time that a wrong clock has set: back-offs, the gate, the turns of sign-ups."""
+    connection.execute(SQL["end_waits"], (now, ahead))
+    connection.execute(SQL["advance_schedules"], (now, ahead))
+    closure, _ = read_gate(connection)
+    if closure is not None and closure.until > now:
+        connection.execute(SQL["move_gate"], (encode_closure(msgspec.structs.replace(closure, until=now)),))

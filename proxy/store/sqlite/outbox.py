@@ -23,7 +23,7 @@ from proxy.core.gate import Closure
 from proxy.errors import StoreRefused
 from proxy.store.outbox import NO_READS
 from proxy.store.records import Adopted, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
-from proxy.store.rows import DEAD, WAITING, discarded, increments, replayed, unheld
+from proxy.store.rows import DEAD, WAITING, discarded, increments, may_sweep, replayed, unheld
 from proxy.store.sqlite.adoption import Adoption, Work, adopted_names, is_adopted, note_adopted, total
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.damage import pragma
@@ -32,7 +32,7 @@ from proxy.store.sqlite.leases import Leases
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
 from proxy.store.sqlite.salvage import Salvage
-from proxy.store.sqlite.sweep import Step, Sweep
+from proxy.store.sqlite.sweep import SWEPT, Step, Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Writer
 
@@ -80,7 +80,7 @@ class SqliteOutbox:
         return self._writer.submit(job)
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        return await self._submit(self._leases.claim, lanes, per_lane, lease_seconds, probe)
+        return await self._submit(self._claim, lanes, per_lane, lease_seconds, probe)
 
     async def holds(self, lease: Lease) -> bool:
         return (lease.lane, lease.epoch) not in self._leases.revoked
@@ -127,6 +127,8 @@ class SqliteOutbox:
 
     async def sweep(self) -> None:
         await self._finish_erasures()
+        if not await self._submit(self._may_sweep):
+            return
         sweep = Sweep(time.time(), hold_age=self._hold_age, dead_age=self._dead_age, tallies=self._tallies)
         for step in sweep.steps:
             cursor: float | None = 0.0
@@ -205,9 +207,31 @@ class SqliteOutbox:
         if not first:
             return  # its leases are of senders of this process, which are still at work
         connection.execute("BEGIN IMMEDIATE")
+        if value(connection, "schedule", SWEPT) is None:  # a new store, or one of an older version
+            connection.execute(SQL["set_schedule"], (SWEPT, value(connection, "newest_row") or time.time()))
         self._leases.end_abandoned_leases(connection)
         self._appends.before_commit(connection)
         connection.execute("COMMIT")
+
+    def _claim(
+        self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
+    ) -> Claim:
+        if self._leases.follow_clock(connection):
+            self._appends.forget()
+        return self._leases.claim(connection, lanes, per_lane, lease_seconds, probe)
+
+    def _may_sweep(self, connection: sqlite3.Connection) -> bool:
+        """Returns whether the clock is trusted with what cannot be undone, and notes that it was."""
+        now, since = time.time(), self._upkeep.clock_doubted
+        known = value(connection, "schedule", SWEPT)
+        distrusted_for = time.monotonic() - since if since is not None else 0.0
+        if not may_sweep(now, known, distrusted_for=distrusted_for):
+            self._upkeep.doubt_clock()
+            return False
+        self._upkeep.trust_clock()
+        ahead = known is None or now > known or since is not None
+        connection.execute(SQL["set_schedule"], (SWEPT, now if ahead else known))
+        return True
 
     def _prove(self, connection: sqlite3.Connection) -> None:
         """Reading proves nothing about writing: after a failure, something is written."""

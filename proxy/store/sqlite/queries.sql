@@ -155,6 +155,22 @@ SELECT id FROM lanes WHERE leased = 1;
 -- Back-offs take minutes, sign-ups are put off for days; neither for a month.
 UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + CASE WHEN put_off THEN 2592000 ELSE 7200 END;
 
+-- name: newest_row
+-- When anything was last written that bears a time: each of these has its index.
+SELECT max(at) FROM (
+  SELECT max(at) AS at FROM seen UNION ALL SELECT max(since) FROM held UNION ALL SELECT max(at) FROM dead UNION ALL SELECT max(at) FROM visitors
+);
+
+-- name: end_waits
+-- The clock was set back by ?2 seconds: back-offs end, sign-ups keep their turns.
+UPDATE lanes SET ready_at = CASE WHEN put_off THEN max(?1, ready_at - ?2) ELSE ?1 END WHERE ready_at > ?1 AND leased = 0;
+
+-- name: advance_schedules
+UPDATE schedules SET until = max(?1, until - ?2) WHERE until > ?1 AND name <> 'swept';
+
+-- name: extend_leases
+UPDATE lanes SET ready_at = ready_at + ? WHERE leased = 1;
+
 -- ──── reads
 
 -- name: gate

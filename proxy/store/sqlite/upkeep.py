@@ -32,6 +32,11 @@ _TICK_SECONDS = 1.0  # between rounds; also without a write, until the store cou
 _SPACE_CHECK_SECONDS = 1.0
 _HEAD = struct.Struct("=16xI76xI")  # of the log's index: mxFrame and nBackfill, see sqlite.org/walformat.html
 
+_CLOCK_DOUBTED = (
+    "The machine's clock is days away from when old records were last removed, so none are: check the clock. If it is right, they are removed "
+    "after a day."
+)
+
 log = logging.getLogger("proxy.store")
 
 
@@ -84,6 +89,7 @@ class Upkeep:
         self.path = path
         self.counts = Counts()
         self.adopted: frozenset[str] = frozenset()  # names of stores that were set aside and have been taken back
+        self.clock_doubted: float | None = None  # since when, in monotonic seconds
         self._space = Space(path, min_free_bytes=min_free_bytes)
         self._index: LogIndex | None = None
         self._frames = 0
@@ -106,6 +112,16 @@ class Upkeep:
         self._cut_due = True
 
     # --- on the store's thread
+
+    def doubt_clock(self) -> None:
+        if self.clock_doubted is None:
+            self.clock_doubted = time.monotonic()
+            log.error("%s", _CLOCK_DOUBTED)
+
+    def trust_clock(self) -> None:
+        if self.clock_doubted is not None:
+            self.clock_doubted = None
+            log.warning("The machine's clock is trusted again")
 
     def attach(self) -> None:
         self._index = LogIndex(self.path)
@@ -181,6 +197,8 @@ class Upkeep:
     def _problems(self, aside: Iterable[str]) -> Iterable[str]:
         if self._space.is_short():
             yield "The disk is nearly full, and pushes are refused: free some space, or lower SCQ_MIN_FREE_MB."
+        if self.clock_doubted is not None:
+            yield _CLOCK_DOUBTED
         if self._alarmed:
             yield _held_up(self._frames)
         for name in aside:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.shims import built
 from tests.support.sqlite import aside_of, opened, push, waiting
 
-SHIM = Path(__file__).parents[2] / "support" / "bad_disk.c"
 OPENS = """
 import asyncio, logging, sys
 from pathlib import Path
+from tests.support.shims import built
 from tests.support.sqlite import opened, waiting
 
 async def main():
@@ -31,14 +31,7 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        if "CI" in os.environ:
-            pytest.fail("needs a C compiler")
-        pytest.skip("needs a C compiler")
-    built = tmp_path_factory.mktemp("shim") / "bad_disk.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", built, SHIM, "-ldl"], check=True)
-    return built
+    return built("bad_disk.c", tmp_path_factory.mktemp("shim"))
 
 
 async def healthy(path: Path) -> list[str]:

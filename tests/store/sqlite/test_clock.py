@@ -1,0 +1,165 @@
+"""A clock that is wrong, and one that is set right: nothing is erased for it, nobody waits for it. A shim in front of libc sets it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from proxy.core.calls import Track
+from proxy.core.decision import Decision, Hold, Remember
+from proxy.sandbox.api import Sandbox
+from proxy.sandbox.faults import Fault
+from proxy.store.records import DeadReason, Fate, Settled, Settlement
+from proxy.store.rows import CLOCK_BELIEVED, CLOCK_STEP, clock_set_back, may_sweep
+from tests.support.server import Browser, arrives, new_email, token, track
+from tests.support.shims import built
+from tests.support.sqlite import Start, opened, push
+
+NOW, DAY, HOUR, HALF_AN_HOUR = 1_800_000_000.0, 86_400, 3_600, 1_800
+
+DRIVER = """
+import asyncio, os, sys, time
+from pathlib import Path
+from proxy.core.gate import Closure
+from proxy.store.records import Settlement
+from tests.support.sqlite import delivered, health, opened, push
+
+path = Path(sys.argv[1])
+
+def set_clock(seconds):
+    Path(os.environ["CLOCK_OFFSET"]).write_text(str(seconds))
+
+async def main():
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built("wrong_clock.c", tmp_path_factory.mktemp("shim"))
+
+
+def under_the_clock(path: Path, shim: Path, *lines: str) -> None:
+    """Runs these lines in a process whose clock they set."""
+    script = DRIVER + "\n".join(f"    {line}" for line in lines) + "\nasyncio.run(main())\n"
+    environ = os.environ | {"LD_PRELOAD": str(shim), "CLOCK_OFFSET": str(path.with_name("offset"))}
+    where = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        env=environ,
+        cwd=where,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_clock_far_from_the_last_sweep_is_not_trusted_until_it_has_stood_there_for_a_day() -> None:
+    step, day = CLOCK_STEP.total_seconds(), CLOCK_BELIEVED.total_seconds()
+    assert may_sweep(NOW, None, distrusted_for=0.0)
+    for known in (NOW - step, NOW, NOW + step):
+        assert may_sweep(NOW, known, distrusted_for=0.0)
+    for known in (NOW - step - 1, NOW + step + 1, NOW - 100 * DAY):
+        assert not may_sweep(NOW, known, distrusted_for=day - 1)
+        assert may_sweep(NOW, known, distrusted_for=day)
+
+
+def test_a_newest_row_from_the_future_tells_that_the_clock_was_set_back() -> None:
+    assert clock_set_back(NOW, None) == clock_set_back(NOW, NOW - HOUR) == clock_set_back(NOW, NOW + 30) == 0.0
+    assert clock_set_back(NOW, NOW + HOUR) == HOUR
+
+
+async def test_a_start_with_a_clock_a_hundred_days_ahead_erases_nothing(tmp_path: Path, shim: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await push(outbox)
+    (lease,) = (await outbox.claim(1, 1, 60)).leases
+    dead = Settled(lease.pushes[0].seq, Fate.DEAD, reason=DeadReason.REJECTED)
+    assert await outbox.settle(Settlement(lease, (dead,)))
+    await outbox.append(
+        lambda facts: Decision((Hold("held", "visitor", Track(("a",))), Remember("held", "visitor")), None)
+    )
+    await outbox.close()
+    lines = (
+        f"set_clock({100 * DAY})",
+        "outbox = await opened(path)",
+        "await outbox.sweep()",
+        "ids = await push(outbox)",
+        "await outbox.sweep()",
+        "assert any('check the clock' in each for each in (await health(outbox)).problems)",
+        "await outbox.close()",
+        "outbox = await opened(path)",
+        "await outbox.sweep()",
+        "await outbox.close()",
+    )
+    await asyncio.to_thread(under_the_clock, tmp_path / "scq.db", shim, *lines)
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.sweep()
+    stats = await outbox.stats()
+    assert (stats.dead, stats.holding, stats.health.problems) == (1, 1, ())
+    seen = await outbox._writer.submit(lambda connection: connection.execute("SELECT count(*) FROM seen").fetchone()[0])
+    assert seen == 3
+    await outbox.close()
+
+
+@pytest.mark.parametrize("restart", ["in use", "at a restart"])
+def test_a_clock_that_is_set_right_ends_the_waits_that_it_has_set(tmp_path: Path, shim: Path, restart: str) -> None:
+    opens_again = ("await outbox.close()", "outbox = await opened(path)") if restart == "at a restart" else ()
+    under_the_clock(
+        tmp_path / "scq.db",
+        shim,
+        f"set_clock({HOUR})",
+        "outbox = await opened(path)",
+        "await push(outbox)",
+        "(lease,) = (await outbox.claim(1, 1, 60)).leases",
+        "assert await outbox.settle(Settlement(lease, (), 1, time.time() + 20))",
+        "assert not (await outbox.claim(1, 1, 60)).leases",
+        "shut = Closure(time.time() + 60, 1)",
+        "await outbox.move_gate(None, shut)",
+        "set_clock(0)",
+        *opens_again,
+        "closure = (await outbox.claim(1, 1, 60)).closure",
+        "assert closure.until <= time.time()",
+        "assert len((await outbox.claim(1, 1, 60, probe=closure)).leases) == 1",
+        "await outbox.close()",
+    )
+
+
+def test_a_clock_that_is_set_ahead_ends_no_lease(tmp_path: Path, shim: Path) -> None:
+    under_the_clock(
+        tmp_path / "scq.db",
+        shim,
+        "set_clock(0)",
+        "outbox = await opened(path)",
+        "await push(outbox)",
+        "(lease,) = (await outbox.claim(1, 1, 60)).leases",
+        f"set_clock({HOUR})",
+        "assert not (await outbox.claim(1, 1, 60)).leases",
+        "assert await outbox.settle(delivered(lease))",
+        "await outbox.close()",
+    )
+
+
+def test_a_throttled_account_and_a_contact_in_retry_do_not_wait_for_a_clock_that_was_ahead(
+    tmp_path: Path, shim: Path, start: Start, sandbox: Sandbox
+) -> None:
+    offset = tmp_path / "offset"
+    offset.write_text(str(HALF_AN_HOUR))
+    with start(tmp_path / "scq.db", LD_PRELOAD=str(shim), CLOCK_OFFSET=str(offset)) as server:
+        sandbox.faults.stand("*", Fault(status=429, retry_after=60))
+        browser, ann = Browser(server), new_email()
+        assert browser.statuses(["identify", {"token": token(ann, exp_in=HOUR)}]) == ["accepted"]
+        before = time.monotonic()
+        while "throttles this account" not in server.log:
+            time.sleep(0.02)
+        sandbox.faults.clear()
+        offset.write_text("0")
+        arrives(sandbox, ann, "identify")
+        assert time.monotonic() - before < 50
+        assert browser.statuses(track("cart-1")) == ["accepted"], "a cookie from the future counts"

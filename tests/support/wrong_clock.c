@@ -1,0 +1,25 @@
+/* A clock that is set: loaded in front of libc, it adds the seconds that stand in the file CLOCK_OFFSET to the time of day. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+static time_t offset(void) {
+  long seconds = 0;
+  const char *path = getenv("CLOCK_OFFSET");
+  FILE *file = path ? fopen(path, "r") : NULL;
+  if (file) {
+    if (fscanf(file, "%ld", &seconds) != 1) seconds = 0;
+    fclose(file);
+  }
+  return seconds;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  static int (*real)(clockid_t, struct timespec *);
+  if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+  int result = real(clock, now);
+  if (!result && clock == CLOCK_REALTIME) now->tv_sec += offset();
+  return result;
+}
