@@ -274,7 +274,8 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
             tally.count(settlement.results)
         else:
             tally.lost_leases += 1
-            log.warning("The lease of lane %d was lost: what was sent under it is sent again", lease.lane)
+            # The store says it if anything is sent again for that.
+            log.info("The lease of lane %d had ended before it was settled, and nothing was changed", lease.lane)
         return
 
 

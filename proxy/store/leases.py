@@ -162,6 +162,16 @@ def _add(changes: Changes, settlement: Settlement) -> None:
     )
 
 
+def sent_again(settlement: Settlement, waiting: Collection[tuple[int, str]]) -> int:
+    """Returns how many pushes will be sent a second time because their lease was lost: they had their answer, and still wait.
+
+    `waiting`: numbers and ids of those pushes of the lease that the store still has. They may have been settled before, by a call whose answer
+    was lost, or be in a store that is gone.
+    """
+    answered = {result.seq for result in settlement.results if result.fate is not Fate.KEPT and result.attempted}
+    return sum((push.seq, push.id) in waiting and push.seq in answered for push in settlement.lease.pushes)
+
+
 def changes_of_abandoned(lanes: Iterable[int], started: Sequence[tuple[int, int, int]]) -> Changes:
     """Returns what the end of leases changes whose holder is gone.
 

@@ -18,6 +18,7 @@ from proxy.store.leases import (
     head_of,
     last_identify,
     new_addresses,
+    sent_again,
 )
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
 
@@ -150,3 +151,20 @@ def test_only_a_delivered_change_of_address_moves_a_lane() -> None:
     pushes = [waiting(seq, Attributes(new_email=f"{seq}@example.com")) for seq in (1, 2, 3)]
     results = (Settled(3, Fate.DELIVERED), Settled(1, Fate.DELIVERED), Settled(2, Fate.KEPT))
     assert new_addresses(Settlement(lease(*pushes, waiting(4)), results)) == ["1@example.com", "3@example.com"]
+
+
+# --- a lease is lost
+
+
+def test_what_had_its_answer_and_still_waits_is_sent_again_and_nothing_else_is() -> None:
+    lost = lease(waiting(1), waiting(2), waiting(3), waiting(4))
+    results = (
+        Settled(1, Fate.DELIVERED),
+        Settled(2, Fate.DELIVERED, attempted=False, unchanged=True),
+        Settled(3, Fate.KEPT, attempted=False),
+        Settled(4, Fate.DELIVERED),
+    )
+    settlement = Settlement(lost, results)
+    assert sent_again(settlement, [(each, f"id{each}") for each in (1, 2, 3, 4)]) == 2
+    assert sent_again(settlement, [(1, "id1"), (4, "of another store")]) == 1
+    assert sent_again(settlement, []) == 0

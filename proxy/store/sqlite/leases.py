@@ -13,7 +13,16 @@ from collections import Counter
 import msgspec
 
 from proxy.core.gate import Closure, merge_closures
-from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
+from proxy.store.leases import (
+    Changes,
+    LaneRow,
+    changes_of,
+    changes_of_abandoned,
+    head_of,
+    lease_of,
+    new_addresses,
+    sent_again,
+)
 from proxy.store.records import Claim, Lease, Settlement
 from proxy.store.rows import clock_set_back, encode_closure
 from proxy.store.sqlite.file import SQL
@@ -108,6 +117,7 @@ class Leases:
     def settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:
         lease = settlement.lease
         if connection.execute(SQL["lease_holds"], (lease.lane, lease.epoch)).fetchone() is None:
+            _tell_loss(connection, settlement)
             return False
         # Ask the table, not `revoked`: the erasure may have been rolled back, or this settlement may be repeated after a roll-back.
         erased = value(connection, "push", lease.pushes[0].seq) is None
@@ -132,6 +142,15 @@ class Leases:
         for release in changes.releases:
             connection.execute(SQL["release"], release.row(now))
         self._tallies.update(changes.tallies)
+
+
+def _tell_loss(connection: sqlite3.Connection, settlement: Settlement) -> None:
+    lease = settlement.lease
+    waiting = [(push.seq, value(connection, "push_id", push.seq)) for push in lease.pushes]
+    if again := sent_again(settlement, waiting):
+        log.warning(
+            "The lease of lane %d was lost, and pushes that were sent under it are sent again: %d", lease.lane, again
+        )
 
 
 def _end_waits(connection: sqlite3.Connection, now: float, ahead: float) -> None:

@@ -118,6 +118,9 @@ SELECT 1 FROM lanes WHERE id = ? AND epoch = ? AND leased = 1;
 -- name: push
 SELECT 1 FROM pushes WHERE seq = ?;
 
+-- name: push_id
+SELECT id FROM pushes WHERE seq = ?;
+
 -- name: remove
 DELETE FROM pushes WHERE seq = ?;
 

@@ -25,7 +25,7 @@ from proxy.store.sqlite.file import file_system, wal_path
 
 CHECKPOINT_FRAMES = 1_000  # pages in the log from which it is moved into the file, as in SQLite itself
 ALARM_FRAMES = 8_000  # pages (32 MB) that a checkpoint could not move: something holds it up
-LARGE_LOG_BYTES = 64 << 20  # a log that grew larger, in a burst, is cut when there is nothing else to do
+LARGE_LOG_BYTES = 64 << 20  # a log that grew larger, in a burst or behind a reader, is cut once it has been moved
 SPARE_PAGES = 2_048  # free pages that stay in the file for what comes next
 VACUUM_PAGES = 64  # given back at a time: a transaction must not get long
 _TICK_SECONDS = 1.0  # between rounds; also without a write, until the store counts as quiet
@@ -148,7 +148,7 @@ class Upkeep:
         return time.monotonic() - self._ticked >= _TICK_SECONDS
 
     def tick(self, connection: sqlite3.Connection) -> None:
-        """Does what was put off, if nothing was written for a while, and all that makes room, if the disk is nearly full.
+        """Does what was put off, if nothing was written for a while, and all that makes room, if the disk is nearly full or the log large.
 
         Called after `after_commit`, which counts the frames.
         """
@@ -162,8 +162,10 @@ class Upkeep:
         elif self._cut_due:
             self._cut_log(connection)
             self._cut_due = bool(_size(wal_path(self.path)))
-        elif quiet and _size(wal_path(self.path)) > (0 if short else LARGE_LOG_BYTES):
+        elif quiet and short and _size(wal_path(self.path)):
             self._cut_log(connection)
+        elif self._frames < CHECKPOINT_FRAMES and _size(wal_path(self.path)) > LARGE_LOG_BYTES:
+            self._cut_log(connection)  # also under load: nearly all of it is in the file, so that this takes no time
 
     def checkpoint(self, connection: sqlite3.Connection) -> None:
         """Moves what it can from the log into the file; delays nobody."""

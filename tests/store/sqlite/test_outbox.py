@@ -361,3 +361,23 @@ async def test_an_erasure_leaves_no_trace_in_the_log_of_a_store_in_use(tmp_path:
     files = [tmp_path / "scq.db-wal", tmp_path / "scq.db"]
     await asyncio.to_thread(eventually, lambda: not any(b"a@example.com" in file.read_bytes() for file in files))
     await outbox.close()
+
+
+async def test_that_something_is_sent_again_is_said_only_if_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await outbox.append(one_push)
+    (lost,) = (await outbox.claim(1, 1, 0)).leases
+    (lease,) = (await outbox.claim(1, 1, 60)).leases
+    assert not await outbox.settle(Settlement(lost, (Settled(lost.pushes[0].seq, Fate.KEPT, attempted=False),)))
+    assert caplog.messages == []
+    delivered = (Settled(lost.pushes[0].seq, Fate.DELIVERED),)
+    assert not await outbox.settle(Settlement(lost, delivered))
+    assert caplog.messages == [
+        f"The lease of lane {lost.lane} was lost, and pushes that were sent under it are sent again: 1"
+    ]
+    assert await outbox.settle(Settlement(lease, delivered))
+    assert not await outbox.settle(Settlement(lease, delivered)), "its answer was lost, and it is made again"
+    assert len(caplog.messages) == 1
+    await outbox.close()

@@ -105,6 +105,33 @@ async def test_a_log_that_grew_large_is_cut_when_there_is_nothing_to_do(tmp_path
     await outbox.close()
 
 
+async def test_a_log_that_grew_behind_a_reader_is_cut_when_that_leaves_also_under_load(tmp_path: Path) -> None:
+    outbox = await opened(tmp_path / "scq.db")
+    await push(outbox)
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            await push(outbox)
+
+    with closing(sqlite3.connect(tmp_path / "scq.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM pushes").fetchone()
+        await fill(outbox, LARGE_LOG_BYTES + MIB)
+        pushing = [asyncio.ensure_future(load()) for _ in range(2)]
+        await push(outbox, 10)
+        assert size(tmp_path / "scq.db-wal") > LARGE_LOG_BYTES
+
+    async def is_cut() -> bool:
+        return size(tmp_path / "scq.db-wal") < LARGE_LOG_BYTES
+
+    await holds(is_cut)
+    assert not any(task.done() for task in pushing)
+    stop.set()
+    await asyncio.gather(*pushing)
+    await outbox.close()
+
+
 async def test_the_sweep_gives_free_pages_back_to_the_disk(tmp_path: Path) -> None:
     outbox = await opened(tmp_path / "scq.db")
     assert await outbox._writer.submit(lambda c: c.execute("PRAGMA auto_vacuum").fetchone()) == (2,)
