@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test fuzz-answers soak soak-nodes soak-browser power-cuts page-cost scale bench bench-quick sizes lint pins clean
+.PHONY: help run test fuzz-answers soak soak-nodes soak-standby soak-browser power-cuts page-cost scale bench bench-quick sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -15,6 +15,7 @@ help:
 	@echo 'make fuzz-answers   100,000 answers that SendX would never give, and what becomes of the pushes: some ten minutes'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
+	@echo 'make soak-standby 40 faults of a synchronous standby and its primary under three nodes: some fifteen minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make power-cuts   the power is cut at 4,000 moments of a run that strace recorded: some three minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
@@ -50,6 +51,10 @@ soak:
 soak-nodes:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.load.soak_nodes --faults 100 $(ARGS)
+
+soak-standby:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.load.soak_standby --faults 40 $(ARGS)
 
 soak-browser:
 	@bash .ci/setup test

@@ -419,14 +419,21 @@ class Attack:
         self.hushes.append(Hush(told + HEARD_SECONDS, until, why, self._late))
 
 
-def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: None) -> Outcome:
+def run(
+    plan: Plan,
+    directory: Path,
+    say: Callable[[str], Any] = lambda line: None,
+    *,
+    serve: Callable[[], Postgres] = Postgres,
+    attack_with: type[Attack] = Attack,
+) -> Outcome:
     """One run in a directory of its own. Raises AssertionError when it cannot be judged: a node ended by itself, say."""
     started = time.monotonic()
     app = create_sandbox(key=API_KEY)
     sandbox: Sandbox = app.state.sandbox
     with ExitStack() as stack:
         upstreams = stack.enter_context(serving_at(app, [0] * NODES))
-        postgres = Postgres()
+        postgres = serve()
         stack.callback(postgres.remove)
         cluster = Cluster(directory, upstreams, postgres)
         stack.callback(cluster.close)
@@ -436,7 +443,7 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
             node.spawn()
         cluster.await_ready()
         crowd = Crowd(plan.load, cluster.choose, sandbox, scripted=False)
-        attack = Attack(plan, cluster, clock, sandbox, watcher)
+        attack = attack_with(plan, cluster, clock, sandbox, watcher)
         with crowd.pushing():
             found = _ill_treat(plan, cluster, crowd, attack, say)
         sandbox.faults.clear()

@@ -228,6 +228,10 @@ class Standby(Server):
         """Makes it a primary."""
         self.execute("SELECT pg_promote()")
 
+    def follows(self) -> bool:
+        """Whether it is connected to its primary."""
+        return self._primary.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'") != []
+
 
 def _runs(pid: str) -> bool:
     try:
