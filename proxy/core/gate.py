@@ -49,9 +49,8 @@ class Permit(Enum):
 class Closure(msgspec.Struct, frozen=True):
     """The cause that shuts the gate.
 
-    `until`: Unix seconds of the next probe. `tries`: how often in a row it was shut, as probes saw it; from this, the wait for the next one
-    is computed. `down`: SendX does not answer; else,
-    unless `halted`, it throttles.
+    `until`: Unix seconds of the next probe, by the outbox's clock. `tries`: how often in a row it was shut, as probes saw it; from this, the
+    wait for the next one is computed. `down`: SendX does not answer; else, unless `halted`, it throttles.
     """
 
     until: float

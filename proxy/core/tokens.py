@@ -19,6 +19,7 @@ from proxy.core.reasons import MAX_TOKEN, Reason
 TOKEN_AUDIENCE = "scq"
 TOKEN_AGE = timedelta(hours=1)
 TOKEN_LEEWAY = timedelta(seconds=30)
+_CLOCK = "the clock of the store (the database's, or this machine's with SQLite): compare it with that of the server that signs"
 _ALL_TIME = 1e11  # seconds; some three thousand years
 
 
@@ -158,9 +159,10 @@ def _untimely(claims: Mapping[str, Any], now: float) -> TokenProblem | None:
     issued, expires, not_before = times
     leeway = TOKEN_LEEWAY.total_seconds()
     if now > expires + leeway:
-        return TokenProblem(Reason.EXPIRED_TOKEN, f"it expired {now - expires:.0f} seconds ago")
+        return TokenProblem(Reason.EXPIRED_TOKEN, f"it expired {now - expires:.0f} seconds ago by {_CLOCK}")
     if max(issued, not_before) > now + leeway:
-        return _bad("its iat or nbf is in the future: compare the clocks of the two machines")
+        ahead = max(issued, not_before) - now
+        return _bad(f"its iat or nbf is {ahead:.0f} seconds in the future by {_CLOCK}")
     if not expires <= now + TOKEN_AGE.total_seconds() + leeway:
         return _bad("its exp is more than an hour ahead")
     return None

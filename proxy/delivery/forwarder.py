@@ -10,7 +10,6 @@ import asyncio
 import logging
 import random
 import ssl
-import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -36,8 +35,8 @@ class Forwarder:
     """Sends what waits in the outbox to SendX.
 
     `concurrency`: senders. `timeout_seconds`: of one whole request. `rate`: the most requests per second, of all senders of the store
-    together; 0 for no limit. `clock` gives Unix seconds as the outbox's does; `rng` spreads the back-offs; `tls` trusts the public
-    authorities unless given.
+    together; 0 for no limit. `clock` gives Unix seconds, as the outbox's does unless it is given; `rng` spreads the back-offs; `tls` trusts the
+    public authorities unless given.
     """
 
     def __init__(
@@ -51,12 +50,12 @@ class Forwarder:
         max_age: timedelta,
         identify_refresh: timedelta = timedelta(0),
         rate: float = 0.0,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         limits = GiveUp(max_attempts=max_attempts, max_age_seconds=max_age.total_seconds())
-        self._account = Account(upstream, concurrency=concurrency, limits=limits, clock=clock, rng=rng)
+        self._account = Account(upstream, concurrency=concurrency, limits=limits, clock=clock or outbox.now, rng=rng)
         self._shared = Shared(
             outbox=outbox,
             account=self._account,

@@ -62,6 +62,12 @@ def _store(report: Report) -> Iterable[Metric]:
         (Gauge, "scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside),
         (Counter, "scq_store_failovers", "Times the database was found to be another server", health.failovers),
         (Counter, "scq_store_lost", "Acknowledged pushes that were found missing after a failover", health.lost),
+        (
+            Gauge,
+            "scq_store_clock_ahead_seconds",
+            "By how much its clock is ahead of this machine's",
+            health.clock_ahead_seconds,
+        ),
         (Gauge, "scq_store_log_frames", "Pages of the log that are not checkpointed", health.log_frames),
         (Gauge, "scq_store_headroom_bytes", room, health.headroom_bytes),
     ]

@@ -69,7 +69,7 @@ class OperatorPages:
         delivery = self._delivery()
         if delivery is None:
             return await read_report(self._outbox)
-        return make_report(await self._outbox.stats(), delivery, self._restarts(), time.time())
+        return make_report(await self._outbox.stats(), delivery, self._restarts(), self._outbox.now())
 
     @property
     def handlers(self) -> Handlers:

@@ -3,7 +3,6 @@
 Numbers and names of tags or fields only: no address, no key and no payload gets here.
 """
 
-import time
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
@@ -75,4 +74,4 @@ def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: flo
 
 
 async def read_report(outbox: Outbox) -> Report:
-    return make_report(await outbox.stats(), None, 0, time.time())
+    return make_report(await outbox.stats(), None, 0, outbox.now())

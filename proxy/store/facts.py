@@ -51,12 +51,11 @@ class HeldRow(NamedTuple):
 class Known:
     """The part of the store that has been read. A name that was looked for and not found is there with None, or with empty facts.
 
-    `now`: the store's clock (Unix seconds); `ahead`: by how many seconds it is ahead of this process's clock.
+    `now`: the store's clock (Unix seconds).
     """
 
     site_key: bytes
     now: float = 0.0
-    ahead: float = 0.0
     held_bytes: int = 0
     seen: dict[str, Seen | None] = field(default_factory=dict)
     lanes: dict[str, LaneFacts | None] = field(default_factory=dict)

@@ -149,7 +149,7 @@ class Ledger:
         if lane is None:
             lane = self.writes.lanes[key] = LaneChange()
         if lane.gained == 0:
-            delay = not_before + known.ahead - known.now
+            delay = not_before - known.now
             lane.delay, lane.put_off = (delay, True) if delay > 0 else (0.0, False)
         elif lane.put_off and verified:
             lane.delay, lane.put_off = 0.0, False

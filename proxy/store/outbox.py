@@ -39,6 +39,9 @@ class Outbox(Protocol):
 
     site_key: bytes
 
+    def now(self) -> float:
+        """Unix seconds by the store's clock, which counts for all that several nodes see: tokens, back-offs, the gate."""
+
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         """Decide and store in one transaction; returns when that is durable. `reads` changes nothing but the time that it takes."""
 

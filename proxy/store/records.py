@@ -172,10 +172,11 @@ class Counts(msgspec.Struct):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How the store itself is doing, in this process since it was opened; None where an adapter has no such thing.
 
-    `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again
-    after a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor
-    at which ingest stops. `set_aside`: damaged stores kept beside this one. `failovers`: to other servers, since the store was made; `lost`:
-    acknowledged pushes that were found missing after one. `problems`: sentences for a person, each with what to do.
+    `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again after
+    a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor at which
+    ingest stops. `set_aside`: damaged stores kept beside this one. `failovers`: to other servers, since the store was made; `lost`:
+    acknowledged pushes that were found missing after one. `clock_ahead_seconds`: of the store's clock, before this machine's. `problems`:
+    sentences for a person, each with what to do.
     """
 
     commits: int = 0
@@ -188,6 +189,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     set_aside: int = 0
     failovers: int | None = None
     lost: int | None = None
+    clock_ahead_seconds: float | None = None
     problems: tuple[str, ...] = ()
 
 

@@ -101,7 +101,7 @@ class PushEndpoint:
         self._rate.spend(client_address, 1, time.monotonic())  # before the body: many may be on their way at once
         batch = parse_batch(await read_body(scope, receive, headers.content_length))
         self._rate.spend(client_address, max(0, len(batch.items) - 1), time.monotonic())
-        now, name = time.time(), cookie_name(origin)
+        now, name = self._outbox.now(), cookie_name(origin)
         value = read_cookie(headers.cookie, name)
         visitor = self._cookies.decode(value, now) if value else None
         candidates = [self._candidate(item, visitor, client_address, now) for item in batch.items]

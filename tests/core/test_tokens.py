@@ -71,8 +71,8 @@ REFUSED_TOKENS: dict[str, tuple[str, Reason, str]] = {
     "with an address that turns": (token(email="a\u202eda@example.com"), Reason.BAD_TOKEN, "e-mail"),
     "expired": (token(exp=int(NOW) - 31), Reason.EXPIRED_TOKEN, "expired"),
     "good for too long": (token(exp=int(NOW) + 3_631), Reason.BAD_TOKEN, "hour"),
-    "from the future": (token(iat=int(NOW) + 31), Reason.BAD_TOKEN, "clocks"),
-    "not valid yet": (token(nbf=int(NOW) + 31), Reason.BAD_TOKEN, "clocks"),
+    "from the future": (token(iat=int(NOW) + 31), Reason.BAD_TOKEN, "the clock of the store"),
+    "not valid yet": (token(nbf=int(NOW) + 31), Reason.BAD_TOKEN, "the clock of the store"),
     "with a text as expiry": (token(exp=f"{int(NOW)}"), Reason.BAD_TOKEN, ""),
     "with infinity as expiry": (token(exp=float("inf")), Reason.BAD_TOKEN, ""),
     "over the length": (

@@ -34,6 +34,7 @@ NOT_COPIED = {  # leases, probes and erasures: none is left in a store that was 
         "not_offered.shard",
         "scq_schema.version",
         "visitors.left_key",
+        *("timelines.timeline", "timelines.at", "timelines.lost"),
     ),  # and what PostgreSQL makes itself
 }
 SHUT = Closure(until=10.0, tries=3)

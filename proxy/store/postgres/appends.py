@@ -6,7 +6,6 @@ wait for each other: advisory locks on visitors, people and schedules, sorted; t
 schedules, names not offered; and the counters last.
 """
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -113,7 +112,7 @@ async def _read(transaction: Transaction, known: Known, wants: Wants) -> bool:
         raise Overtaken
     ((now, known.held_bytes, has_standbys),) = results[1].rows
     if first:
-        known.now, known.ahead = now, now - time.time()
+        known.now = now
     rows = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
     _keep_absent(known, wants)
     _keep(known, defaultdict(list, rows))

@@ -127,6 +127,18 @@ class Transaction:
             raise StoreUnavailable("The database is not sure of a commit: its log says why.", retry_after=RETRY_AFTER)
         return results
 
+    def now(self) -> float:
+        """Returns Unix seconds by the server's clock."""
+        return self._sight.now()
+
+    async def look(self) -> None:
+        """Looks at the server, and at nothing that is stored."""
+        asked = self._sight.asked()
+        with _cut_off(self._connection, self._answer_seconds):
+            row = await (await self._connection.execute(f"SELECT {self._sight.look}")).fetchone()
+        if row is not None:
+            self._sight.take(asked, row)
+
     async def end(self) -> None:
         """Rolls back what was not committed. Closes a connection that cannot do that."""
         try:
@@ -281,12 +293,7 @@ class Database:
                     log.warning("A node that does not go on held up others: %d of its transactions were ended", row[0])
 
     async def look(self) -> None:
-        """Looks at the server, and at nothing that is stored."""
-
-        async def nothing(transaction: Transaction) -> None:
-            await transaction.run()
-
-        await self.run(nothing)
+        await self.run(Transaction.look, reads_only=True)
 
     async def read(self, *queries: Query) -> list[Rows]:
         """Runs all queries in one round trip, each on a snapshot of its own."""

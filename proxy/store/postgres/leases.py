@@ -1,12 +1,11 @@
 """Leases of the PostgreSQL outbox: claimed, settled many at a time, and ended if nobody settles them; and the gate.
 
-The database's clock says when a lane is ready and when a lease ends, because no two nodes agree on the time. A node counts `Lease.until`
-from before it asked, so it gives up no later than the others take over. `store.leases` decides what a lease is made of and what its end
+The database's clock says when a lane is ready and when a lease ends, because no two nodes agree on the time (`sight`). A node counts
+`Lease.until` from before it asked, so it gives up no later than the others take over. `store.leases` decides what a lease is made of and what its end
 changes.
 """
 
 import itertools
-import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -72,7 +71,7 @@ class NodeLeases:
         probe: bool = False,
     ) -> tuple[Lease, ...]:
         """Leases the heads of lanes whose rows this transaction has locked, and commits."""
-        lanes, until = {row[0]: LaneRow(*row) for row in rows}, time.time() + seconds
+        lanes, until = {row[0]: LaneRow(*row) for row in rows}, self._database.sight.now() + seconds
         if not lanes:
             return ()
         expired = [lane.id for lane in lanes.values() if lane.leased]
@@ -136,7 +135,7 @@ async def _end_leases(transaction: Transaction, lanes: Sequence[int]) -> Mapping
     """Ends leases whose holder is gone; returns what to tally. The lanes are locked."""
     (found,) = await transaction.run(("started", {"lanes": list(lanes)}))
     changes = changes_of_abandoned(lanes, [(lane, seq, size) for lane, seq, _, size in found.rows])
-    await transaction.run(*_writes(changes, {seq: address for _, seq, address, _ in found.rows}))
+    await transaction.run(*_writes(changes, {seq: address for _, seq, address, _ in found.rows}, transaction.now()))
     return changes.tallies
 
 
@@ -186,7 +185,7 @@ async def _settle_all(transaction: Transaction, settlements: Sequence[Settlement
     if held:
         revoked = [lane for lane, _, _, revoked, _ in leases.rows if revoked and lane in held]
         changes = changes_of([settlements[number] for number in held.values()], revoked)
-        await transaction.commit(*_writes(changes, _by_seq(buried), revoked), tally(changes.tallies))
+        await transaction.commit(*_writes(changes, _by_seq(buried), transaction.now(), revoked), tally(changes.tallies))
     return held.values()
 
 
@@ -212,7 +211,7 @@ async def _settle_moving(transaction: Transaction, settlement: Settlement) -> bo
         raise Overtaken
     revoked = [lease.lane] if is_revoked else []
     changes = changes_of([settlement], revoked)
-    await transaction.run(*_writes(changes, _by_seq(buried), revoked))
+    await transaction.run(*_writes(changes, _by_seq(buried), transaction.now(), revoked))
     if not is_revoked:
         for address in addresses:
             await move_lane(transaction, lease.lane, address)
@@ -231,10 +230,9 @@ def _by_seq(buried: Sequence[Rows]) -> dict[int, str]:
     return dict(row for result in buried for row in result.rows)
 
 
-def _writes(changes: Changes, addresses: Mapping[int, str], revoked: Sequence[int] = ()) -> list[Query]:
+def _writes(changes: Changes, addresses: Mapping[int, str], now: float, revoked: Sequence[int] = ()) -> list[Query]:
     """Returns what carries the changes out, but for the tallies. `addresses`: of what is buried; `revoked`: lanes of people who were erased."""
-    now = time.time()
-    releases = [release.row(now, origin=now) for release in changes.releases]  # the database's clock may be another
+    releases = [release.row(now, origin=now) for release in changes.releases]
     buried = [
         (seq, int(tried), str(reason), *said, lane_key(addresses[seq])) for seq, tried, reason, *said in changes.buried
     ]

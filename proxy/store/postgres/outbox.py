@@ -54,8 +54,12 @@ class PostgresOutbox:
         self._settles: Groups[Settlement] = Groups(self._settle_all, most=_GROUP, name="store-settles")
         self._holds: Groups[Lease] = Groups(self._leases.holds, most=_GROUP, name="store-holds")
         self._ready = asyncio.Event()
+        self._skewed = False  # the clocks disagree, and that was said
         self._poll_seconds = _POLL_SECONDS
         self._found = True  # the last claim has found something
+
+    def now(self) -> float:
+        return self._database.sight.now()
 
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         decision: Decision[T] = await self._appends.submit((decide, reads))
@@ -64,11 +68,19 @@ class PostgresOutbox:
     async def _append_all(self, jobs: Sequence[Job[Append]]) -> None:
         if await append(self._database, self.site_key, jobs):
             self._ready.set()
+        await self._heed()
+
+    async def _heed(self) -> None:
+        """Says what was seen of the server, once."""
         await note_move(self._database)
+        skew = self._database.sight.skew()
+        if bool(skew) is not self._skewed:
+            self._skewed = bool(skew)
+            log.warning("%s", skew or "This machine's clock and the database's agree again")
 
     async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
         claim = await self._leases.claim(lanes, per_lane, lease_seconds, probe)
-        await note_move(self._database)
+        await self._heed()
         self._found = bool(claim.leases)
         if self._found:
             self._poll_seconds = _POLL_SECONDS
@@ -105,7 +117,7 @@ class PostgresOutbox:
         while not self._ready.is_set() and (remaining := deadline - time.monotonic()) > 0:
             if time.monotonic() - self._database.sight.looked_at > _LOOK_SECONDS:
                 await self._database.look()
-                await note_move(self._database)
+                await self._heed()
             seconds = min(remaining, self._poll_seconds)
             if not patient:
                 (found,) = await self._database.read(("next_ready", {}))
@@ -141,10 +153,12 @@ class PostgresOutbox:
             await transaction.commit(PROOF)
 
         await self._database.run(prove)
-        await note_move(self._database)
+        await self._heed()
 
     async def stats(self) -> Stats:
         await self._appends.caught_up()
+        if time.monotonic() - self._database.sight.looked_at > _LOOK_SECONDS:
+            await self._database.look()
         return await read_stats(self._database)
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
@@ -208,6 +222,7 @@ async def open_outbox(
     await database.open()
     try:
         (found,) = await database.read(("site_key", {}))
+        await database.look()
     except BaseException as error:
         await database.close()
         if isinstance(error, StoreUnavailable):

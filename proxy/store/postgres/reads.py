@@ -44,11 +44,12 @@ async def read_stats(database: Database) -> Stats:
 def _health(database: Database, timelines: Sequence[tuple[Any, ...]]) -> Health:
     trouble = database.trouble
     sentence = f"The database does not take what it is asked to ({trouble}): see its log."
-    problems = [sentence] if trouble else []
+    problems = [each for each in (sentence if trouble else "", database.sight.skew()) if each]
     return Health(
         **msgspec.structs.asdict(database.counts),
         failovers=max(0, len(timelines) - 1),
         lost=sum(lost for *_, lost in timelines),
+        clock_ahead_seconds=database.sight.ahead_seconds,
         problems=(*problems, *problems_of(timelines, database.sight.now())),
     )
 

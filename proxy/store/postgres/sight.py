@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, LiteralString, NamedTuple
 
+SKEW_SECONDS = 5.0  # between two clocks: more is told
 ACKNOWLEDGED = 4_096  # ids that are remembered, of the last day
 _ACKNOWLEDGED_SECONDS = 86_400.0  # the store itself forgets ids after some days
 
@@ -59,6 +60,16 @@ class Sight:
     def ahead_seconds(self) -> float:
         """By how much the server's clock is ahead of this machine's."""
         return self.now() - time.time()
+
+    def skew(self) -> str:
+        """Returns a sentence if the two clocks disagree, else ""."""
+        ahead = self.ahead_seconds
+        if abs(ahead) <= SKEW_SECONDS:
+            return ""
+        return (
+            f"This machine's clock is {abs(ahead):,.0f} seconds {'behind' if ahead > 0 else 'ahead of'} the database's, which counts for tokens, "
+            "retries and ages: set both by NTP."
+        )
 
     def _set_clock(self, server: float, sent: float, received: float) -> None:
         # It was read between the two, so what is known of it is an interval: nothing to correct as long as the offset lies within.

@@ -64,6 +64,9 @@ class SqliteOutbox:
     async def open(self) -> None:
         await self._writer.open()
 
+    def now(self) -> float:
+        return time.time()
+
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         self._upkeep.require_space()
         return await self._writer.submit(lambda _: self._appends.append(decide), reads)
