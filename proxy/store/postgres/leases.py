@@ -6,6 +6,7 @@ changes.
 """
 
 import itertools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
@@ -25,6 +26,7 @@ from proxy.store.postgres.database import (
     columns,
     filled,
 )
+from proxy.store.postgres.floor import Floor
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import GATE, PERSON, lock, share_lock
 from proxy.store.postgres.people import move_lane
@@ -36,20 +38,26 @@ _GATE = (GATE, "")
 
 
 class NodeLeases:
-    """Claims. `own`: epochs of the leases of this process that are not settled yet, by lane."""
+    """Claims. `floor`: where the lanes begin that may be ready. `own`: epochs of the leases of this process that are not settled yet, by lane."""
 
     def __init__(self, database: Database) -> None:
         self.own: dict[int, int] = {}
+        self.floor = Floor()
         self._database = database
         self._probe_until: float | None = None  # of the probe that this process has out, on the database's clock
 
     async def claim(self, lanes: int, per_lane: int, seconds: float, probe: Closure | None) -> Claim:
         async def claim_all(transaction: Transaction) -> Claim:
-            _, gate, found = await transaction.run(share_lock(_GATE), ("gate", {}), ("claimable", {"lanes": lanes}))
+            start = self.floor.due(time.monotonic())
+            look: list[Query] = [] if start is None else [("next_ready", {"floor": start, "ahead": 0})]
+            query = ("claimable", {"lanes": lanes, "floor": self.floor.value if start is None else start})
+            _, gate, found, *looked = await transaction.run(share_lock(_GATE), ("gate", {}), query, *look)
+            for earliest in looked:
+                self.floor.found(*earliest.rows[0])
             return Claim(await lease(transaction, found.rows), decode_closure(gate.value))
 
         async def claim_probe(transaction: Transaction) -> Claim:
-            query = ("claimable_for_probe", {"seconds": seconds})
+            query = ("claimable_for_probe", {"seconds": seconds, "floor": self.floor.value})
             _, gate, found = await transaction.run(lock((_GATE,)), ("gate", {}), query)
             closure = decode_closure(gate.value)
             return Claim(await lease(transaction, found.rows if closure == probe else [], probe=True), closure)

@@ -120,7 +120,10 @@ class PostgresOutbox:
                 await self._heed()
             seconds = min(remaining, self._poll_seconds)
             if not patient:
-                (found,) = await self._database.read(("next_ready", {}))
+                floor = self._leases.floor
+                asked = {"floor": floor.value, "ahead": _MAX_POLL_SECONDS}
+                (found,) = await self._database.read(("next_ready", asked))
+                floor.found(*found.rows[0])
                 if found.value is not None and found.value <= 0:
                     break
                 seconds = min(seconds, found.value if found.value is not None else seconds)

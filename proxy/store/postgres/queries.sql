@@ -176,15 +176,15 @@ UPDATE gate SET probe_until = {now} + %(seconds)s RETURNING probe_until;
 UPDATE gate SET probe_until = NULL WHERE probe_until = %(until)s::float8;
 
 -- name: claimable
--- Nothing through a shut gate. Whoever would move it waits for this transaction (share_lock).
+-- Nothing through a shut gate. Whoever would move it waits for this transaction (share_lock). See `floor` for where it begins.
 SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes
-WHERE ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
+WHERE ready_at >= %(floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
 ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: claimable_for_probe
 -- Of those that have waited longest, the one that has failed least: a contact of whom SendX always fails must not stand for all.
 SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes
-WHERE id IN (SELECT id FROM lanes WHERE ready_at <= {now} ORDER BY ready_at LIMIT 1000) AND ready_at <= {now}
+WHERE id IN (SELECT id FROM lanes WHERE ready_at >= %(floor)s AND ready_at <= {now} ORDER BY ready_at LIMIT 1000) AND ready_at <= {now}
 AND (SELECT probe_until IS NULL OR NOT (probe_until > {now} AND probe_until <= {now} + %(seconds)s) FROM gate)
 ORDER BY failures, ready_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
 
@@ -223,7 +223,7 @@ SELECT seq, address FROM pushes WHERE seq = ANY (%(seqs)s::bigint[]);
 -- A lane that is empty has nothing to back off from, and can be forgotten. A node of an older version counts no bytes.
 UPDATE lanes l SET waiting = l.waiting - s.gone, bytes = CASE WHEN l.waiting > s.gone THEN greatest(l.bytes - s.freed, 0) ELSE 0 END,
 leased = false, revoked = false, failures = CASE WHEN l.waiting > s.gone THEN s.failures ELSE 0 END,
-ready_at = CASE WHEN l.waiting > s.gone THEN {now} + s.delay END,
+ready_at = CASE WHEN l.waiting > s.gone THEN {now} + greatest(s.delay, 0) END,
 identify_digest = CASE WHEN NOT s.learned THEN l.identify_digest WHEN l.identify_at = -1 THEN NULL ELSE s.digest END,
 identify_at = CASE WHEN l.identify_at = -1 THEN NULL WHEN NOT s.learned THEN l.identify_at ELSE s.digest_at END
 FROM unnest(%(lanes)s::bigint[], %(gone)s::bigint[], %(failures)s::bigint[], %(delays)s::float8[], %(learned)s::bool[],
@@ -306,8 +306,8 @@ DELETE FROM dead WHERE seq = ANY (%(seqs)s::bigint[]);
 -- ──── outbox
 
 -- name: next_ready
--- Seconds from now.
-SELECT min(ready_at) - {now} FROM lanes WHERE ready_at IS NOT NULL;
+-- Seconds from now until the first lane is ready, NULL: more than `ahead`; and the time.
+SELECT min(ready_at) - {now}, {now} FROM lanes WHERE ready_at >= %(floor)s AND ready_at <= {now} + %(ahead)s;
 
 -- name: reserve
 -- Seconds until the first of the sends. A time that is days ahead was set under a clock that was wrong.

@@ -328,7 +328,11 @@ async def test_the_cost_of_a_claim_does_not_grow_with_the_lanes_that_wait_for_a_
             "SELECT n || '@example.com', 1, extract(epoch FROM now()) + 3600 FROM generate_series(1, 20000) n"
         )
         connection.execute("VACUUM ANALYZE lanes")
-        for query, values in (("claimable", {"lanes": 64}), ("claimable_for_probe", {"seconds": 60})):
+        for query, values in (
+            ("claimable", {"lanes": 64, "floor": 0}),
+            ("claimable_for_probe", {"seconds": 60, "floor": 0}),
+            ("next_ready", {"floor": 0, "ahead": 1}),
+        ):
             text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SQL[query]}"
             row = connection.execute(text.encode(), values).fetchone()
             assert row is not None
@@ -598,4 +602,4 @@ async def test_a_closed_pool_says_so_and_nothing_else() -> None:
     await base.open()
     await base.close()
     with pytest.raises(StoreUnavailable):
-        await base.read(("next_ready", {}))
+        await base.read(("site_key", {}))
