@@ -48,6 +48,8 @@ _READ_ONLY = ("25006", "0A000")  # the latter of a transaction that begins on a 
 # Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
 _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
 
+_STATEMENT_MODE = "not allowed in statement pooling mode"  # PgBouncer's words; its code, 08P01, has other causes too
+
 Connection = AsyncConnection[tuple[Any, ...]]
 Query = tuple[str, Mapping[str, object]]  # its name in the file, its parameters
 T = TypeVar("T")
@@ -379,7 +381,9 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def cause(error: BaseException) -> str:
-    """Returns an error of the database for the log: its code and the code's name, without its words."""
+    """Returns an error of the database for the log: its code and the code's name, without its words, but for those of a pooler."""
+    if _STATEMENT_MODE in str(error):
+        return "PgBouncer stands before it in statement mode, which takes no transactions: set pool_mode to transaction"
     state = sqlstate(error)
     if state is None:
         return f"no answer ({'PoolTimeout' if isinstance(error, PoolTimeout) else type(error).__name__})"

@@ -430,8 +430,8 @@ async def test_connections_that_are_cut_are_made_anew(nodes: tuple[PostgresOutbo
 
 
 @contextmanager
-def bouncer(server: Server, directory: Path) -> Iterator[int]:
-    """PgBouncer in transaction mode with few connections: each transaction may get another one. Its port."""
+def bouncer(server: Server, directory: Path, mode: str = "transaction") -> Iterator[int]:
+    """PgBouncer with few connections: in transaction mode, each transaction may get another one. Its port."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         missing = "no PgBouncer: install Debian's package pgbouncer"
@@ -444,7 +444,7 @@ def bouncer(server: Server, directory: Path) -> Iterator[int]:
     settings.write_text(
         f"[databases]\n* = host=127.0.0.1 port={server.port} user={target['user']} password={target['password']}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-        "pool_mode = transaction\ndefault_pool_size = 3\nserver_reset_query_always = 1\n",
+        f"pool_mode = {mode}\ndefault_pool_size = 3\nserver_reset_query_always = 1\n",
         encoding="utf-8",
     )
     command = [program, "-q", str(settings)]
@@ -477,6 +477,16 @@ async def test_two_nodes_behind_a_pooler_in_transaction_mode_do_all_that_they_do
         assert (await there.durability()).facts["synchronous_commit"] == "on"
         await here.close()
         await there.close()
+
+
+async def test_a_pooler_that_takes_no_transactions_is_refused_in_words(tmp_path: Path) -> None:
+    direct = database()
+    with bouncer(postgres(), _readable(tmp_path), "statement") as port:
+        dsn = direct.replace(f":{postgres().port}/", f":{port}/")
+        eventually(lambda: _answers(dsn))
+        for attempt in (opened, assess, migrate):
+            with pytest.raises(StoreRefused, match=r"PgBouncer .* in statement mode.* set pool_mode to transaction"):
+                await attempt(dsn)
 
 
 def _readable(directory: Path) -> Path:
