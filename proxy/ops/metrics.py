@@ -22,7 +22,7 @@ class Exposition(Collector):
     def collect(self) -> Iterable[Metric]:
         yield Counter(
             "scq_defects",
-            "Requests answered 503 because of a fault of this program or for want of memory",
+            "Requests answered 503 or not at all because of a fault of this program or for want of memory",
             self._defects,
         )
         yield Gauge("scq_store_up", "1 if the store answers", float(self._report is not None))

@@ -13,7 +13,7 @@ log = logging.getLogger("proxy.web")
 
 
 class Defects:
-    """`count`: requests, since the start, that were answered 503 because of a fault of this program, or because memory ran out."""
+    """`count`: requests, since the start, that were answered 503 or not at all because of a fault of this program, or because memory ran out."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -32,7 +32,7 @@ class Defects:
                 place = what.partition(" < ")[0]
             if now - self._logged.get(place, float("-inf")) >= LOG_SECONDS:
                 self._logged[place] = now
-                log.error("A request could not be judged and is answered 503: %s", what)
+                log.error("A request could not be judged: %s", what)
 
     def problems(self) -> tuple[str, ...]:
         """Returns a sentence for a person while the last one is recent."""

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from proxy.core.hosts import ip_or_none
 from proxy.errors import ConfigError, Problem, ScqError
 from proxy.web.defects import Defects
-from proxy.web.http1 import http1
+from proxy.web.http1 import Http1, http1
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048
@@ -65,6 +65,7 @@ async def serve(
         for site in sites:
             await stack.enter_async_context(site.app.router.lifespan_context(site.app))
         _relax_collector()
+        asyncio.get_running_loop().set_exception_handler(_note_fault)
         servers = [_Server(_config(site)) for site in sites]
         apps = [site.app for site in sites]
 
@@ -108,6 +109,15 @@ async def work(app: Starlette, on_started: Callable[[], None]) -> None:
         failed = any(failure.done() for failure in failures)
     if failed:
         raise SystemExit(1)
+
+
+def _note_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A connection that ends by a fault before its protocol is asked, as when there is no memory to read into, is counted like the rest."""
+    protocol, error = context.get("protocol"), context.get("exception")
+    if isinstance(protocol, Http1) and isinstance(error, Exception):
+        protocol.defects.note(error)
+    else:
+        loop.default_exception_handler(context)
 
 
 def _relax_collector() -> None:

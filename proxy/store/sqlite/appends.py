@@ -13,7 +13,21 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from proxy.core.decision import Alias, Decide, Decision, LaneFacts, Reads, Seen, VisitorFacts
+from proxy.core.calls import Track
+from proxy.core.decision import (
+    Alias,
+    Born,
+    Decide,
+    Decision,
+    Enqueue,
+    Hold,
+    LaneFacts,
+    Reads,
+    Remember,
+    Seen,
+    VisitorFacts,
+)
+from proxy.core.visitors import Trust
 from proxy.store.facts import FactKind, HeldRow, Known, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
 from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, decode_visitor, tombstone
@@ -22,6 +36,12 @@ from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
 
 _REMEMBERED = 20_000  # visitors, and people: some 5 MB
+_PROOF = (
+    Born("proof", "proof"),
+    Hold("proof", "proof-held", Track(("proof",))),
+    Enqueue("proof", "proof", "proof", Trust.VERIFIED, Track(("proof",))),
+    Remember("proof", "proof"),
+)
 
 T = TypeVar("T")
 _encode = msgspec.json.Encoder().encode
@@ -74,6 +94,19 @@ class Appends:
         if self.ready_lanes:
             self.ready_lanes = False
             self._wake()  # before COMMIT is safe: a claim that this wakes queues behind this transaction
+
+    def prove(self) -> None:
+        """Makes an append and undoes it. Raises what a push would meet."""
+        self.flush()
+        tallies = dict(self._tallies)
+        self._connection.execute("SAVEPOINT proof")
+        self.append(lambda _: Decision(_PROOF, None))
+        self.flush()
+        self._connection.execute("ROLLBACK TO proof")
+        self._connection.execute("RELEASE proof")
+        self._tallies.clear()
+        self._tallies.update(tallies)
+        self.forget()
 
     def rolled_back(self) -> None:
         self.ready_lanes = False

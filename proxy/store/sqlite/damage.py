@@ -59,7 +59,7 @@ _REMEDIES = {
 
 def remedy_for(error: Exception) -> Remedy:
     """Returns FAIL for what is not in the table: a defect, or one statement's own trouble."""
-    if isinstance(error, FileMoved):
+    if isinstance(error, FileMoved | MemoryError):  # closing the file gives back what SQLite has of the memory
         return Remedy.REOPEN
     return _REMEDIES.get(primary_code(error), Remedy.FAIL)
 
@@ -82,6 +82,8 @@ def require_sound(connection: sqlite3.Connection, *, suspect: bool, checked_byte
     if found == "ok":
         return
     for code in map(int, re.findall(r"error code[ =]+(\d+)", str(found))):
+        if code & 0xFF == sqlite3.SQLITE_NOMEM:  # it was the check that failed
+            raise MemoryError
         if code & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise OSError(EIO, f"{os.strerror(EIO)}: SQLite's check met error {code}")
     raise Damaged(f"the check says: {' '.join(str(found).split())}")

@@ -144,7 +144,7 @@ class SqliteOutbox:
 
     async def ready(self) -> None:
         self._upkeep.require_space(at_once=True)
-        await self._submit(self._prove)
+        await self._writer.submit(self._prove, NO_READS)
 
     async def stats(self) -> Stats:
         stats = await self._submit(read_stats, self._tallies)
@@ -237,10 +237,11 @@ class SqliteOutbox:
         return True
 
     def _prove(self, connection: sqlite3.Connection) -> None:
-        """Reading proves nothing about writing: after a failure, something is written."""
+        """Reading proves nothing about writing: after a failure, an append is made, which is the most that a push needs."""
         if self._writer.writes:
             value(connection, "counter", "accepted")
         else:
+            self._appends.prove()
             connection.execute(SQL["tally"], ("gauge:proofs", 1))
 
     def _settle(self, connection: sqlite3.Connection, settlement: Settlement) -> bool:

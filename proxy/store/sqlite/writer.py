@@ -74,7 +74,7 @@ class Writer:
 
     @property
     def writes(self) -> bool:
-        """Whether no transaction has failed since one has written."""
+        """Whether no transaction has failed since one has written an append."""
         return not self._recovery.failures
 
     async def open(self) -> None:
@@ -87,8 +87,8 @@ class Writer:
     def submit(self, work: Callable[[sqlite3.Connection], T], reads: Reads | None = None) -> asyncio.Future[T]:
         """Runs `work` in a transaction; the result comes once that is durable.
 
-        Fails with `StoreUnavailable` if the transaction fails. If `work` itself raises, it alone fails: what it wrote is undone, and the
-        other jobs of its transaction are run again without it.
+        `reads`: for an append, and only for one. Fails with `StoreUnavailable` if the transaction fails. If `work` itself raises, it alone
+        fails: what it wrote is undone, and the other jobs of its transaction are run again without it.
         """
         if self._closed is not None:
             raise StoreUnavailable("The store is being closed.", retry_after=_RETRY_AFTER)
@@ -119,14 +119,12 @@ class Writer:
         self._answer([(opened, None, None)])
         last = False
         while not last:
-            jobs, last = self._take()
+            jobs: list[Job] = []
             try:
+                last = self._take(jobs)
                 self._serve(jobs)
             except Exception as error:  # noqa: BLE001 - a defect; a thread that ended here would leave everybody waiting
-                self._answer(_refusals(jobs))
-                self._disconnect()
-                self._recovery = self._recovery.defect_found(error)
-                self._tell_failure()
+                self._give_up(jobs, error)
         self._disconnect()
         self._recovery = self._recovery.closed()
         if self._closed is not None:
@@ -139,19 +137,31 @@ class Writer:
             jobs = self._transaction(jobs)
         self._keep_up()
 
-    def _take(self) -> tuple[list[Job], bool]:
-        """Returns all jobs that wait now, none if none came for a while, and whether they are the last."""
-        jobs: list[Job] = []
+    def _give_up(self, jobs: list[Job], error: Exception) -> None:
+        """Even without memory to say so with: it is tried until there is some."""
+        while True:
+            try:
+                self._disconnect()
+                self._recovery = self._recovery.defect_found(error)
+                self._answer(_refusals(jobs))
+                self._tell_failure()
+            except MemoryError:
+                time.sleep(_IDLE_SECONDS)
+            else:
+                return
+
+    def _take(self, jobs: list[Job]) -> bool:
+        """Adds all jobs that wait now, none if none came for a while; returns whether they are the last."""
         try:
             job = self._jobs.get(timeout=_IDLE_SECONDS)
             while job is not None:
                 jobs.append(job)
                 if len(jobs) >= MAX_GROUP:
-                    return jobs, False
+                    return False
                 job = self._jobs.get_nowait()
         except queue.Empty:
-            return jobs, False
-        return jobs, True
+            return False
+        return True
 
     def _transaction(self, jobs: list[Job]) -> list[Job]:
         """Runs and answers them; returns those that have to be run again, because of another that failed."""
@@ -174,7 +184,8 @@ class Writer:
         self._answer(outcomes)
         if connection.total_changes != changes:
             self._upkeep.committed(len(jobs), started)
-            self._note_write()
+            if self.writes or any(reads is not None for _, _, reads in jobs):
+                self._note_write()
         return []
 
     def _run(self, connection: sqlite3.Connection, job: Job) -> Outcome:
@@ -241,7 +252,7 @@ class Writer:
             return
         try:
             self._connect()
-        except (StoreRefused, sqlite3.Error, OSError) as error:
+        except (StoreRefused, sqlite3.Error, OSError, MemoryError) as error:
             self._recovery = self._recovery.refused(error)
             log.error("The store could not be opened again: %s", self._explain(error))
         else:
@@ -286,7 +297,7 @@ class Writer:
             if self._upkeep.is_due():
                 self._file.require_in_place()
                 self._upkeep.tick(connection)
-        except (sqlite3.Error, OSError, FileMoved) as error:
+        except (sqlite3.Error, OSError, FileMoved, MemoryError) as error:
             self._recovery = self._recovery.upkeep_failed(error)
             if self._recovery.state is State.BROKEN:
                 log.error("The store's upkeep failed: %s", self._explain(error))
@@ -321,7 +332,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         try:
             connection.execute("ROLLBACK")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, MemoryError) as error:  # it is closed after either
             log.error("The roll-back failed too: %s", error)
 
 

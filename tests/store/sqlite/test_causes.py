@@ -155,7 +155,7 @@ def test_a_process_without_memory_is_told_so(tmp_path: Path) -> None:
     error = sqlite3.DatabaseError("out of memory")
     error.sqlite_errorcode = sqlite3.SQLITE_NOMEM
     for failure in (error, MemoryError()):
-        assert "this process gets no more memory" in explain(failure, tmp_path / "scq.db")
+        assert "there is no memory left" in explain(failure, tmp_path / "scq.db")
     assert explain(sqlite3.DatabaseError("no such table"), tmp_path / "scq.db") == "no such table"
     assert explain(None, tmp_path) == "unknown"
 
