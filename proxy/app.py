@@ -27,6 +27,7 @@ from proxy.errors import ConfigError, StoreError, describe
 from proxy.ops.control import Control
 from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
+from proxy.ops.watch import Pace, Watch
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
 from proxy.web.access import AddressLimit, ClientAddresses, RateLimit
@@ -58,6 +59,7 @@ class Service:
         *,
         delivers: bool,
         defects: Defects,
+        pace: Pace | None = None,
     ) -> None:
         self.settings = settings
         self.outbox = outbox
@@ -69,13 +71,15 @@ class Service:
         self.failure: asyncio.Task[str] | None = None
         self._stopping = False
         self._delivery = self._new_delivery() if delivers else None
-        self.pages = OperatorPages(
+        self._watch = Watch(
             outbox,
             lambda: self._delivery.state() if self._delivery is not None else None,
             lambda: self.restarts,
-            ClientAddresses(settings.trusted_proxies),
-            defects,
+            lambda: defects.count,
+            timeout_seconds=settings.upstream_timeout_seconds,
+            pace=pace,
         )
+        self.pages = OperatorPages(outbox, self._watch, ClientAddresses(settings.trusted_proxies))
         self._use_secrets(settings)
 
     def reload(self) -> None:
@@ -109,17 +113,19 @@ class Service:
         tasks = [self.failure, asyncio.create_task(self._sweep(), name="sweeper")]
         if self._delivery is not None:
             tasks.append(asyncio.create_task(self._supervise(self._delivery), name="delivery-supervisor"))
+        watch = asyncio.create_task(self._watch.run(), name="health-watch")
         try:
             yield
         finally:
             self._stopping = True
+            watch.cancel()  # first: that nothing is sent during a stop is not a problem
             if control is not None:
                 await control.close()
             if self._delivery is not None:
                 await self._delivery.stop(STOP_SECONDS)
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(watch, *tasks, return_exceptions=True)
 
     async def _start_control(self) -> Control | None:
         """An SQLite file belongs to this process, so commands ask it. A database answers them itself."""
@@ -177,11 +183,12 @@ def create_app(
     fallback: ASGIApp | None = None,
     reread: Callable[[], Settings] | None = None,
     delivers: bool = True,
+    pace: Pace | None = None,
 ) -> Starlette:
     """The proxy as an ASGI application. `fallback`: answers every path that is not the proxy's (the demo's shop).
 
     `delivers`: it also sends what waits; without that, other processes have to. `reread`: reads the settings again, or raises `ConfigError`;
-    `state.reload()` then takes over new secrets.
+    `state.reload()` then takes over new secrets. `pace`: how often the proxy looks at itself, other than usual.
     """
 
     @contextlib.asynccontextmanager
@@ -189,7 +196,7 @@ def create_app(
         async with contextlib.AsyncExitStack() as stack:
             outbox = await open_store(settings)
             stack.push_async_callback(outbox.close)
-            service = Service(settings, outbox, reread, delivers=delivers, defects=app.defects)
+            service = Service(settings, outbox, reread, delivers=delivers, defects=app.defects, pace=pace)
             await stack.enter_async_context(service.running())
             app.state.failure = service.failure  # `web.server` ends the process when it is done
             if reread is not None:

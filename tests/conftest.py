@@ -4,6 +4,8 @@ A server and the fake SendX behind it live as long as a file of tests; `server_s
 `tests/browser/engines` has browsers of its own, by the same name, and `tests/system` scripted ones.
 """
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +25,31 @@ from tests.support.site import Pages, SendX, Site, environment
 # How fast this machine makes an example is not what a test is about. Fixtures are the servers under test, which serve all examples.
 settings.register_profile("checks", deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("checks")
+
+
+# A disk that is soon full
+
+
+def may_mount() -> bool:
+    """Returns whether this process has CAP_SYS_ADMIN."""
+    capabilities = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
+    )
+    return bool(int(capabilities.split()[1], 16) >> 21 & 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MB."""
+    if not may_mount() and "CI" not in os.environ:
+        pytest.skip("needs the right to mount a tmpfs: run as root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 # The server as a process

@@ -21,7 +21,8 @@ from proxy.core.tokens import TokenCodec, TokenProblem
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreError
 from proxy.ops.control import ask_once
-from proxy.ops.pages import AskDurability
+from proxy.ops.pages import AskDurability, AskReport
+from proxy.ops.report import Report, read_report
 from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing
 
@@ -109,25 +110,32 @@ async def check_store(settings: Settings) -> list[Finding]:
     """Durability as read back from the store, from the running server if there is one."""
     match settings.store:
         case SqliteUrl(path):
-            return [await _check_file(path.absolute())]
+            return await _check_file(path.absolute())
         case PostgresUrl() as database:
             return await _check_database(database, unsafe=settings.store_unsafe)
 
 
-async def _check_file(path: Path) -> Finding:
+async def _check_file(path: Path) -> list[Finding]:
+    """What the running server sees, or what stands in the file."""
+    wrong: list[Finding] = []
     server = "a server is running"
     try:
         try:
+            wrong = _wrong(await ask_once(path, AskReport(), Report))
             durability = await ask_once(path, AskDurability(), Durability)
         except ConnectionError:
             if (missing := _missing_store(path)) is not None:
-                return missing
+                return [missing]
             server = "no server is running"
             async with open_existing(SqliteUrl(path)) as outbox:
-                durability = await outbox.durability()
+                durability, wrong = await outbox.durability(), _wrong(await read_report(outbox))
     except StoreError as error:
-        return _mend(f"store: {error.message}")
-    return _fine(f"store: {durability.promise} ({_listed(durability.facts)}); {server}")
+        return [*wrong, _mend(f"store: {error.message}")]
+    return [_fine(f"store: {durability.promise} ({_listed(durability.facts)}); {server}"), *wrong]
+
+
+def _wrong(report: Report) -> list[Finding]:
+    return [_mend(f"{each.kind}: {each.sentence}") for each in report.conditions]
 
 
 async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
@@ -142,10 +150,13 @@ async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
             return [*found, _fine(f"store: the server says of itself: {_listed(assessment.facts)}")]
         async with open_existing(store) as outbox:
             durability = await outbox.durability()
+            report = await read_report(outbox)
     except StoreError as error:
         return [*found, _mend(f"store: {error.message}")]
     found.append(_fine(f"store: {durability.promise} ({_listed(durability.facts)})"))
-    return [*found, _fine(f"store: {assessment.failover}")] if assessment.failover else found
+    if assessment.failover:
+        found.append(_fine(f"store: {assessment.failover}"))
+    return [*found, *_wrong(report)]
 
 
 def _listed(facts: Mapping[str, str]) -> str:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import json
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -21,12 +20,11 @@ from proxy.cli.terminal import AsJson, EnvFile, address, answers, console, escap
 from proxy.config.parsers import Wrong
 from proxy.config.parsers import store as parse_store
 from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
-from proxy.core.reasons import reason_of
 from proxy.errors import StoreRefused
 from proxy.ops.control import ask_once
 from proxy.ops.dead_letters import Adopt, Erase
 from proxy.ops.pages import AskReport
-from proxy.ops.report import Report, read_report
+from proxy.ops.report import Report, facts_of, read_report
 from proxy.store.records import Adopted, Erased
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
 
@@ -69,7 +67,7 @@ def _print_report(report: Report, store: StoreUrl) -> None:
         out.print(Text("All is well.", "green"))
     if report.delivery is None:
         out.print(_WHAT_THE_FILE_SAYS if isinstance(store, SqliteUrl) else _WHAT_THE_DATABASE_SAYS)
-    print_table(_facts(report), indent="  ")
+    print_table([("store", store.place), *facts_of(report)], indent="  ")
     if report.refused_names:
         out.print("\nPages asked for these, and they are not offered:")
         names = [
@@ -77,20 +75,6 @@ def _print_report(report: Report, store: StoreUrl) -> None:
             for each in report.refused_names
         ]
         print_table(names, indent="  ")
-
-
-def _facts(report: Report) -> list[tuple[str, object]]:
-    facts: list[tuple[str, object]] = [
-        ("waiting", report.waiting),
-        ("oldest waiting for", timedelta(seconds=int(report.lag_seconds))),
-        ("held for visitors not identified", report.holding),
-        ("dead letters", report.dead),
-        ("delivered so far", report.counters.get("delivered", 0)),
-    ]
-    if report.delivery:
-        facts += [("gate to SendX", report.delivery.gate), ("forwarder restarts", report.restarts)]
-    refused = ((reason_of(name), count) for name, count in report.counters.items() if count)
-    return facts + [(f"refused, {reason}", count) for reason, count in refused if reason is not None]
 
 
 def erase(

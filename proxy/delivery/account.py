@@ -1,10 +1,9 @@
 """Remembers, between two requests, what SendX's answers say about the account as a whole and what that allows.
 
 Holds the one gate with its probe, the limit on concurrency and the counts. Puts every answer through the pure rules of `core.gate` and
-`core.retry`, and logs when sending stops or resumes. Never sends, claims, settles or stores anything.
+`core.retry`. Never sends, claims, settles or stores anything, and logs nothing: `ops.watch` tells of every change.
 """
 
-import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -27,14 +26,18 @@ ADVICE: Mapping[Halt, str] = {
     Halt.WRONG_URL: "What answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
 }
 
-log = logging.getLogger("proxy.delivery")
+_LATEST = 4  # requests over which `slow_share` is smoothed
+_ABOUT_A_PUSH = (Verdict.REJECTED, Verdict.MISSING)
 
 
 class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
     """What the forwarder is doing, for status and metrics. Counts are since this process started; times are Unix seconds.
 
-    `until`: the next probe, while the gate is not open. `requests`: answers by verdict; `latency_seconds`: their sum.
-    `lost_leases`: settlements that came too late. `store_failures`: calls that found the store unavailable.
+    `until`: the next probe, while the gate is not open; `down`: because SendX does not answer. `requests`: answers by verdict;
+    `latency_seconds`: their sum.
+    `lost_leases`: settlements that came too late. `store_failures`: calls that found the store unavailable. `failing_since`: the first answer
+    after the last delivery that says something against the account or the connection. `slow_share`: of the latest requests, those that SendX
+    took and did not answer in time, from 0 to 1.
     """
 
     running: bool
@@ -52,6 +55,10 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
     store_failures: int
     last_error: str | None
     last_error_at: float | None
+    last_delivered_at: float | None = None
+    failing_since: float | None = None
+    slow_share: float = 0.0
+    down: bool = False
 
 
 class Tally(msgspec.Struct):
@@ -61,6 +68,9 @@ class Tally(msgspec.Struct):
     latency_seconds: float = 0.0
     last_error: str | None = None
     last_error_at: float | None = None
+    last_delivered_at: float | None = None
+    failing_since: float | None = None
+    slow_share: float = 0.0
     delivered: int = 0
     dead: int = 0
     in_flight: int = 0
@@ -70,8 +80,14 @@ class Tally(msgspec.Struct):
     def note(self, answer: Reply, now: float) -> None:
         self.requests[answer.verdict] += 1
         self.latency_seconds += answer.latency_seconds
-        if answer.verdict is not Verdict.DELIVERED:
-            self.last_error, self.last_error_at = answer.detail, now
+        slow = answer.timed_out and answer.verdict is Verdict.UNAVAILABLE
+        self.slow_share += (slow - self.slow_share) / _LATEST
+        if answer.verdict is Verdict.DELIVERED:
+            self.last_delivered_at, self.failing_since = now, None
+            return
+        self.last_error, self.last_error_at = answer.detail, now
+        if answer.verdict not in _ABOUT_A_PUSH and self.failing_since is None:
+            self.failing_since = now
 
     def count(self, results: Iterable[Settled]) -> None:
         for result in results:
@@ -129,7 +145,6 @@ class Account:
         before, self.shared = self.gate, closure
         if closure != before.closure:
             self.gate = before.moved(closure).within_reason(self.clock())
-            _log_change(before, self.gate, self.clock())
 
     def use(self, upstream: Upstream) -> None:
         """Sends there from the next request on. A halt is worth a probe at once: what caused it may have been fixed."""
@@ -152,10 +167,9 @@ class Account:
             self._concurrency = self._concurrency.after_success()
         if answer.verdict is Verdict.THROTTLED or answer.timed_out:
             self._concurrency = self._concurrency.after_overload(now)
-        before = self.gate
         if ahead and answer.verdict is Verdict.DELIVERED:
             return
-        self.gate = before.after(
+        self.gate = self.gate.after(
             answer.verdict,
             lane=lease.lane,
             push=push,
@@ -165,7 +179,6 @@ class Account:
             retry_after=answer.retry_after_seconds,
         )
         self.probe = self.probe.answered(lease)
-        _log_change(before, self.gate, now)
 
     def step(self, verdict: Verdict, push: Waiting, *, lease: Lease, retry_at: float) -> Step:
         """Returns what becomes of a push after an answer that was observed."""
@@ -196,24 +209,8 @@ class Account:
             gate=self.gate.name(self.clock()),
             until=self.gate.until,
             halted=self.gate.halted,
+            down=self.gate.closure is not None and self.gate.closure.down,
             limit=self._concurrency.limit,
             concurrency=self._concurrency.maximum,
             **counts,
         )
-
-
-def _log_change(before: Gate, after: Gate, now: float) -> None:
-    """Logs each change of kind once: a probe that finds nothing new is not worth a line."""
-    if after.halted is not before.halted:
-        if after.halted is None:
-            log.warning("Sending goes on")
-        else:
-            log.error(
-                "Sending is halted (%s): %s. Probes follow, a minute apart at most", after.halted, ADVICE[after.halted]
-            )
-    elif after.closure is None:
-        if before.closure is not None:
-            log.warning("SendX answers again" if before.closure.down else "SendX accepts requests again")
-    elif after.halted is None and (before.closure is None or before.closure.down is not after.closure.down):
-        what = "does not answer" if after.closure.down else "throttles this account"
-        log.warning("SendX %s: next probe in %.1f s", what, max(0.0, after.closure.until - now))

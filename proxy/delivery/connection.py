@@ -23,6 +23,7 @@ import anyio.streams.tls
 import h11
 import httpx
 
+from proxy.delivery.unreached import NO_ANSWER, NOT_IN_TIME, why_unreached
 from proxy.errors import describe
 
 MAX_ANSWER_BYTES = 65_536  # of the body; of all that comes in one exchange, headers and framing too, twice as many
@@ -233,12 +234,6 @@ _USUAL = (
     *(OSError, EOFError, ValueError, h11.RemoteProtocolError),
     *(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream),
 )
-_EXPIRED, _OTHER_HOST, _OTHER_IP = 10, 62, 64  # OpenSSL's X509_V_ERR_… (source: x509_vfy.h)
-_CERTIFICATE = {
-    _EXPIRED: "the certificate of the server has expired",
-    _OTHER_HOST: "the certificate of the server is for another host name",
-    _OTHER_IP: "the certificate of the server is for another address",
-}
 
 
 def failure_of(error: Exception, *, reached: bool) -> Failure:
@@ -247,21 +242,9 @@ def failure_of(error: Exception, *, reached: bool) -> Failure:
         log.error("A connection to SendX ended in an unforeseen way: %s", describe(error))
     timed_out = isinstance(error, TimeoutError)
     if not reached:
-        return Failure(_why_unreached(error), reached=False, timed_out=timed_out)
+        return Failure(NOT_IN_TIME if timed_out else why_unreached(error), reached=False, timed_out=timed_out)
     if timed_out:
-        return Failure("no answer in time", reached=True, timed_out=True)
+        return Failure(NO_ANSWER, reached=True, timed_out=True)
     if isinstance(error, h11.RemoteProtocolError):
         return Failure(_NO_HTTP, reached=True)
     return Failure("the connection broke", reached=True)
-
-
-def _why_unreached(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no connection in time"
-    if isinstance(error, socket.gaierror):
-        return "no connection: the host name could not be resolved"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"no connection: {_CERTIFICATE.get(error.verify_code, 'the certificate of the server is not trusted')}"
-    if isinstance(error, ssl.SSLError):
-        return "no connection: TLS could not be agreed on"
-    return "no connection"

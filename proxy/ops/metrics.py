@@ -10,28 +10,34 @@ from prometheus_client.registry import Collector
 
 from proxy.core.reasons import DROPPED_VALUES, reason_of
 from proxy.delivery.account import DeliveryState
+from proxy.ops.conditions import Kind
 from proxy.ops.report import Report
 
 
 class Exposition(Collector):
-    """A report as Prometheus metrics; without one, what this process knows by itself."""
+    """A report as Prometheus metrics. What the store knows is left out while it cannot tell: it would be of another time."""
 
-    def __init__(self, report: Report | None, delivery: DeliveryState | None, restarts: int, defects: int) -> None:
-        self._report, self._delivery, self._restarts, self._defects = report, delivery, restarts, defects
+    def __init__(self, report: Report) -> None:
+        self._report = report
 
     def collect(self) -> Iterable[Metric]:
+        report = self._report
+        wrong = {each.kind for each in report.conditions}
+        store_up = Kind.UNAVAILABLE not in wrong
         yield Counter(
             "scq_defects",
             "Requests answered 503 or not at all because of a fault of this program or for want of memory",
-            self._defects,
+            report.defects,
         )
-        yield Gauge("scq_store_up", "1 if the store answers", float(self._report is not None))
-        if self._report is not None:
-            yield from _transitions(self._report.counters)
-            yield from _store(self._report)
-        if self._delivery is not None:
-            yield Counter("scq_forwarder_restarts", "Times the forwarder had to be restarted", self._restarts)
-            yield from _upstream(self._delivery)
+        yield Gauge("scq_store_up", "1 if the store answers", float(store_up))
+        problem = Gauge("scq_problem", "1 while this is wrong: scq-proxy status says what to do", labels=["kind"])
+        yield _labelled(problem, {kind: float(kind in wrong) for kind in Kind})
+        if store_up:
+            yield from _transitions(report.counters)
+            yield from _store(report)
+        if report.delivery is not None:
+            yield Counter("scq_forwarder_restarts", "Times the forwarder had to be restarted", report.restarts)
+            yield from _upstream(report.delivery)
 
 
 def _transitions(counters: Mapping[str, int]) -> Iterable[Metric]:
@@ -59,6 +65,7 @@ def _store(report: Report) -> Iterable[Metric]:
         (Counter, "scq_store_jobs", "Jobs that ran in them", health.jobs),
         (Counter, "scq_store_failed_commits", "Transactions that failed", health.failed_commits),
         (Counter, "scq_store_reopened", "Times it was opened again after a failure", health.reopened),
+        (Counter, "scq_store_replaced", "Times it was deleted or replaced while in use", health.replaced),
         (Gauge, "scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside),
         (Counter, "scq_store_failovers", "Times the database was found to be another server", health.failovers),
         (Counter, "scq_store_lost", "Acknowledged pushes that were found missing after a failover", health.lost),
@@ -80,6 +87,8 @@ def _upstream(delivery: DeliveryState) -> Iterable[Metric]:
     requests = Counter("scq_upstream_requests", "Requests to SendX by verdict", labels=["verdict"])
     yield _labelled(requests, delivery.requests)
     yield Counter("scq_upstream_seconds", "Time that requests to SendX took", delivery.latency_seconds)
+    if delivery.last_delivered_at is not None:
+        yield Gauge("scq_last_delivery_timestamp_seconds", "When a push was last delivered", delivery.last_delivered_at)
     yield Gauge("scq_upstream_in_flight", "Requests to SendX under way", delivery.in_flight)
     yield Gauge("scq_upstream_concurrency", "Requests to SendX allowed at once now", delivery.limit)
 

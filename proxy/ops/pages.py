@@ -5,8 +5,7 @@ Public paths tell a stranger no more than whether the process serves and stores;
 
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator
 
 import jinja2
 import msgspec
@@ -15,16 +14,15 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from proxy.core.cookies import ProbeCodec
-from proxy.delivery.account import DeliveryState
-from proxy.errors import RequestError, StoreUnavailable
+from proxy.errors import StoreUnavailable
 from proxy.ops.control import Command, Handlers
 from proxy.ops.metrics import Exposition
-from proxy.ops.report import Report, make_report, read_report
+from proxy.ops.report import Report, facts_of
+from proxy.ops.watch import Watch
 from proxy.store.outbox import Outbox
 from proxy.store.records import Durability
 from proxy.web.access import ClientAddresses
 from proxy.web.asgi import NOT_FOUND, SECURITY_TEXTS, error_response
-from proxy.web.defects import Defects
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -38,22 +36,11 @@ class AskDurability(Command, frozen=True):
 
 
 class OperatorPages:
-    """The endpoints. `delivery`: the forwarder's state now, None if this process has none; `restarts`: how often it had to be restarted.
+    """The endpoints. What they show, `watch` sees."""
 
-    `defects`: what the server counts of this program's own faults.
-    """
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        delivery: Callable[[], DeliveryState | None],
-        restarts: Callable[[], int],
-        client_addresses: ClientAddresses,
-        defects: Defects,
-    ) -> None:
-        self._defects = defects
+    def __init__(self, outbox: Outbox, watch: Watch, client_addresses: ClientAddresses) -> None:
         self._client_addresses = client_addresses
-        self._outbox, self._delivery, self._restarts = outbox, delivery, restarts
+        self._outbox, self._watch = outbox, watch
         self._admin_token: str | None = None
         self._probes = ProbeCodec([])
 
@@ -61,22 +48,12 @@ class OperatorPages:
         """From the next request on. Without a token, what is the operator's does not exist."""
         self._admin_token, self._probes = admin_token, probes
 
-    async def report(self) -> Report:
-        report = await self._report()
-        return msgspec.structs.replace(report, problems=(*report.problems, *self._defects.problems()))
-
-    async def _report(self) -> Report:
-        delivery = self._delivery()
-        if delivery is None:
-            return await read_report(self._outbox)
-        return make_report(await self._outbox.stats(), delivery, self._restarts(), self._outbox.now())
-
     @property
     def handlers(self) -> Handlers:
         return {AskReport: self._answer_report, AskDurability: self._answer_durability}
 
     async def _answer_report(self, _: AskReport) -> AsyncIterator[Report]:
-        yield await self.report()
+        yield await self._watch.look()
 
     async def _answer_durability(self, _: AskDurability) -> AsyncIterator[Durability]:
         yield await self._outbox.durability()
@@ -105,28 +82,19 @@ class OperatorPages:
         return JSONResponse({"status": "ok"}, headers=SECURITY_TEXTS)
 
     async def metrics(self, request: Request) -> Response:
-        """What the store knows is left out while it cannot tell: the rest matters most just then."""
         if not self._is_admin(request):
             return error_response(NOT_FOUND)
-        try:
-            report = await self.report()
-        except StoreUnavailable:
-            report = None
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(Exposition(report, self._delivery(), self._restarts(), self._defects.count))
+        registry.register(Exposition(await self._watch.look()))
         return Response(generate_latest(registry), headers=SECURITY_TEXTS, media_type=_METRICS_TYPE)
 
     async def status_page(self, request: Request) -> Response:
         if not self._is_admin(request):
             return error_response(NOT_FOUND)
-        try:
-            report = await self.report()
-        except StoreUnavailable as error:
-            return error_response(RequestError(503, "store-unavailable", error.message))
+        report = await self._watch.look()
         if "text/html" not in request.headers.get("accept", ""):
             return Response(msgspec.json.encode(report), headers=SECURITY_TEXTS, media_type="application/json")
-        lag = timedelta(seconds=int(report.lag_seconds))
-        page = _templates.get_template("status.html").render(report=report, lag=lag)
+        page = _templates.get_template("status.html").render(report=report, facts=facts_of(report))
         return HTMLResponse(page, headers={**SECURITY_TEXTS, **_CSP})
 
     def _is_admin(self, request: Request) -> bool:

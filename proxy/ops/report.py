@@ -3,23 +3,27 @@
 Numbers and names of tags or fields only: no address, no key and no payload gets here.
 """
 
+import time
 from collections.abc import Iterable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from proxy.delivery.account import ADVICE, DeliveryState
+from proxy import __version__
+from proxy.core.reasons import reason_of
+from proxy.delivery.account import DeliveryState
+from proxy.ops.conditions import Condition, Memory, Seen, backlog_seconds, conditions, lag_seconds
 from proxy.store.outbox import Outbox
-from proxy.store.records import Health, RefusedName, Stats
-
-LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
-SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
+from proxy.store.records import Health, RefusedName
 
 
 class Report(msgspec.Struct, frozen=True):
     """The state of the whole proxy. `problems`: sentences for a person, each with what to do; none: all is well.
 
-    `delivery` is None where nobody sends who could be asked: no server runs, or only others send. Ages are in seconds.
+    `delivery` is None where nobody sends who could be asked: no server runs, or only others send. Ages are in seconds. `conditions`: the
+    problems that come and go by themselves. `at`: when this was read (Unix seconds). `uptime_seconds`: of the server, None where none was
+    asked. `rate`: deliveries in a second over the last minute; `backlog_seconds`: the time that what waits takes at that rate; each None
+    where it is not known. `defects`: requests that were not judged because of a fault of this program.
     """
 
     problems: tuple[str, ...]
@@ -32,46 +36,103 @@ class Report(msgspec.Struct, frozen=True):
     delivery: DeliveryState | None
     refused_names: tuple[RefusedName, ...]
     store: Health = Health()
+    conditions: tuple[Condition, ...] = ()
+    version: str = __version__
+    at: float = 0.0
+    uptime_seconds: float | None = None
+    rate: float | None = None
+    backlog_seconds: float | None = None
+    defects: int = 0
 
 
-def make_report(stats: Stats, delivery: DeliveryState | None, restarts: int, now: float) -> Report:
-    """`now`: Unix seconds."""
-    lag = max(0.0, now - stats.oldest) if stats.oldest is not None else 0.0
+def make_report(seen: Seen, memory: Memory, found: tuple[Condition, ...], uptime_seconds: float | None) -> Report:
+    stats = seen.stats
     return Report(
-        tuple(_problems(stats, delivery, lag, now)),
+        (*(each.sentence for each in found), *_of_dead_letters(stats.dead)),
         stats.waiting,
         stats.holding,
         stats.dead,
-        lag,
+        lag_seconds(seen),
         stats.counters,
-        restarts,
-        delivery,
+        seen.restarts,
+        seen.delivery,
         stats.refused_names,
         stats.health,
+        found,
+        at=seen.now,
+        uptime_seconds=uptime_seconds,
+        rate=memory.rate,
+        backlog_seconds=backlog_seconds(stats.waiting, memory.rate),
+        defects=seen.defects,
     )
 
 
-def _problems(stats: Stats, delivery: DeliveryState | None, lag: float, now: float) -> Iterable[str]:
-    said = delivery or stats.closure  # what the store says of the gate counts where nobody who sends can be asked
-    if said is not None and said.halted is not None:
-        came = delivery.last_error if delivery is not None else None
-        why = f"{came}. {ADVICE[said.halted]}" if came else ADVICE[said.halted]
-        yield f"Sending is halted: {why}. Nothing is lost; probes are sent, a minute apart at most."
-    if delivery is not None and not delivery.running:
-        yield "The forwarder is down and is being restarted: the log of the server says why."
-    put_off = stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - now
-    if put_off > 0:
-        yield (
-            f"More addresses are typed than SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If that is "
-            "no campaign of yours, somebody plays with the form: scq-proxy erase forgets an address."
-        )
-    elif lag > LAG.total_seconds():
-        yield f"The oldest push has waited for {timedelta(seconds=int(lag))}: SendX is slow or down, or nothing sends."
-    yield from stats.health.problems
-    if stats.dead:
-        letters = "1 dead letter" if stats.dead == 1 else f"{stats.dead} dead letters"
+def _of_dead_letters(count: int) -> Iterable[str]:
+    """They wait for a person's decision, however long that takes: a problem, and not a condition that comes and goes."""
+    if count:
+        letters = "1 dead letter" if count == 1 else f"{count} dead letters"
         yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome. scq-proxy dead list shows which and why."
 
 
+def facts_of(report: Report) -> list[tuple[str, object]]:
+    """Returns what a person is shown of it, a label and its value each."""
+    delivery, store = report.delivery, report.store
+    facts: list[tuple[str, object]] = [
+        ("waiting", report.waiting),
+        ("oldest waiting for", _age(report.lag_seconds)),
+        ("held for visitors not identified", report.holding),
+        ("dead letters", report.dead),
+        ("delivered so far", report.counters.get("delivered", 0)),
+    ]
+    if report.rate is not None:
+        facts.append(("delivered in a second", f"{report.rate:.1f}"))
+    if report.waiting and report.backlog_seconds is not None:
+        facts.append(("what waits takes", _age(report.backlog_seconds)))
+    if delivery is not None:
+        facts += [
+            ("gate to SendX", delivery.gate),
+            (
+                "requests to SendX at once",
+                f"{delivery.in_flight} under way, {delivery.limit} of {delivery.concurrency} allowed",
+            ),
+            ("last delivery", _ago(delivery.last_delivered_at, report.at)),
+            *_last_error(delivery, report.at),
+            ("forwarder restarts", report.restarts),
+        ]
+    if store.headroom_bytes is not None:
+        facts.append(("disk space above SCQ_MIN_FREE_MB", f"{store.headroom_bytes / 1e9:.1f} GB"))
+    if report.uptime_seconds is not None:
+        facts.append(
+            (
+                "commits",
+                f"{store.commits}, {store.failed_commits} failed; the store was opened again {store.reopened} times",
+            )
+        )
+        facts.append(("up for", _age(report.uptime_seconds)))
+    read = datetime.fromtimestamp(report.at, UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")
+    facts += [("version", report.version), ("read at", read)]
+    refused = ((reason_of(name), count) for name, count in report.counters.items() if count)
+    return facts + [(f"refused, {reason}", count) for reason, count in refused if reason is not None]
+
+
+def _last_error(delivery: DeliveryState, now: float) -> Iterable[tuple[str, str]]:
+    """An error that a delivery has followed is over, and is called so."""
+    if delivery.last_error is None or delivery.last_error_at is None:
+        return
+    over = delivery.last_delivered_at is not None and delivery.last_delivered_at >= delivery.last_error_at
+    label = "last error, which is over" if over else "last error"
+    yield label, f"{delivery.last_error}, {_ago(delivery.last_error_at, now)}"
+
+
+def _ago(at: float | None, now: float) -> str:
+    return f"{_age(now - at)} ago" if at is not None else "none yet"
+
+
+def _age(seconds: float) -> timedelta:
+    return timedelta(seconds=max(0, int(seconds)))
+
+
 async def read_report(outbox: Outbox) -> Report:
-    return make_report(await outbox.stats(), None, 0, outbox.now())
+    """Returns what the store alone knows, where no server is asked."""
+    seen = Seen(stats=await outbox.stats(), now=outbox.now(), clock=time.monotonic())
+    return make_report(seen, Memory(), conditions(seen, Memory()), None)

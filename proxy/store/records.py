@@ -167,16 +167,17 @@ class Counts(msgspec.Struct):
     commit_seconds: float = 0.0
     failed_commits: int = 0
     reopened: int = 0
+    replaced: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How the store itself is doing, in this process since it was opened; None where an adapter has no such thing.
 
     `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again after
-    a failure. `log_frames`: pages in the write-ahead log that are not in the file yet. `headroom_bytes`: disk space above the floor at which
-    ingest stops. `set_aside`: damaged stores kept beside this one. `failovers`: to other servers, since the store was made; `lost`:
-    acknowledged pushes that were found missing after one. `clock_ahead_seconds`: of the store's clock, before this machine's. `problems`:
-    sentences for a person, each with what to do.
+    a failure; `replaced`: those at which another file was in its place. `log_frames`: pages in the write-ahead log that are not in the file
+    yet. `headroom_bytes`: disk space above the floor at which ingest stops. `set_aside`: damaged stores kept beside this one. `failovers`: to
+    other servers, since the store was made; `lost`: acknowledged pushes that were found missing after one. `clock_ahead_seconds`: of the
+    store's clock, before this machine's. `problems`: sentences for a person, each with what to do.
     """
 
     commits: int = 0
@@ -184,6 +185,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     commit_seconds: float = 0.0
     failed_commits: int = 0
     reopened: int = 0
+    replaced: int = 0
     log_frames: int | None = None
     headroom_bytes: int | None = None
     set_aside: int = 0

@@ -7,7 +7,6 @@ from contextlib import suppress
 from proxy.errors import describe
 
 LOG_SECONDS = 60.0  # between two lines about the same fault
-RECENT_SECONDS = 3_600.0  # for how long after it `scq-proxy status` calls one a problem
 
 log = logging.getLogger("proxy.web")
 
@@ -17,14 +16,13 @@ class Defects:
 
     def __init__(self) -> None:
         self.count = 0
-        self._last = float("-inf")  # on the monotonic clock, as all times here
-        self._logged: dict[str, float] = {}  # when, by place: there are only so many
+        self._logged: dict[str, float] = {}  # when (monotonic seconds), by place: there are only so many
 
     def note(self, error: BaseException) -> None:
         """Never raises: there may be no memory left to say anything with."""
         self.count += 1
         with suppress(Exception):
-            self._last = now = time.monotonic()
+            now = time.monotonic()
             if isinstance(error, MemoryError):  # in whatever place it is missing
                 place = what = "there is no memory left. Give this process more, or find out what takes it"
             else:
@@ -33,13 +31,3 @@ class Defects:
             if now - self._logged.get(place, float("-inf")) >= LOG_SECONDS:
                 self._logged[place] = now
                 log.error("A request could not be judged: %s", what)
-
-    def problems(self) -> tuple[str, ...]:
-        """Returns a sentence for a person while the last one is recent."""
-        if time.monotonic() - self._last > RECENT_SECONDS:
-            return ()
-        requests = "1 request" if self.count == 1 else f"{self.count} requests"
-        return (
-            f"{requests} could not be judged since the start, the last within the hour, because of a fault in this program or because "
-            "memory ran out. The log of the server says which; please report a fault.",
-        )

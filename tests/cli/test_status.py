@@ -61,7 +61,7 @@ def test_status_exits_1_while_sending_is_halted(server: Server, sandbox: Sandbox
     assert halted["delivery"]["halted"] == "401"
     said = ask(server, "status")
     assert said.code == 1
-    assert said.out.startswith("! Sending is halted: ")
+    assert said.out.startswith("! Sending is halted (401): ")
     assert "[/] [red]no[/red]" in said.out
     assert "\u202e" not in said.out
     assert "All is well" not in said.out

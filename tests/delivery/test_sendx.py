@@ -238,7 +238,11 @@ async def test_a_request_without_an_answer_ends_at_its_deadline_and_the_next_one
 
 async def test_a_failed_connect_is_known_as_not_sent() -> None:
     answer = await send(rest(f"http://127.0.0.1:{free_port()}"), Attributes())
-    assert (answer.verdict, answer.detail, answer.timed_out) == (Verdict.UNREACHED, "no connection", False)
+    assert (answer.verdict, answer.detail, answer.timed_out) == (
+        Verdict.UNREACHED,
+        "no connection: refused, nothing listens there",
+        False,
+    )
 
 
 async def test_an_answer_that_is_no_http_leaves_the_outcome_unknown() -> None:

@@ -106,6 +106,10 @@ class StoreFile:
             if _identity(path) != identity:
                 raise FileMoved(f"{path} was deleted or replaced while in use")
 
+    def is_in_place(self) -> bool:
+        """Returns whether the open file is the one at the path; its log and its lock may be gone all the same."""
+        return _identity(self.path) == self._identities.get(self.path)
+
     def _part_from_log(self) -> None:
         """Sets aside the log of a file that is gone: it must not be applied to the one that stands there now."""
         wal = wal_path(self.path)

@@ -71,6 +71,7 @@ class Writer:
         self._closed: asyncio.Future[None] | None = None  # None until it is being closed; the loop's
         self._recovery = Recovery()  # the thread's; the loop only looks
         self._connection: sqlite3.Connection | None = None  # None while the file is closed
+        self._gone = False  # when it was last closed, another file or none was in its place
 
     @property
     def writes(self) -> bool:
@@ -244,6 +245,8 @@ class Writer:
         self._recovery = self._recovery.wrote()
 
     def _reopen(self) -> None:
+        if self._connection is not None:  # as long as the file is open, another one cannot have its inode
+            self._gone = not self._file.is_in_place()
         self._disconnect()
         self._recovery = self._recovery.tried(time.monotonic())
         if self._recovery.state is State.FAILED:
@@ -257,6 +260,7 @@ class Writer:
             log.error("The store could not be opened again: %s", self._explain(error))
         else:
             self._upkeep.counts.reopened += 1
+            self._upkeep.counts.replaced += self._gone
             log.warning("The store was closed, checked and opened again")
 
     def _explain(self, error: Exception | None) -> str:

@@ -1,9 +1,7 @@
-"""What the tests of the SQLite store ask for by name: a small disk, and servers on a store."""
+"""What the tests of the SQLite store ask for by name: servers on a store."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,28 +11,6 @@ import pytest
 from proxy.sandbox.api import Sandbox, create_sandbox
 from tests.support.live import serving
 from tests.support.server import ADMIN_TOKEN, API_KEY, Server
-
-
-def may_mount() -> bool:
-    """Returns whether this process has CAP_SYS_ADMIN."""
-    capabilities = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")
-    )
-    return bool(int(capabilities.split()[1], 16) >> 21 & 1)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MB."""
-    if not may_mount() and "CI" not in os.environ:
-        pytest.skip("needs the right to mount a tmpfs: run as root")
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,282 @@
+"""Decides what is wrong now: one pure list of conditions over what the process knows.
+
+    what is seen (`Seen`) + what was seen before (`Memory`) → conditions
+
+`ops.watch` compares the list with the one before it and logs what begins, lasts and ends; `status`, `check` and `/metrics` show it. Each
+condition has a sentence for a person, with what to do. Numbers and fixed texts only: no address, no key and no payload gets here.
+"""
+
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from enum import StrEnum
+from typing import Self
+
+import msgspec
+
+from proxy.core.gate import Closure
+from proxy.delivery.account import ADVICE, DeliveryState
+from proxy.delivery.unreached import ADVICE as CONNECTION_ADVICE
+from proxy.store.records import Stats
+
+LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
+SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
+LATELY_SECONDS = 600.0  # for which something that has happened is shown
+FAILING_SECONDS = 1.0  # a single failure that the next answer makes good is not worth a word
+SILENT_SECONDS = 3.0  # without an answer, while requests are under way
+RATE_SECONDS = 60.0  # over which the rate of deliveries is taken
+_MANY_SLOW = 0.5
+
+
+class Kind(StrEnum):
+    """The kinds of condition, which are also the label of the metric `scq_problem`."""
+
+    HALTED = "halted"
+    DOWN = "down"
+    THROTTLED = "throttled"
+    FAILING = "failing"
+    SILENT = "silent"
+    SLOW = "slow"
+    FORWARDER = "forwarder"
+    LAG = "lag"
+    SIGN_UPS = "sign-ups"
+    STORE = "store"
+    REOPENED = "reopened"
+    REPLACED = "replaced"
+    UNAVAILABLE = "store-unavailable"
+    DEFECT = "defect"
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """One thing that is wrong. `seconds`: how long it has been so, as far as the process that was asked knows."""
+
+    kind: Kind
+    sentence: str
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Returns what stays the same while it lasts. The store may have several: they differ by more than numbers."""
+        return self.kind + re.sub(r"[0-9]+", "", self.sentence) if self.kind is Kind.STORE else self.kind
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What the process knows at one moment. `now`: Unix seconds; `clock`: monotonic seconds.
+
+    `stats`: the latest of the store. `trouble`: why the store could not be asked now. `delivery`: None where nobody sends who could be asked.
+    `defects`: requests, since the start, that were not judged because of a fault of this program. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
+    """
+
+    stats: Stats
+    now: float
+    clock: float
+    trouble: str | None = None
+    delivery: DeliveryState | None = None
+    restarts: int = 0
+    defects: int = 0
+    timeout_seconds: float = 0.0
+
+
+class Happened(msgspec.Struct, frozen=True):
+    """Something that is counted as it happens. `at`: when the count has last risen (monotonic seconds)."""
+
+    count: int = 0
+    at: float | None = None
+
+    def counted(self, count: int, clock: float) -> Self:
+        return msgspec.structs.replace(self, count=count, at=clock if count > self.count else self.at)
+
+    def ago(self, clock: float, within: float) -> timedelta | None:
+        """Returns how long ago it was, None if that is longer than `within` seconds or it never was."""
+        if self.at is None or clock - self.at >= within:
+            return None
+        return timedelta(seconds=int(clock - self.at))
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What earlier moments leave for later ones. `delivered`: the counter over the last minute, oldest first, each with its time.
+
+    `answers`: how many there were from SendX; `silent_since`: since when there were no more although requests are under way.
+    """
+
+    reopened: Happened = Happened()
+    replaced: Happened = Happened()
+    restarted: Happened = Happened()
+    failed: Happened = Happened()
+    delivered: tuple[tuple[float, int], ...] = ()
+    answers: int = 0
+    silent_since: float | None = None
+
+    def after(self, seen: Seen) -> Self:
+        clock, health, delivery = seen.clock, seen.stats.health, seen.delivery
+        sample = (clock, seen.stats.counters.get("delivered", 0))
+        answers = sum(delivery.requests.values()) if delivery is not None else 0
+        busy = delivery is not None and delivery.in_flight > 0
+        same = busy and self.silent_since is not None and answers == self.answers
+        return msgspec.structs.replace(
+            self,
+            reopened=self.reopened.counted(health.reopened, clock),
+            replaced=self.replaced.counted(health.replaced, clock),
+            restarted=self.restarted.counted(seen.restarts, clock),
+            failed=self.failed.counted(seen.defects, clock),
+            delivered=(*(each for each in self.delivered if each[0] > clock - RATE_SECONDS), sample),
+            answers=answers,
+            silent_since=self.silent_since if same else clock if busy else None,
+        )
+
+    @property
+    def rate(self) -> float | None:
+        """Returns the deliveries in a second, None as long as that is not known."""
+        if not self.delivered:
+            return None
+        (begin, first), (end, last) = self.delivered[0], self.delivered[-1]
+        return max(0, last - first) / (end - begin) if end - begin >= 1 else None
+
+
+def conditions(seen: Seen, memory: Memory, *, lately: float = LATELY_SECONDS) -> tuple[Condition, ...]:
+    """Returns what is wrong, worst first. `memory`: with this moment in it. `lately`: seconds for which what has happened is shown."""
+    found = [
+        *(*_of_the_store(seen, memory, lately), *_of_requests(seen, memory, lately)),
+        *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory)),
+    ]
+    return tuple(Condition(kind, sentence) for kind, sentence in found)
+
+
+def _of_the_store(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:
+    if seen.trouble is not None:
+        yield Kind.UNAVAILABLE, f"Pushes are refused (503), because the store is not available. {seen.trouble}"
+    if (ago := memory.replaced.ago(seen.clock, lately)) is not None:
+        yield (
+            Kind.REPLACED,
+            f"The store was deleted or replaced while in use ({ago} ago), and what waited in it is not sent. Find out by what; to get it "
+            "back, stop the server and restore the files.",
+        )
+    elif (ago := memory.reopened.ago(seen.clock, lately)) is not None:
+        yield (
+            Kind.REOPENED,
+            f"The store failed and had to be opened again ({ago} ago). The log says why: check the disk, or the way to the database.",
+        )
+    for sentence in seen.stats.health.problems:
+        yield Kind.STORE, sentence
+
+
+def _of_requests(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:
+    if (ago := memory.failed.ago(seen.clock, lately)) is not None:
+        yield (
+            Kind.DEFECT,
+            f"Requests could not be judged because of a fault in this program or because memory ran out ({seen.defects} since the start, the "
+            f"last {ago} ago). The log of the server says which; please report a fault.",
+        )
+
+
+def _of_sending(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:
+    delivery = seen.delivery
+    closure = seen.stats.closure if delivery is None else _closure_of(delivery)
+    if delivery is not None and not delivery.running:
+        yield Kind.FORWARDER, "The forwarder is down and is being restarted. The log says why: report that as a defect."
+    elif (ago := memory.restarted.ago(seen.clock, lately)) is not None:
+        yield (
+            Kind.FORWARDER,
+            f"The forwarder died and was restarted ({seen.restarts} times in all, last {ago} ago). The log says why: report that as a defect.",
+        )
+    if closure is not None:
+        yield _of_closure(closure, _error_of(delivery), seen.now)
+        return
+    if delivery is None:
+        return
+    if delivery.failing_since is not None and seen.stats.waiting and _is_failing(delivery, seen.now):
+        yield (
+            Kind.FAILING,
+            f"The last answer was a failure, and nothing was delivered since: {_error_of(delivery)}. {_advice(delivery.last_error)}",
+        )
+    elif memory.silent_since is not None and seen.clock - memory.silent_since >= SILENT_SECONDS:
+        silence = int(seen.clock - memory.silent_since)
+        yield (
+            Kind.SILENT,
+            f"SendX has not answered for {silence} s: it is slow or down. Each request is given {seen.timeout_seconds:g} s "
+            "(SCQ_UPSTREAM_TIMEOUT): raise that if SendX is only slow.",
+        )
+    if delivery.slow_share >= _MANY_SLOW:
+        yield (
+            Kind.SLOW,
+            f"Most requests get no answer within {seen.timeout_seconds:g} s: SendX is slow or down. If it is slow, raise SCQ_UPSTREAM_TIMEOUT "
+            f"(50 at most), or lower SCQ_UPSTREAM_CONCURRENCY ({delivery.concurrency}) if there are more requests than it can take.",
+        )
+
+
+def _is_failing(delivery: DeliveryState, now: float) -> bool:
+    since = delivery.failing_since
+    return since is not None and not 0 <= now - since < FAILING_SECONDS  # a clock that was put back proves nothing
+
+
+def _of_closure(closure: Closure, error: str | None, now: float) -> tuple[Kind, str]:
+    said = f" ({error})" if error else ""
+    seconds = max(0, round(closure.until - now))
+    if closure.halted is not None:
+        return (
+            Kind.HALTED,
+            f"Sending is halted ({closure.halted}): {ADVICE[closure.halted]}{said}. Nothing is lost; probes are sent, a minute apart at most.",
+        )
+    if closure.down:
+        return (
+            Kind.DOWN,
+            f"SendX does not answer{said}. Nothing is lost, and sending goes on by itself; the next probe is in {seconds} s. {_advice(error)}",
+        )
+    return (
+        Kind.THROTTLED,
+        f"SendX throttles this account{said}. Nothing is lost, and sending goes on by itself; the next probe is in {seconds} s. If that comes "
+        "often, set SCQ_UPSTREAM_RATE to what SendX allows, or ask SendX for more.",
+    )
+
+
+def _closure_of(delivery: DeliveryState) -> Closure | None:
+    if delivery.until is None:
+        return None
+    return Closure(delivery.until, halted=delivery.halted, down=delivery.down)
+
+
+def _error_of(delivery: DeliveryState | None) -> str | None:
+    return delivery.last_error if delivery is not None else None
+
+
+def _advice(error: str | None) -> str:
+    return CONNECTION_ADVICE.get(error or "", "Ask SendX if it lasts.")
+
+
+def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
+    put_off = seen.stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - seen.now
+    lag = lag_seconds(seen)
+    if put_off > 0:
+        yield (
+            Kind.SIGN_UPS,
+            f"More addresses are typed than SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If that is "
+            "no campaign of yours, somebody plays with the form: scq-proxy erase forgets an address.",
+        )
+    elif lag > LAG.total_seconds() and seen.stats.closure is None:
+        yield (
+            Kind.LAG,
+            f"The oldest push has waited for {timedelta(seconds=int(lag))}: {_why_it_waits(seen, memory.rate)}",
+        )
+
+
+def _why_it_waits(seen: Seen, rate: float | None) -> str:
+    delivery = seen.delivery
+    if delivery is None:
+        return "SendX is slow or down, or nothing sends. Check that scq-proxy serve or deliver is running, and its log."
+    speed = f"{rate or 0:.1f} a second are delivered, with {delivery.limit} of {delivery.concurrency} requests at once"
+    left = backlog_seconds(seen.stats.waiting, rate)
+    until = f", so that what waits takes {timedelta(seconds=int(left))}" if left is not None else ""
+    return (
+        f"{speed}{until}. If SendX can take more, raise SCQ_UPSTREAM_CONCURRENCY (and SCQ_UPSTREAM_RATE, if it is set)."
+    )
+
+
+def lag_seconds(seen: Seen) -> float:
+    """Returns the age of the oldest push that waits, 0 if none does."""
+    oldest = seen.stats.oldest
+    return max(0.0, seen.now - oldest) if oldest is not None else 0.0
+
+
+def backlog_seconds(waiting: int, rate: float | None) -> float | None:
+    """Returns the time that what waits takes at this rate, None if nothing is delivered."""
+    return waiting / rate if rate else None

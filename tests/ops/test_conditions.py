@@ -1,0 +1,220 @@
+"""The list of conditions: what the process knows in, what is wrong and what to do about it out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from proxy.core.gate import Closure, Halt
+from proxy.core.retry import Verdict
+from proxy.delivery.account import DeliveryState
+from proxy.ops.conditions import (
+    FAILING_SECONDS,
+    LATELY_SECONDS,
+    RATE_SECONDS,
+    SILENT_SECONDS,
+    Condition,
+    Kind,
+    Memory,
+    Seen,
+    conditions,
+)
+from proxy.ops.watch import Pace
+from proxy.store.records import Health, Stats
+
+NOW, CLOCK = 1_800_000_000.0, 5_000.0
+
+
+def stats(**more: Any) -> Stats:
+    given: dict[str, Any] = {"counters": {}, "waiting": 0, "holding": 0, "dead": 0, "oldest": None, "refused_names": ()}
+    return Stats(**given | more)
+
+
+def delivery(**more: Any) -> DeliveryState:
+    given: dict[str, Any] = {"running": True, "gate": "open", "until": None, "halted": None, "in_flight": 0}
+    given |= {"limit": 4, "concurrency": 8, "delivered": 0, "dead": 0, "requests": {}, "latency_seconds": 0.0}
+    given |= {"lost_leases": 0, "store_failures": 0, "last_error": None, "last_error_at": None}
+    return DeliveryState(**given | more)
+
+
+def seen(clock: float = CLOCK, **more: Any) -> Seen:
+    given: dict[str, Any] = {
+        "stats": stats(),
+        "delivery": delivery(),
+        "now": NOW,
+        "clock": clock,
+        "timeout_seconds": 20.0,
+    }
+    return Seen(**given | more)
+
+
+def found(*moments: Seen) -> tuple[Condition, ...]:
+    """What is wrong at the last of these moments."""
+    memory = Memory()
+    for moment in moments:
+        memory = memory.after(moment)
+    return conditions(moments[-1], memory)
+
+
+def down(**more: Any) -> DeliveryState:
+    return delivery(gate="closed", until=NOW + 12, **more)
+
+
+SEEN: dict[str, tuple[Kind, str, Seen]] = {
+    "a halt": (
+        Kind.HALTED,
+        r"Sending is halted \(401\): .*check SCQ_API_KEY.* \(401 Unauthorized: no\)",
+        seen(delivery=down(halted=Halt.KEY, last_error="401 Unauthorized: no")),
+    ),
+    "a halt that the store tells of": (
+        Kind.HALTED,
+        "check SCQ_UPSTREAM and SCQ_DIALECT",
+        seen(delivery=None, stats=stats(closure=Closure(NOW, halted=Halt.WRONG_URL))),
+    ),
+    "SendX down": (
+        Kind.DOWN,
+        r"does not answer \(no connection in time\).* in 12 s.*firewall",
+        seen(delivery=down(down=True, last_error="no connection in time")),
+    ),
+    "an account that is throttled": (Kind.THROTTLED, "in 12 s.*SCQ_UPSTREAM_RATE", seen(delivery=down())),
+    "a failure with nothing delivered since": (
+        Kind.FAILING,
+        "nothing was delivered since: 503 Service Unavailable.*Ask SendX",
+        seen(
+            delivery=delivery(failing_since=NOW - FAILING_SECONDS, last_error="503 Service Unavailable"),
+            stats=stats(waiting=1),
+        ),
+    ),
+    "time-outs with nothing delivered since": (
+        Kind.FAILING,
+        "no answer in time.*raise SCQ_UPSTREAM_TIMEOUT",
+        seen(delivery=delivery(failing_since=NOW - 30, last_error="no answer in time"), stats=stats(waiting=1)),
+    ),
+    "time-outs that dominate": (
+        Kind.SLOW,
+        r"within 20 s.*raise SCQ_UPSTREAM_TIMEOUT.*SCQ_UPSTREAM_CONCURRENCY \(8\)",
+        seen(delivery=delivery(slow_share=0.6)),
+    ),
+    "a forwarder that is down": (Kind.FORWARDER, "is down.*log says why", seen(delivery=delivery(running=False))),
+    "a forwarder that died": (Kind.FORWARDER, "2 times in all.*log says why", seen(restarts=2)),
+    "a push that has waited for long": (
+        Kind.LAG,
+        "0:10:00: 0.0 a second.*4 of 8 requests.*SCQ_UPSTREAM_CONCURRENCY",
+        seen(stats=stats(oldest=NOW - 600, waiting=7)),
+    ),
+    "a push that has waited for nobody": (
+        Kind.LAG,
+        "nothing sends. Check that scq-proxy serve or deliver is running",
+        seen(delivery=None, stats=stats(oldest=NOW - 600, waiting=7)),
+    ),
+    "sign-ups that are put off": (
+        Kind.SIGN_UPS,
+        "SCQ_SIGNUPS_PER_HOUR.*scq-proxy erase",
+        seen(stats=stats(sign_ups_until=NOW + 7_200, oldest=NOW - 600)),
+    ),
+    "what the store says of itself": (
+        Kind.STORE,
+        "Check the disk",
+        seen(stats=stats(health=Health(problems=("Check the disk.",)))),
+    ),
+    "requests that met a fault of this program": (Kind.DEFECT, "3 since the start.*report a fault", seen(defects=3)),
+    "a store that was opened again": (Kind.REOPENED, "check the disk", seen(stats=stats(health=Health(reopened=1)))),
+    "a store that was deleted": (
+        Kind.REPLACED,
+        "deleted or replaced.*restore the files",
+        seen(stats=stats(health=Health(reopened=1, replaced=1))),
+    ),
+    "a store that does not answer": (
+        Kind.UNAVAILABLE,
+        "refused .503.*Its log says why",
+        seen(trouble="Its log says why."),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_condition_says_what_is_wrong_and_what_to_do(name: str) -> None:
+    kind, pattern, moment = SEEN[name]
+    (condition,) = found(moment)
+    assert condition.kind is kind
+    assert re.search(pattern, condition.sentence), condition.sentence
+    assert condition.sentence.endswith(".")
+
+
+def test_each_kind_of_condition_has_an_example_here() -> None:
+    assert {kind for kind, _, _ in SEEN.values()} | {Kind.SILENT} == set(Kind)
+
+
+def test_nothing_is_wrong_where_nothing_happens() -> None:
+    assert found(seen()) == ()
+    assert found(seen(delivery=None)) == ()
+
+
+def test_requests_without_an_answer_are_told_of_before_they_time_out() -> None:
+    busy = delivery(in_flight=2, requests={Verdict.DELIVERED: 7})
+    begin, later = seen(CLOCK, delivery=busy), seen(CLOCK + SILENT_SECONDS, delivery=busy)
+    assert found(begin) == ()
+    (condition,) = found(begin, later)
+    assert condition.kind is Kind.SILENT
+    assert "for 3 s" in condition.sentence
+    assert "20 s (SCQ_UPSTREAM_TIMEOUT)" in condition.sentence
+    answered = seen(CLOCK + SILENT_SECONDS, delivery=delivery(in_flight=2, requests={Verdict.DELIVERED: 8}))
+    assert found(begin, answered) == ()
+    assert found(begin, later, answered) == ()
+
+
+def test_a_failure_that_the_next_answer_makes_good_is_not_worth_a_word() -> None:
+    failing = delivery(failing_since=NOW - FAILING_SECONDS / 2, last_error="503")
+    assert found(seen(delivery=failing, stats=stats(waiting=1))) == ()
+
+
+def test_a_failure_after_which_nothing_waits_is_over() -> None:
+    assert found(seen(delivery=delivery(failing_since=NOW - 60, last_error="503"))) == ()
+
+
+def test_a_failure_that_a_clock_put_back_has_in_the_future_counts() -> None:
+    failing = delivery(failing_since=NOW + 3_600, last_error="503")
+    assert [each.kind for each in found(seen(delivery=failing, stats=stats(waiting=1)))] == [Kind.FAILING]
+
+
+def test_a_shut_gate_explains_what_waits_behind_it() -> None:
+    waits = stats(oldest=NOW - 600, waiting=7, closure=Closure(NOW + 12, down=True))
+    assert [each.kind for each in found(seen(delivery=down(down=True), stats=waits))] == [Kind.DOWN]
+
+
+def test_what_has_happened_is_shown_for_a_while() -> None:
+    reopened = stats(health=Health(reopened=1))
+    before, at_once = seen(CLOCK), seen(CLOCK + 1, stats=reopened)
+    shown, over = seen(CLOCK + LATELY_SECONDS, stats=reopened), seen(CLOCK + LATELY_SECONDS + 1, stats=reopened)
+    assert [each.kind for each in found(before, at_once, shown)] == [Kind.REOPENED]
+    assert found(before, at_once, shown, over) == ()
+    again = seen(CLOCK + LATELY_SECONDS + 2, stats=stats(health=Health(reopened=2)))
+    assert [each.kind for each in found(before, at_once, over, again)] == [Kind.REOPENED]
+
+
+def test_the_rate_and_the_time_of_a_backlog_are_taken_over_the_last_minute() -> None:
+    memory = Memory()
+    for second in range(200):
+        memory = memory.after(seen(CLOCK + second, stats=stats(counters={"delivered": 5 * second})))
+    assert memory.rate == 5.0
+    assert len(memory.delivered) <= RATE_SECONDS + 1
+    late = seen(CLOCK + 200, stats=stats(counters={"delivered": 1_000}, oldest=NOW - 600, waiting=36_000))
+    (condition,) = conditions(late, memory.after(late))
+    assert (
+        "5.0 a second are delivered, with 4 of 8 requests at once, so that what waits takes 2:00:00"
+        in condition.sentence
+    )
+
+
+def test_the_stores_sentences_are_the_same_condition_when_only_their_numbers_change() -> None:
+    one, same, other = (
+        Condition(Kind.STORE, text) for text in ("9 pages wait.", "10 pages wait.", "The disk is full.")
+    )
+    assert one.key == same.key != other.key
+
+
+def test_a_change_is_seen_within_five_seconds() -> None:
+    assert Pace().look + Pace().patience + max(FAILING_SECONDS, SILENT_SECONDS) - SILENT_SECONDS <= 5
+    assert Pace().look + SILENT_SECONDS <= 5
