@@ -24,6 +24,7 @@ from proxy.core.tokens import TokenCodec
 from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
 from proxy.errors import ConfigError, StoreError, describe
+from proxy.ops.audit import audit
 from proxy.ops.control import Control
 from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
@@ -87,7 +88,7 @@ class Service:
         if self._reread is None:
             return
         try:
-            settings, waiting = rotated(self.settings, self._reread())
+            settings, changed, waiting = rotated(self.settings, self._reread())
         except ConfigError as error:
             log.error("The secrets are not read again, as these settings need mending:\n%s", error.message)
             return
@@ -95,7 +96,7 @@ class Service:
         self._use_secrets(settings)
         if self._delivery is not None:
             self._delivery.use(_upstream(settings))
-        log.warning("The secrets were read again")
+        audit("reload", f"The secrets were read again: {_told(changed)}", by="SIGHUP", changed=changed, waiting=waiting)
         if waiting:
             log.warning("These settings have changed too, and count after a restart: %s", ", ".join(waiting))
 
@@ -253,6 +254,14 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
             sign_ups_per_hour=settings.sign_ups_per_hour,
             traces_per_hour=settings.hold_max_bytes / TRACE_BYTES / TRACE_HOURS,
         ),
+    )
+
+
+def _told(changed: Sequence[str]) -> str:
+    if changed:
+        return f"changed are {', '.join(changed)}"
+    return (
+        "none has changed (what systemd hands over as credentials are copies made at the start: restart to change them)"
     )
 
 

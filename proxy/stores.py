@@ -124,6 +124,16 @@ async def _finish(source: Path) -> None:
         await outbox.sweep()
 
 
+def database_user(store: StoreUrl) -> str | None:
+    """Returns as whom commands work on a database, None for a file."""
+    if isinstance(store, SqliteUrl):
+        return None
+    require_psycopg()
+    from psycopg.conninfo import conninfo_to_dict
+
+    return str(conninfo_to_dict(store.dsn.reveal()).get("user") or "by default")
+
+
 def require_psycopg() -> None:
     """Raises `StoreRefused` with what to install: the client for PostgreSQL is an extra, which SQLite does without."""
     try:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from proxy import __version__
 from proxy.app import create_app
 from proxy.cli.check import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli.dead import dead
+from proxy.cli.logs import start_logging
 from proxy.cli.snippet import snippet
 from proxy.cli.store import copy, erase, migrate, status, store_commands
 from proxy.cli.terminal import EnvFile, address, console, env_file_of, escaped, from_input, public_address
@@ -133,7 +135,7 @@ def serve_command(env_file: EnvFile = None, workers: Workers = 1, no_delivery: N
         _require_database(settings, "--workers", "SQLite serves one process")
     if no_delivery:
         _require_database(settings, "--no-delivery", "with SQLite the process that takes pushes has to send them")
-    _start_logging(settings.log_level, several=workers > 1)
+    start_logging(settings.log_level, settings.log_format, several=workers > 1)
     app = create_app(settings, reread=read, delivers=not no_delivery)
     if workers == 1:
         site = Site(app, settings.host, settings.port, asks=_HEALTH)
@@ -155,8 +157,8 @@ def deliver(env_file: EnvFile = None) -> None:
     """
     settings, read = _settings_to_serve(env_file)
     _require_database(settings, "SCQ_STORE", "with SQLite the process that takes pushes sends them")
-    _start_logging(settings.log_level)
-    run(work(create_app(settings, reread=read), lambda: log.info("Delivering, store %s", settings.store.place)))
+    start_logging(settings.log_level, settings.log_format)
+    run(work(create_app(settings, reread=read), lambda: _say_delivering(settings)))
 
 
 def _settings_to_serve(env_file: Path | None) -> tuple[Settings, Callable[[], Settings]]:
@@ -175,6 +177,20 @@ def _require_database(settings: Settings, option: str, why: str) -> None:
 
 def _say_serving(settings: Settings, port: int, how: str) -> None:
     log.info("Serving %s on %s, store %s%s", settings.prefix, _base(settings.host, port), settings.store.place, how)
+    _tell_supervisor()
+
+
+def _say_delivering(settings: Settings) -> None:
+    log.info("Delivering, store %s", settings.store.place)
+    _tell_supervisor()
+
+
+def _tell_supervisor() -> None:
+    """Tells systemd that the start is over, if it waits for that (Type=notify, see man 3 sd_notify)."""
+    place = os.environ.get("NOTIFY_SOCKET", "")
+    if place:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:
+            notifier.sendto(b"READY=1", place.replace("@", "\0", 1) if place.startswith("@") else place)
 
 
 @cli.command()
@@ -186,7 +202,7 @@ def demo(
     One process runs the three of them and prints the two addresses to open in a browser. It needs no settings and no account, and
     forgets everything when Ctrl-C stops it.
     """
-    _start_logging("warning")
+    start_logging("warning")
 
     def listening(shop_url: str, sandbox_url: str) -> None:
         sys.stdout.write(
@@ -209,7 +225,7 @@ def sandbox(port: Port = 8001, host: Host = "127.0.0.1", key: Key = "sandbox", t
 
     It speaks both dialects of SendX's API, and shows contacts, tags and requests on a page as they arrive. Ctrl-C stops it.
     """
-    _start_logging("warning")
+    start_logging("warning")
 
     def listening(ports: Sequence[int]) -> None:
         base = _base(host, ports[0])
@@ -314,14 +330,3 @@ def _said_of_options(options: Mapping[str, tuple[str, str]]) -> Iterator[None]:
 
 def _base(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _start_logging(level: str, *, several: bool = False) -> None:
-    """`several`: processes write to this log, so that each says who it is."""
-    who = " [%(process)d]" if several else ""
-    logging.basicConfig(
-        level=level.upper(), format=f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s", stream=sys.stderr
-    )
-    # uvicorn's own start and stop lines say nothing that ours do not; httpx would log URLs, which can hold addresses.
-    for name in ("uvicorn", "uvicorn.error", "httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -15,13 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from proxy.cli.logs import start_logging
 from proxy.config.settings import load_one
 from proxy.config.types import SqliteUrl, StoreUrl
 from proxy.core.emails import carriable_address
 from proxy.errors import StoreRefused
+from proxy.ops.audit import at_the_command_line, caller
 from proxy.ops.control import Command, ask
 from proxy.ops.dead_letters import StoreCommands
-from proxy.stores import open_existing
+from proxy.stores import database_user, open_existing
 
 EnvFile = Annotated[
     Path | None,
@@ -96,6 +98,7 @@ def progress_bar(what: str, *, longer_than: int = 0, hidden: bool = False) -> It
 def store_of(env_file: Path | None) -> StoreUrl:
     """The store, which is also said on standard error, as its absolute path or its host. Raises `ConfigError`."""
     store: StoreUrl = load_one("store", os.environ, env_file_of(env_file))
+    start_logging("warning", load_one("log_format", os.environ, env_file_of(env_file)))
     sys.stderr.write(f"Store: {store.place}\n")
     return store
 
@@ -116,6 +119,7 @@ async def answers(store: StoreUrl, command: Command) -> AsyncGenerator[Any, None
     except ConnectionError:
         if answered:  # half of it is done: whoever asks again should know that they do
             raise StoreRefused("The running server broke off before all was done: ask again.") from None
+    caller.set(at_the_command_line(database_user(store)))
     async with open_existing(store) as outbox:
         async for answer in StoreCommands(outbox).handlers[type(command)](command):
             yield msgspec.to_builtins(answer)

@@ -18,7 +18,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dotenv.parser import parse_stream
 
@@ -31,6 +31,7 @@ from proxy.config.types import (
     Gpc,
     IdentifyMode,
     IdentityKey,
+    LogFormat,
     LogLevel,
     Secret,
     StoreUrl,
@@ -164,6 +165,7 @@ class Settings:
     min_free_bytes: int = _setting("SCQ_MIN_FREE_MB", parsers.whole(1, 1_000_000, _MB), "256",
         "free disk space, in MB, below which nothing more is accepted (503); SQLite only")
     log_level: LogLevel = _setting("SCQ_LOG_LEVEL", parsers.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
+    log_format: LogFormat = _setting("SCQ_LOG_FORMAT", parsers.choice(LogFormat), "text", "`text`, or `json` for one object a line")
     # fmt: on
 
 
@@ -173,11 +175,21 @@ _SPEC_BY_NAME = {spec.name: spec for spec in SPECS}
 _KNOWN_NAMES = {*_SPEC_BY_NAME, *(f"{spec.name}_FILE" for spec in SPECS if spec.secret)}
 
 
-def rotated(settings: Settings, read: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """The settings with the secrets as they were `read` again, and the names of others that have changed and are left as they were."""
+class Rotation(NamedTuple):
+    """`settings`: with the secrets as they were read again. `changed`: which of them. `waiting`: what else has changed, and is left as it was."""
+
+    settings: Settings
+    changed: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
+def rotated(settings: Settings, read: Settings) -> Rotation:
+    """Takes over the secrets of the settings that were `read` again."""
     names = {name: spec for name, spec in _SPEC_BY_FIELD.items() if getattr(settings, name) != getattr(read, name)}
     fresh = {name: getattr(read, name) for name, spec in names.items() if spec.secret and name != "store"}
-    return replace(settings, **fresh), tuple(spec.name for name, spec in names.items() if name not in fresh)
+    changed = tuple(spec.name for name, spec in names.items() if name in fresh)
+    waiting = tuple(spec.name for name, spec in names.items() if name not in fresh)
+    return Rotation(replace(settings, **fresh), changed, waiting)
 
 
 def load_settings(environ: Mapping[str, str], env_file: Path | None) -> Settings:

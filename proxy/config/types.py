@@ -110,4 +110,9 @@ class LogLevel(StrEnum):
     CRITICAL = "critical"
 
 
+class LogFormat(StrEnum):
+    TEXT = "text"
+    JSON = "json"
+
+
 DEFAULT_UPSTREAMS = {Dialect.REST: "https://api.sendx.io/api/v1/rest", Dialect.LEGACY: "https://app.sendx.io/api/v1"}

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 import msgspec
 
 from proxy.aio import unbroken, wait
-from proxy.core.calls import Attributes, Track
+from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.coalesce import Group, groups_of, singly
 from proxy.core.retry import Dead, Delivered, Keep, Retry, Step, Verdict
 from proxy.core.visitors import Trust
 from proxy.delivery.account import Account
 from proxy.delivery.pacing import Pacer
-from proxy.delivery.sendx import Client, Reply
+from proxy.delivery.sendx import Client, Reply, SendxRequest
 from proxy.errors import StoreUnavailable, describe
 from proxy.store.outbox import Outbox
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
@@ -186,6 +186,8 @@ class LaneRun:
             account.tally.in_flight -= 1
         tried = group.members[0].seq
         account.observe(answer, upstream=upstream, lease=self._lease, push=tried, ahead=body is None)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_request(self._lease.lane, request, answer)
         shared.changed.set()
         return answer
 
@@ -213,6 +215,8 @@ class LaneRun:
     def _note(self, push: Waiting, step: Step, answer: Reply) -> None:
         result = settled(push, step, answer.detail)
         self._results[push.seq] = result
+        if log.isEnabledFor(logging.DEBUG):
+            _log_push(self._lease.lane, push, result)
         if result.fate is Fate.DEAD:
             lane, reason = self._lease.lane, result.reason
             log.warning("A push of lane %d is a dead letter, %s (HTTP %s)", lane, reason, answer.status)
@@ -277,6 +281,26 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
             # The store says it if anything is sent again for that.
             log.info("The lease of lane %d had ended before it was settled, and nothing was changed", lease.lane)
         return
+
+
+# --- logging at `debug`: by lane and by the push's id, never by address or value
+
+
+def _log_request(lane: int, request: SendxRequest, answer: Reply) -> None:
+    fields = {
+        "lane": lane,
+        "call": str(Kind.TRACK if request.tracks else Kind.IDENTIFY),
+        "outcome": str(answer.verdict),
+        "status": answer.status,
+        "seconds": round(answer.latency_seconds, 3),
+    }
+    text = "Request of lane %(lane)d: %(call)s, %(outcome)s (HTTP %(status)s, %(seconds)s s)"
+    log.debug(text, fields, extra={"event": "request", "fields": fields})
+
+
+def _log_push(lane: int, push: Waiting, result: Settled) -> None:
+    fields = {"id": push.id, "lane": lane, "outcome": str(result.reason or result.fate.name.lower())}
+    log.debug("Push %(id)s of lane %(lane)d: %(outcome)s", fields, extra={"event": "delivery", "fields": fields})
 
 
 # --- judging: pure

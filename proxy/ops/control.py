@@ -21,6 +21,7 @@ from typing import Any, TypeVar, Union
 import msgspec
 
 from proxy.errors import ScqError, StoreRefused, describe
+from proxy.ops.audit import at_the_socket, caller
 
 MAX_PATH = 100  # bytes; the kernel's limit is 108 with the terminating zero
 MAX_LINE = 1_048_576
@@ -111,6 +112,7 @@ class Control:
             return False
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        caller.set(at_the_socket(writer.get_extra_info("socket")))
         try:
             async with asyncio.timeout(_SECONDS):
                 line = await reader.readline()

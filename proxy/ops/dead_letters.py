@@ -1,8 +1,8 @@
 """Dead letters and erasure as the operator's commands: over the outbox, in steps, each saying how far it has come.
 
 They are the same where a server runs, which answers them on its control socket, and where none does: then the command line runs them on
-the store itself. Nothing is logged here, because what these commands take and show has addresses in it; and nothing is asked back: who may
-do what, and whether it was meant, is the command line's business.
+the store itself. What changes something leaves a line for the audit, in which a person is a keyed hash: what these commands take and show has
+addresses in it. Nothing is asked back: who may do what, and whether it was meant, is the command line's business.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -15,6 +15,7 @@ import msgspec
 from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
+from proxy.ops.audit import audit, pseudonym
 from proxy.ops.control import Command, Handlers
 from proxy.store.outbox import Adopting, Outbox
 from proxy.store.records import Adopted, DeadFilter, DeadLetter, DeadReason, Erased
@@ -124,7 +125,13 @@ class StoreCommands:
         yield Advance(0, total)
 
     async def erase(self, command: Erase) -> AsyncIterator[Erased]:
-        yield await self._outbox.erase(lane_key(command.contact))
+        key = lane_key(command.contact)
+        erased = await self._outbox.erase(key)
+        counts = msgspec.structs.asdict(erased)
+        person = pseudonym(key, self._outbox.site_key)
+        listed = ", ".join(f"{count} {what}" for what, count in counts.items())
+        audit("erase", f"Person {person} was erased ({listed})", person=person, **counts)
+        yield erased
 
     async def adopt(self, command: Adopt) -> AsyncIterator[Adopted]:
         if not isinstance(self._outbox, Adopting):
@@ -145,12 +152,27 @@ class StoreCommands:
             raise _unknown(missing)
         done = 0
         yield Advance(done, total)
-        async for page in self._pages(command.selection, last):
-            before, done = done, done + await act(DeadFilter(seqs=tuple(dead.seq for dead in page)), STEP)
-            if command.letters:
-                for number, dead in enumerate(page, before + 1):
-                    yield Advance(number, total, _letter(dead))
-            yield Advance(done, total)
+        try:
+            async for page in self._pages(command.selection, last):
+                before, done = done, done + await act(DeadFilter(seqs=tuple(dead.seq for dead in page)), STEP)
+                if command.letters:
+                    for number, dead in enumerate(page, before + 1):
+                        yield Advance(number, total, _letter(dead))
+                yield Advance(done, total)
+        finally:  # also if whoever asked has gone half-way
+            self._audit(command, done)
+
+    def _audit(self, command: ReplayDead | DiscardDead, done: int) -> None:
+        what, selection = "replay" if isinstance(command, ReplayDead) else "discard", command.selection
+        chosen = {
+            "reason": selection.reason,
+            "ids": len(selection.ids) or None,
+            "before": _utc(selection.before) if selection.before is not None else None,
+            "person": pseudonym(lane_key(selection.contact), self._outbox.site_key) if selection.contact else None,
+        }
+        given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+        which = ", ".join(f"{name} {value}" for name, value in given.items()) or "all"
+        audit(f"dead-{what}", f"Dead letters: {what} of {done} ({which})", letters=done, **given)
 
     async def _pages(self, selection: Selection, last: int | None = None) -> AsyncIterator[Sequence[DeadLetter]]:
         """Those that match, up to the one numbered `last`, in pages that are never empty."""

@@ -114,6 +114,8 @@ class PushEndpoint:
             stranger=secrets.token_urlsafe(16) if batch.session is None else "",  # with a session value nobody asks
         )
         answer = await self._store(request)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_results(answer)
         cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
         return (
             msgspec.json.encode(_Wire(answer.results, answer.session)),
@@ -143,6 +145,15 @@ class PushEndpoint:
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
         return decision.answer
+
+
+def _log_results(answer: PushAnswer) -> None:
+    """One line a push. An id has no address in it: it is letters, digits, - and _."""
+    for result in answer.results:
+        outcome = result.reason or result.status
+        log.debug(
+            "Push %s: %s", result.id, outcome, extra={"event": "push", "fields": {"id": result.id, "outcome": outcome}}
+        )
 
 
 @lru_cache(maxsize=256)

@@ -125,11 +125,20 @@ class ServerApi:
             decision = await self._outbox.append(lambda facts: admit(call, facts, self._lane_max), reads)
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
+        if log.isEnabledFor(logging.DEBUG):
+            _log_outcome(reads.ids, decision.answer)
         if decision.answer is Outcome.LANE_FULL:
             message = "Rate limit exceeded: too much is waiting for this contact. Nothing of this call is stored; see SCQ_LANE_MAX."
             raise RequestError(429, "lane-full", message, retry_after=LANE_FULL_SECONDS)
         if decision.answer is Outcome.KEY_REUSED:
             raise unprocessable("this Idempotency-Key was used for a call that said something else; take a new one")
+
+
+def _log_outcome(ids: Sequence[str], outcome: Outcome) -> None:
+    """One line a push."""
+    for push_id in ids:
+        fields = {"id": push_id, "outcome": outcome.name.lower()}
+        log.debug("Push %s: %s", push_id, fields["outcome"], extra={"event": "push", "fields": fields})
 
 
 def _values(scope: Scope, name: bytes) -> list[bytes]:

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.settings import SPECS, Settings, Spec, load_one, load_settings
-from proxy.config.types import Dialect, Gpc, IdentifyMode, IdentityKey, LogLevel, PostgresUrl, Secret, SqliteUrl
+from proxy.config.types import (
+    Dialect,
+    Gpc,
+    IdentifyMode,
+    IdentityKey,
+    LogFormat,
+    LogLevel,
+    PostgresUrl,
+    Secret,
+    SqliteUrl,
+)
 from proxy.core.hosts import is_loopback_host
 from proxy.errors import ConfigError, Problem
 
@@ -590,6 +600,7 @@ def test_a_network_with_host_bits_is_refused_with_the_right_one() -> None:
         ("SCQ_MAX_AGE", "7", "max_age", timedelta(days=7)),
         ("SCQ_GPC", "ignore", "gpc", Gpc.IGNORE),
         ("SCQ_LOG_LEVEL", "DEBUG", "log_level", LogLevel.DEBUG),
+        ("SCQ_LOG_FORMAT", "JSON", "log_format", LogFormat.JSON),
         ("SCQ_HOST", "::", "host", "::"),
         ("SCQ_HOST", "proxy.internal", "host", "proxy.internal"),
     ],

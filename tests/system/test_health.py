@@ -101,6 +101,13 @@ def test_a_sendx_that_takes_its_time(server: Server, sandbox: Sandbox) -> None:
     is_over(server, "SendX has not answered", "silent")
 
 
+def test_a_time_out_that_is_too_short_for_sendx_is_named(tmp_path: Path, upstream: str, sandbox: Sandbox) -> None:
+    sandbox.faults.stand("*", Fault("ok", delay=2))
+    with running(tmp_path, upstream, SCQ_UPSTREAM_TIMEOUT="1") as server:
+        Browser(server).logs_in(new_email())
+        is_told(server, "no answer in time. If SendX is slow and not down, raise SCQ_UPSTREAM_TIMEOUT", "failing")
+
+
 def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path, upstream: str, sandbox: Sandbox) -> None:
     store = {"SCQ_STORE": f"sqlite:///{small_disk}/scq.db", "SCQ_MIN_FREE_MB": "4"}
     with running(tmp_path, upstream, **store) as server:
