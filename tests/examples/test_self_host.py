@@ -215,7 +215,14 @@ def test_the_unit_gives_the_proxy_a_user_and_a_directory_of_its_own_and_time_to_
     for line in ("DynamicUser=yes", "StateDirectory=scq-proxy", "ProtectSystem=strict", "NoNewPrivileges=yes"):
         assert line in lines
     assert "TimeoutStopSec=30" in lines
+    assert "Type=notify" in lines
     assert not [line for line in lines if re.match(r"Environment=SCQ_(API_KEY|SECRET_KEYS|IDENTITY_KEYS)=", line)]
+
+
+def test_the_unit_offers_no_reload_because_its_secrets_are_copies() -> None:
+    text = (SELF_HOST / "scq-proxy.service").read_text()
+    assert "LoadCredential=" in text
+    assert "ExecReload" not in text
 
 
 def test_the_image_runs_as_nobody_special_checks_its_health_and_copies_files_that_exist() -> None:
