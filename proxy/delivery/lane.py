@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from proxy.aio import unbroken, wait
-from proxy.core.calls import Attributes, Kind, Track
+from proxy.core.calls import Attributes, Track
 from proxy.core.coalesce import Group, groups_of, singly
 from proxy.core.retry import Dead, Delivered, Keep, Retry, Step, Verdict
 from proxy.core.visitors import Trust
@@ -289,7 +289,7 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
 def _log_request(lane: int, request: SendxRequest, answer: Reply) -> None:
     fields = {
         "lane": lane,
-        "call": str(Kind.TRACK if request.tracks else Kind.IDENTIFY),
+        "call": request.call.name.lower(),
         "outcome": str(answer.verdict),
         "status": answer.status,
         "seconds": round(answer.latency_seconds, 3),

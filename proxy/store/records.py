@@ -175,8 +175,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
     `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again after
     a failure; `replaced`: those at which another file was in its place. `log_frames`: pages in the write-ahead log that are not in the file
-    yet. `headroom_bytes`: disk space above the floor at which ingest stops. `set_aside`: damaged stores kept beside this one. `failovers`: to
-    other servers, since the store was made; `lost`: acknowledged pushes that were found missing after one. `clock_ahead_seconds`: of the
+    yet. `headroom_bytes`: disk space above the floor at which ingest stops. `set_aside`: damaged stores beside this one, not taken back. `failovers`:
+    to other servers, since the store was made; `lost`: acknowledged pushes that were found missing after one. `clock_ahead_seconds`: of the
     store's clock, before this machine's. `problems`: sentences for a person, each with what to do.
     """
 

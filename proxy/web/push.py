@@ -4,6 +4,7 @@ Plain ASGI, because this is the hot path. Whole-request refusals come in the ord
 nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Collection
@@ -25,6 +26,8 @@ from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
 from proxy.web.access import AddressLimit, ClientAddresses, Headers, RateLimit, require_origin, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
+
+log = logging.getLogger("proxy.push")
 
 _ALLOW: Header = (b"allow", b"POST, OPTIONS")
 _VARY: Header = (b"vary", b"Origin")

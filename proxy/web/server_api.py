@@ -10,6 +10,7 @@ of SendX's API.
 
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,8 @@ from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
 from proxy.web.access import RateLimit, scan
 from proxy.web.asgi import MAX_BODY, Gone, Header, read_body, retry_after, send_json, send_not_found
+
+log = logging.getLogger("proxy.server_api")
 
 LANE_FULL_SECONDS = 60  # after which a contact with too much waiting is worth another try
 MAX_DROPPED = 1_000  # bytes of names in the header; intermediaries have 4 to 8 KB for all of an answer's

@@ -5,6 +5,7 @@ when it is refused, is in `file`; the queries are in `queries.sql`.
 """
 
 import asyncio
+import shutil
 import sqlite3
 import time
 from collections import Counter
@@ -165,7 +166,7 @@ class SqliteOutbox:
         if self._file.has_open(file):
             raise StoreRefused(f"{file} is the store in use: name one that was set aside.")
         async with self._adopting:
-            salvage = Salvage(file, self.path.with_name(f"{self.path.name}.adopting"))
+            salvage = Salvage(file, _workplace(self.path))
             try:
                 steps = salvage.steps()
                 while await asyncio.to_thread(_has_more, steps):
@@ -302,6 +303,11 @@ def _has_more(steps: Iterator[None]) -> bool:
     return any(time.monotonic() - started > _SAID_SECONDS for _ in steps)
 
 
+def _workplace(path: Path) -> Path:
+    """Returns the directory in which a file is read that is taken back."""
+    return path.with_name(f"{path.name}.adopting")
+
+
 def _settings(connection: sqlite3.Connection) -> dict[str, str]:
     return {
         "SQLite": sqlite3.sqlite_version,
@@ -317,6 +323,7 @@ async def open_outbox(
     file = StoreFile(path, create=create)
     file.take()
     try:
+        shutil.rmtree(_workplace(path), ignore_errors=True)  # of a process that was killed
         outbox = SqliteOutbox(file, hold_age=hold_age, dead_age=dead_age, min_free_bytes=min_free_bytes)
         await outbox.open()
     except BaseException:

@@ -125,7 +125,7 @@ class Salvage:
     # --- the copy
 
     def _require_room(self, size: int) -> None:
-        needed = 3 * size + (16 << 20)
+        needed = 3 * size + (4 << 20)
         if shutil.disk_usage(self._file.parent).free < needed:
             raise StoreRefused(f"This needs {needed >> 20} MB beside the store for a while: free some space.")
 

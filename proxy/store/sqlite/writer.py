@@ -34,6 +34,8 @@ _IDLE_SECONDS = 1.0  # without a job, until upkeep has its turn
 
 _REOPENING = State.REOPENING  # `submit` runs for every push, and Python 3.11 finds a member of an enumeration slowly
 
+_FAILED = "The store could not write: its log says why."
+_BLOCKED = "Another program has the store locked: its log says which."
 _LOCKED = (
     "The store is locked by %s: what has to be written is refused until that ends. Let it copy %s without a lock, as sqlite3's .backup does, "
     "or end it"
@@ -213,7 +215,7 @@ class Writer:
             for job in jobs:  # what one of them gathered cannot be written: each for itself
                 self._transaction([job])
             return []
-        self._answer(_refusals(jobs))
+        self._answer(_refusals(jobs, _BLOCKED if remedy_for(error) is Remedy.WAIT else _FAILED))
         self._note_failure(jobs, error)
         if remedy_for(error) is Remedy.MAKE_ROOM:
             self._keep_up(urgent=True)
@@ -340,9 +342,9 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             log.error("The roll-back failed too: %s", error)
 
 
-def _refusals(jobs: list[Job]) -> list[Outcome]:
-    return [(future, None, _refused()) for _, future, _ in jobs]
+def _refusals(jobs: list[Job], message: str = _FAILED) -> list[Outcome]:
+    return [(future, None, _refused(message)) for _, future, _ in jobs]
 
 
-def _refused() -> StoreUnavailable:
-    return StoreUnavailable("The store could not write: its log says why.", retry_after=_RETRY_AFTER)
+def _refused(message: str = _FAILED) -> StoreUnavailable:
+    return StoreUnavailable(message, retry_after=_RETRY_AFTER)

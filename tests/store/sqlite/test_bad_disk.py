@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from proxy.store.sqlite.damage import CHECKED_BYTES
+from proxy.store.sqlite.file import StoreFile
 from tests.support.shims import built
-from tests.support.sqlite import aside_of, opened, push, waiting
+from tests.support.sqlite import PAGE, aside_of, opened, overwrite, push, waiting
 
 OPENS = """
 import asyncio, logging, sys
@@ -27,6 +30,8 @@ async def main():
 logging.basicConfig(level="INFO")
 asyncio.run(main())
 """
+WAITING = "print(len(await waiting(outbox)))"
+ADOPTS = "print([each async for each in outbox.adopt(Path(sys.argv[1]).with_name('old.db'))])"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,12 @@ async def healthy(path: Path) -> list[str]:
 
 
 def opens(path: Path, shim: Path, **faults: str) -> subprocess.CompletedProcess[str]:
+    return run(OPENS, path, shim, **faults)
+
+
+def run(script: str, path: Path, shim: Path, **faults: str) -> subprocess.CompletedProcess[str]:
     environ = os.environ | {"LD_PRELOAD": str(shim), "EIO_FILE": str(path), "EIO_EVERY": "60", "EIO_TIMES": "0"}
-    arguments = [sys.executable, "-c", OPENS, str(path)]
+    arguments = [sys.executable, "-c", script, str(path)]
     where = Path(__file__).parents[3]
     return subprocess.run(
         arguments, env=environ | faults, cwd=where, capture_output=True, text=True, timeout=120, check=False
@@ -79,3 +88,31 @@ async def test_a_disk_that_reads_differently_each_time_is_not_damage(tmp_path: P
     outbox = await opened(tmp_path / "scq.db")
     assert await waiting(outbox) == ids
     await outbox.close()
+
+
+async def test_a_file_on_a_disk_that_fails_now_and_then_is_taken_back(tmp_path: Path, shim: Path) -> None:
+    ids = await healthy(tmp_path / "old.db")
+    await (await opened(tmp_path / "scq.db")).close()
+    script = OPENS.replace(WAITING, ADOPTS)
+    done = run(script, tmp_path / "scq.db", shim, EIO_FILE=str(tmp_path / "old.db"), EIO_EVERY="3", EIO_TIMES="1000000")
+    assert done.returncode == 0, done.stderr
+    outbox = await opened(tmp_path / "scq.db")
+    assert await waiting(outbox) == ids
+    await outbox.close()
+
+
+def test_a_file_too_large_to_be_checked_is_set_aside_once_sqlite_has_complained_twice(tmp_path: Path) -> None:
+    path = tmp_path / "scq.db"
+    file = StoreFile(path, create=True)
+    file.open().close()
+    pages = CHECKED_BYTES // PAGE + 1
+    overwrite(path, 28, pages.to_bytes(4, "big"))
+    with path.open("r+b") as store:
+        store.truncate(pages * PAGE)
+    malformed = sqlite3.DatabaseError("database disk image is malformed")
+    malformed.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    file.open(after=malformed).close()
+    assert aside_of(path) == []
+    file.open(after=malformed).close()
+    assert aside_of(path) != []
+    file.release()

@@ -48,7 +48,7 @@ def locked(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 async def refused_after(work: object) -> float:
     started = time.monotonic()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match="has the store locked"):
         await work  # type: ignore[misc]
     return time.monotonic() - started
 
