@@ -19,6 +19,7 @@ import msgspec
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.store.rows import DEAD, HOLDING, WAITING, decode_body, decode_visitor
+from proxy.store.sqlite.causes import explain
 from proxy.store.sqlite.damage import pragma, unreadable_commits
 from proxy.store.sqlite.file import MAGIC, SCHEMA_STEPS, is_ours, require_not_in_use, wal_path
 
@@ -93,6 +94,13 @@ class Salvage:
 
     def steps(self) -> Iterator[None]:
         """Does all the work, and yields now and then. Raises `StoreRefused` if this is not a store that can be taken back."""
+        try:
+            yield from self._steps()
+        except (OSError, sqlite3.Error) as error:
+            reason = explain(error, self._work) if isinstance(error, sqlite3.Error) else error.strerror
+            raise StoreRefused(f"{self._file} cannot be taken back now, and nothing was done: {reason}.") from None
+
+    def _steps(self) -> Iterator[None]:
         require_not_in_use(self._file)
         sources = [path for path in (self._file, wal_path(self._file)) if path.exists()]
         if not sources:
@@ -126,7 +134,7 @@ class Salvage:
 
     def _require_room(self, size: int) -> None:
         needed = 3 * size + (4 << 20)
-        if shutil.disk_usage(self._file.parent).free < needed:
+        if shutil.disk_usage(self._work.parent).free < needed:
             raise StoreRefused(f"This needs {needed >> 20} MB beside the store for a while: free some space.")
 
     def _copy(self, sources: list[Path]) -> Iterator[None]:
@@ -228,7 +236,7 @@ class Salvage:
         sound = [row for row in rows if _is_sound(table, row)]
         self.whole = self.whole and len(sound) == len(rows)
         marks = ", ".join("?" * len(table.columns.split(",")))
-        self._clean.executemany(f"INSERT OR REPLACE INTO {name} ({table.columns}) VALUES ({marks})", sound)  # noqa: S608 - of _NUMBERED and _NAMED
+        self._clean.executemany(f"INSERT OR IGNORE INTO {name} ({table.columns}) VALUES ({marks})", sound)  # noqa: S608 - of _NUMBERED and _NAMED
 
     def _count_missing(self) -> None:
         ((missing, told),) = self.rows(_MISSING)

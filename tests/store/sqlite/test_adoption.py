@@ -273,6 +273,9 @@ async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
         await adopts(outbox, tmp_path / "missing.db")
     with pytest.raises(StoreRefused, match="is the store in use"):
         await adopts(outbox, outbox.path)
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(StoreRefused, match="cannot be taken back now, and nothing was done: Is a directory"):
+        await adopts(outbox, tmp_path / "directory")
     spare = await opened(tmp_path / "spare.db")
     with pytest.raises(StoreRefused, match="in use by another process"):
         await adopts(outbox, spare.path)
