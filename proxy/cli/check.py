@@ -148,6 +148,8 @@ async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
         found += [_mend(f"store: {problem}") for problem in assessment.problems]
         if assessment.problems:
             return [*found, _fine(f"store: the server says of itself: {_listed(assessment.facts)}")]
+        if assessment.trouble:
+            return [*found, _mend(f"store: {assessment.trouble}")]
         async with open_existing(store) as outbox:
             durability = await outbox.durability()
             report = await read_report(outbox)

@@ -35,6 +35,10 @@ _ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by anoth
 _CONNECT_SECONDS = 5
 _WAIT_SECONDS = 3  # for a connection: while there is none to be had, callers are told so
 ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
+_COMMIT_SECONDS = (
+    5.0  # for one with a commit, which can wait for a standby for ever: nothing is undone by not waiting for it
+)
+LATE_SECONDS = 3.0  # in which a standby confirms a commit, or is told to be lost
 _STOPPED_SECONDS = 3.0  # without a word in the middle of a batch of statements
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
 _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
@@ -154,7 +158,8 @@ class Transaction:
     async def _send(self, queries: Sequence[Query], *, commits: bool = False) -> list[Rows]:
         """Makes one round trip; if it commits, the transaction's last one."""
         look = position = None
-        with _cut_off(self._connection, self._answer_seconds):
+        patience = min(self._answer_seconds, _COMMIT_SECONDS) if commits else self._answer_seconds
+        with _cut_off(self._connection, patience):
             if self._pipeline is None:
                 self._pipeline = await self._open.enter_async_context(self._connection.pipeline())
                 if not self._reads_only:
@@ -274,7 +279,7 @@ class Database:
 
     async def _require_confirmed(self) -> None:
         """Refuses more commits while one waits that was not answered in time: each would keep a connection of the server waiting."""
-        values = {"seconds": self._answer_seconds / 2}
+        values = {"seconds": min(self._answer_seconds, _COMMIT_SECONDS) / 2}
         try:
             async with self._pool.connection() as connection:
                 with _cut_off(connection, min(_CONNECT_SECONDS, self._answer_seconds)):
@@ -282,7 +287,7 @@ class Database:
         except (psycopg.Error, TimeoutError, OSError) as error:
             raise self._refusal(cause(error)) from None
         if row is not None and row[0]:
-            raise self._refusal(_NO_STANDBY)
+            raise self._refusal(NO_STANDBY)
         self._unconfirmed = False
 
     async def _end_stopped(self) -> None:
@@ -356,7 +361,7 @@ class Database:
         self.written = time.monotonic()
 
 
-_NO_STANDBY = "no synchronous standby confirms what is committed: bring one back, or take those that are gone out of synchronous_standby_names"
+NO_STANDBY = "no synchronous standby confirms what is committed: bring one back, or take those that are gone out of synchronous_standby_names"
 _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 

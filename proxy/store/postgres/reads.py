@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from proxy.core.decision import Schedule
-from proxy.store.postgres.database import Database, Overtaken, Query, Transaction, columns
+from proxy.store.postgres.database import LATE_SECONDS, NO_STANDBY, Database, Overtaken, Query, Transaction, columns
 from proxy.store.postgres.failovers import problems_of
 from proxy.store.records import DeadFilter, DeadLetter, Health, Stats
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_dead_letter, discarded, increments, make_stats, replayed
@@ -23,13 +23,14 @@ PROOF = tally({"gauge:proofs": 1})  # written for the sake of its commit
 
 async def read_stats(database: Database) -> Stats:
     """Returns the numbers of the store. One statement reads the counters, so that their sums add up."""
-    counters, oldest, names, schedules, gate, timelines = await database.read(
+    counters, oldest, names, schedules, gate, timelines, unconfirmed = await database.read(
         ("counters", {}),
         ("oldest", {}),
         ("refused_names", {"limit": MAX_REFUSED_NAMES}),
         ("schedules", {"schedules": [str(Schedule.SIGN_UPS)]}),
         ("gate", {}),
         ("timelines", {}),
+        ("unconfirmed", {"seconds": LATE_SECONDS}),
     )
     stats = make_stats(
         dict(counters.rows),
@@ -38,11 +39,12 @@ async def read_stats(database: Database) -> Stats:
         sign_ups_until=schedules.rows[0][1] if schedules.rows else None,
         closure=gate.value,
     )
-    return msgspec.structs.replace(stats, health=_health(database, timelines.rows))
+    return msgspec.structs.replace(stats, health=_health(database, timelines.rows, unconfirmed.value))
 
 
-def _health(database: Database, timelines: Sequence[tuple[Any, ...]]) -> Health:
-    trouble = database.trouble
+def _health(database: Database, timelines: Sequence[tuple[Any, ...]], unconfirmed: int) -> Health:
+    """`unconfirmed`: commits, of any node, that have waited too long for a standby."""
+    trouble = NO_STANDBY if unconfirmed else database.trouble
     sentence = f"The database does not take what it is asked to ({trouble}): see its log."
     problems = [each for each in (sentence if trouble else "", database.sight.skew()) if each]
     return Health(

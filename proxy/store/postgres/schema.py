@@ -15,7 +15,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from proxy.errors import StoreRefused
-from proxy.store.postgres.database import SETTINGS, SQL, Connection, cause, connect_options
+from proxy.store.postgres.database import LATE_SECONDS, NO_STANDBY, SETTINGS, SQL, Connection, cause, connect_options
 from proxy.store.postgres.locks import SCHEMA, lock
 from proxy.store.postgres.sight import LOOK
 from proxy.store.queries import read_steps
@@ -49,7 +49,7 @@ class Assessment(msgspec.Struct, frozen=True):
     `version`: of the schema, 0 if there is none. `facts`: name to value, for people. `obstacles`: sentences, each with what to do, why an
     outbox cannot be opened here at all. `losses`: why acknowledged pushes could be lost here: refused unless the operator says otherwise.
     `standbys`: a commit waits for some. `failover`: what a failover can lose, "" if no standby follows that is not waited for.
-    `tells_servers`: the server says which timeline it is on.
+    `tells_servers`: the server says which timeline it is on. `trouble`: why it takes nothing now, "" if it does.
     """
 
     version: int
@@ -59,6 +59,7 @@ class Assessment(msgspec.Struct, frozen=True):
     standbys: bool
     failover: str
     tells_servers: bool
+    trouble: str
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -96,6 +97,7 @@ async def assess(dsn: str) -> Assessment:
         version, tables = await _version(connection)
         look = await _optional(connection, f"SELECT {LOOK}")
         followers = await _optional(connection, SQL["followers"])
+        waiting = await (await connection.execute(SQL["unconfirmed"], {"seconds": LATE_SECONDS})).fetchone()
     standbys = server[6].strip()
     facts = {
         "PostgreSQL": server[0],
@@ -108,7 +110,8 @@ async def assess(dsn: str) -> Assessment:
     obstacles = [*server_obstacles(server), *_schema_obstacles(version, tables)]
     losses = tuple(_losses(server, tables))
     failover = _failover(standbys, followers)
-    return Assessment(version, facts, tuple(obstacles), losses, bool(standbys), failover, look is not None)
+    trouble = f"Commits wait: {NO_STANDBY}." if waiting is not None and waiting[0] else ""
+    return Assessment(version, facts, tuple(obstacles), losses, bool(standbys), failover, look is not None, trouble)
 
 
 async def _optional(connection: Connection, query: LiteralString) -> tuple[Any, ...] | None:

@@ -22,18 +22,22 @@ from tests.support.postgres import Server, Standby
 ANSWER_SECONDS = 0.5  # until the outbox gives up on an answer
 
 
+@pytest.fixture(scope="module")
+def primary() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.remove()
+
+
 @pytest.fixture
-def servers() -> Iterator[tuple[Server, Standby]]:
-    """A primary and a standby that follows it."""
-    primary = Server()
-    try:
-        standby = Standby(primary)
-        try:
-            yield primary, standby
-        finally:
-            standby.remove()
-    finally:
-        primary.remove()
+def servers(primary: Server) -> Iterator[tuple[Server, Standby]]:
+    """A primary and a standby of its own that follows it. Tests end with the former killed."""
+    primary.kill()
+    primary.start()
+    primary.wait_for_standbys("")
+    standby = Standby(primary)
+    yield primary, standby
+    standby.remove()
 
 
 async def opened(dsn: str) -> PostgresOutbox:
@@ -63,10 +67,10 @@ async def answered(outbox: PostgresOutbox, name: str) -> str:
                 await asyncio.sleep(0.05)
 
 
-def stored(dsn: str) -> set[str]:
+def stored(dsn: str, what: str = "id FROM seen") -> set[object]:
     """What can be read there. A standby shows what it has some moments later."""
     with suppress(psycopg.OperationalError), psycopg.connect(dsn) as connection:
-        return {name for (name,) in connection.execute("SELECT id FROM seen")}
+        return {name for (name,) in connection.execute(f"SELECT {what}".encode())}
     return set()
 
 
@@ -91,6 +95,8 @@ async def test_what_is_answered_is_on_the_synchronous_standby_whatever_becomes_o
     assert primary.execute(waiting) == [(1,)]
     assert "no synchronous standby confirms" in caplog.text
     assert "no synchronous standby confirms" in (await outbox.stats()).health.problems[0]
+    trouble = await asyncio.to_thread(eventually, lambda: asyncio.run(assess(dsn)).trouble)
+    assert "no synchronous standby confirms" in trouble, "also to somebody who was not there before"
     standby.wake()
     assert await answered(outbox, "frozen") == "duplicate"
     eventually(lambda: "frozen" in stored(standby.dsn(name)))
@@ -127,7 +133,7 @@ async def test_what_a_failover_has_lost_is_counted_and_told(
     outbox = await opened(dsn)
     assert await push(outbox, "before") == "accepted"
     assert (await outbox.stats()).health.failovers == 0  # and the timeline is noted
-    eventually(lambda: standby.execute("SELECT timeline FROM timelines", database=_name(dsn)) == [(1,)])
+    eventually(lambda: stored(standby.dsn(_name(dsn)), "timeline FROM timelines") == {1})
     standby.freeze()
     for number in range(7):
         assert await push(outbox, f"lost{number}") == "accepted"
