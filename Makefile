@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test fuzz-answers soak soak-nodes soak-standby soak-browser power-cuts page-cost scale bench bench-quick sizes lint pins clean
+.PHONY: help run test test-more fuzz-answers soak soak-nodes soak-standby soak-browser power-cuts page-cost scale bench bench-quick sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -12,6 +12,7 @@ help:
 	@echo 'make test    every check and test, as CI runs them'
 	@echo '             make test ARGS="tests/config/test_settings.py -k secret" for some of the tests'
 	@echo '             make test PYTHON=python3.13 on another Python'
+	@echo 'make test-more   the main job on the lowest versions that pyproject.toml allows, and on the newest; needs the network: some five minutes'
 	@echo 'make fuzz-answers   100,000 answers that SendX would never give, and what becomes of the pushes: some ten minutes'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
@@ -39,6 +40,10 @@ test:
 	@bash .ci/lint
 	@printf '\n== pytest\n'
 	@exec .venv/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-more:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.load.bounds $(ARGS)
 
 fuzz-answers:
 	@bash .ci/setup test

@@ -233,7 +233,7 @@ class _Cycle(RequestResponseCycle):
         if start is None:
             await super().send(message)
         elif not await self._send_whole(start, message):
-            await super().send(start)
+            await super().send(start if self.keep_alive else _closing(start))
             await super().send(message)
 
     async def _send_whole(self, start: Any, message: Any) -> bool:
@@ -256,6 +256,14 @@ class _Cycle(RequestResponseCycle):
             self.transport.close()
         self.on_response()
         return True
+
+
+def _closing(start: Any) -> Any:
+    """Returns the head that says that it is the last: uvicorn says so by itself from 0.53 on."""
+    headers = list(start.get("headers", ()))
+    if any(name.lower() == b"connection" for name, _ in headers):
+        return start
+    return {**start, "headers": [*headers, (b"connection", b"close")]}
 
 
 @lru_cache(maxsize=512)
