@@ -402,7 +402,7 @@ class Attack:
         told = self._refused(401)
         self.wait(HALT_SECONDS)
         self._sandbox.faults.stand("*", USUAL)
-        self._hush(told, time.time(), "the key was refused")
+        self._hush(told, time.time(), "the key was refused", probes=1)  # after 1 s, 2 s more, 4 s more
         healed = self._sandbox.total
         self._victim().rereads()
         eventually(lambda: any(r.number > healed and r.status == 200 for r in self._sandbox.requests), PATIENCE_SECONDS)
@@ -415,8 +415,8 @@ class Attack:
         )
         return records[0].time.timestamp()
 
-    def _hush(self, told: float, until: float, why: str) -> None:
-        self.hushes.append(Hush(told + HEARD_SECONDS, until, why, self._late))
+    def _hush(self, told: float, until: float, why: str, probes: int = 0) -> None:
+        self.hushes.append(Hush(told + HEARD_SECONDS, until, why, self._late + probes))
 
 
 def run(
