@@ -16,7 +16,7 @@ help:
 	@echo 'make fuzz-answers   100,000 answers that SendX would never give, and what becomes of the pushes: some ten minutes'
 	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
-	@echo 'make soak-standby 40 faults of a synchronous standby and its primary under three nodes: some fifteen minutes'
+	@echo 'make soak-standby 40 faults of a synchronous standby and its primary under three nodes: some eight minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make power-cuts   the power is cut at 4,000 moments of a run that strace recorded: some three minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
