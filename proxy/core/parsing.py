@@ -69,12 +69,12 @@ def read_json(body: bytes) -> Any:
 
 
 def _decode_leniently(body: bytes) -> Any:
-    """What msgspec refuses and browsers send: half of a surrogate pair (a cut-off emoji), or a number beyond a double.
+    """What msgspec refuses and is sent: half of a surrogate pair (a cut-off emoji), a number beyond a double, a byte order mark in front.
 
-    One such push must not cost its neighbours, so the halves become U+FFFD and the number is refused where it stands.
+    One such push must not cost its neighbours, so the halves become U+FFFD and the number is refused where it stands. The mark is skipped.
     """
     try:
-        text = body.decode("utf-8")
+        text = body.decode("utf-8-sig")
         return mended(json.loads(text, parse_constant=_no_constant, parse_int=bounded_int))
     except RecursionError:
         raise _malformed("The body is nested too deeply.") from None

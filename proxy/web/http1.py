@@ -4,8 +4,8 @@ uvicorn's own reading trusts its peer. Behind a web server that sends many peopl
 a request is answered to somebody else; and what one peer sends without end costs everybody memory. So a connection here has one request at
 a time, and is closed over anything else:
 
-- An upgrade is never made. A request that asks for one is answered and is the last; one that has a body too, whose end the parser does not
-  find, is refused.
+- An upgrade is never made. A request that asks for one is answered and is the last. One that has a body too, whose end the parser does not
+  find, is refused, unless it offers HTTP/2 (h2c), as Java's HttpClient does with each request: it is read again without the offer.
 - Requests are not pipelined: one that begins before the answer to the last has begun is not read. No browser and no web server does that.
 - A head (request line and headers) has MAX_HEAD bytes. So has whatever else the parser reads without a word: chunk extensions, trailers.
 - Trailers are no headers.
@@ -44,6 +44,7 @@ _UPGRADE = RequestError(400, "malformed", "No upgrade is made here: send the bod
 _TOO_LARGE = RequestError(431, "headers-too-large", f"The request line and headers are larger than {MAX_HEAD} bytes.")
 _DEFECT = RequestError(503, "defect", "The proxy failed here: its log says more.", retry_after=30)
 _STOPPING = RequestError(503, "stopping", "The proxy is being stopped: try again.", retry_after=5)
+_OF_THE_OFFER = (b"upgrade", b"http2-settings", b"connection")
 
 
 class _Enough(Exception):
@@ -55,6 +56,7 @@ class Http1(HttpToolsProtocol):
 
     defects: ClassVar[Defects] = Defects()  # see `http1`
     _deaf = False  # nothing more is read
+    _plain: bytes | None = None  # the head of a request that offers HTTP/2, without the offer, until it is read again
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
 
@@ -70,8 +72,11 @@ class Http1(HttpToolsProtocol):
         self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._answer_and_close()
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._plain is None:
+                self._answer_and_close()
+            else:
+                self._read_plain(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             cause: BaseException | None = error.__context__
             if not isinstance(cause, _Enough):
@@ -96,8 +101,11 @@ class Http1(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade() and _has_body(self.headers):
-            self._refuse(_UPGRADE)
-            raise _Enough
+            if not self._offers_http2():
+                self._refuse(_UPGRADE)
+                raise _Enough
+            self._plain = self._head_without_offer()
+            return  # the parser ends the request here, and raises behind it
         self._begin(self._describe())
         self._request = self.cycle
         self._silent_bytes = 0
@@ -106,6 +114,32 @@ class Http1(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._plain is None and not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+
+    def _offers_http2(self) -> bool:
+        offers = [value.lower() for name, value in self.headers if name == b"upgrade"]
+        return offers == [b"h2c"] and self.parser.get_http_version() == "1.1" and self.parser.get_method() != b"CONNECT"
+
+    def _head_without_offer(self) -> bytes:
+        """What else the peer asks of the connection goes too: it is closed behind this request."""
+        kept = [(name, value) for name, value in self.headers if name not in _OF_THE_OFFER]
+        lines = [b"%s: %s\r\n" % header for header in (*kept, (b"connection", b"close"))]
+        return b"".join([self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n", *lines, b"\r\n"])
+
+    def _read_plain(self, rest: bytes) -> None:
+        head, self._plain = self._plain or b"", None
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(
+            lenient_data_after_close=True
+        )  # as uvicorn's: what comes behind is not read, and no error
+        self._silent_bytes = 0
+        self._read(head)
+        if rest and not self._deaf:
+            self._read(rest)
 
     def _describe(self) -> Any:
         """The request as ASGI has it; one whose address is none is refused."""

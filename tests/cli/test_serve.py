@@ -180,12 +180,10 @@ def test_serve_ends_with_a_sentence_if_it_does_not_answer_itself(tmp_path: Path)
 WITH_A_FAULT = """
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-def on_message_complete(self, whole=HttpToolsProtocol.on_message_complete):
-    whole(self)
-    if self.scope["method"] == "POST":
-        self.is_not_there
+def on_body(self, body):
+    self.is_not_there
 
-HttpToolsProtocol.on_message_complete = on_message_complete
+HttpToolsProtocol.on_body = on_body
 """
 
 

@@ -179,6 +179,13 @@ def test_an_unreadable_body_is_refused_as_malformed(body: bytes) -> None:
     assert (refused.value.status, refused.value.code) == (400, "malformed")
 
 
+def test_a_byte_order_mark_in_front_is_skipped_and_one_within_is_kept() -> None:
+    body = json.dumps({"v": 1, "pushes": [{"id": "a" * 16, "call": ["track", {"addTags": ["\ufeffx"]}]}]}).encode()
+    assert parse_batch(b"\xef\xbb\xbf" + body) == parse_batch(body)
+    with pytest.raises(RequestError):
+        parse_batch(b"\xef\xbb\xbf" * 2 + body)
+
+
 def test_fifty_pushes_are_read_and_one_more_is_too_many() -> None:
     assert len(batch(*[["reset"]] * MAX_PUSHES).items) == MAX_PUSHES
     with pytest.raises(RequestError) as refused:

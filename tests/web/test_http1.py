@@ -165,6 +165,75 @@ def test_a_request_for_an_upgrade_without_a_body_is_answered_as_the_last(wire: W
     assert_only_answer(received)
 
 
+# As Java's HttpClient and Spring's RestClient send it, recorded from Java 17
+JAVA = (
+    b"POST /scq/push HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\n%bHost: x\r\n"
+    b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\nUpgrade: h2c\r\nUser-Agent: Java-http-client/17.0.15\r\n"
+    + f"Content-Type: text/plain\r\nOrigin: {SHOP}\r\n".encode()
+)
+
+
+def java(body: bytes, *, in_chunks: bool = False) -> bytes:
+    if in_chunks:
+        return JAVA % b"Transfer-encoding: chunked\r\n" + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    return JAVA % (b"Content-Length: %d\r\n" % len(body)) + b"\r\n" + body
+
+
+@pytest.mark.parametrize(
+    "behind", [b"", HEALTH, HEALTH * 1_000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"no request\r\n\r\n"]
+)
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_request_with_a_body_that_offers_http2_is_read_as_http1_and_is_the_last(
+    wire: Wire, in_chunks: bool, behind: bytes
+) -> None:
+    wire.send(java(pushed(), in_chunks=in_chunks) + behind)
+    received = wire.rest()
+    assert status(received) == 202
+    assert b'"status":"held"' in received
+    assert_only_answer(received)
+
+
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_it_may_arrive_in_pieces_and_behind_another_request(wire: Wire, in_chunks: bool) -> None:
+    wire.send(HEALTH)
+    assert status(wire.answer()) == 200
+    for byte in java(pushed(), in_chunks=in_chunks):
+        wire.send(bytes([byte]))
+    received = wire.rest()
+    assert status(received) == 202
+    assert_only_answer(received)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Upgrade: h2c", b"Upgrade: h2c, foo"),
+        (b"Upgrade: h2c", b"Upgrade: h2c\r\nUpgrade: websocket"),
+        (b"HTTP/1.1\r\n", b"HTTP/1.0\r\n"),
+        (b"POST /scq/push", b"CONNECT x:443"),
+    ],
+)
+def test_any_other_offer_with_a_body_is_refused(wire: Wire, old: bytes, new: bytes) -> None:
+    wire.send(java(HEALTH).replace(old, new) + HEALTH)
+    received = wire.rest()
+    assert (status(received), error(received)) == (400, "malformed")
+    assert_only_answer(received)
+
+
+def test_a_body_that_turns_bad_behind_an_offer_is_400(wire: Wire) -> None:
+    wire.send(JAVA % b"Transfer-encoding: chunked\r\n" + b"\r\nzz\r\n" + HEALTH)
+    received = wire.rest()
+    assert (status(received), error(received)) == (400, "malformed")
+    assert_only_answer(received)
+
+
+def test_a_head_of_an_offer_has_its_limit(wire: Wire) -> None:
+    wire.send(java(pushed()).replace(b"Host: x", b"Host: x\r\nX: " + b"y" * MAX_HEAD))
+    received = wire.rest()
+    assert status(received) == 431
+    assert_only_answer(received)
+
+
 def test_an_upgrade_header_that_is_not_asked_for_by_connection_changes_nothing(wire: Wire) -> None:
     body = pushed()
     wire.send(PUSH + b"Upgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
