@@ -196,7 +196,7 @@ def _of_sending(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kin
             f"SendX has not answered for {silence} s: it is slow or down. Each request is given {seen.timeout_seconds:g} s "
             "(SCQ_UPSTREAM_TIMEOUT): raise that if SendX is only slow.",
         )
-    if delivery.slow_share >= _MANY_SLOW:
+    if delivery.slow_share >= _MANY_SLOW and seen.stats.waiting:
         yield (
             Kind.SLOW,
             f"Most requests get no answer within {seen.timeout_seconds:g} s: SendX is slow or down. If it is slow, raise SCQ_UPSTREAM_TIMEOUT "

@@ -95,7 +95,7 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
     "time-outs that dominate": (
         Kind.SLOW,
         r"within 20 s.*raise SCQ_UPSTREAM_TIMEOUT.*SCQ_UPSTREAM_CONCURRENCY \(8\)",
-        seen(delivery=delivery(slow_share=0.6)),
+        seen(delivery=delivery(slow_share=0.6), stats=stats(waiting=1)),
     ),
     "a forwarder that is down": (Kind.FORWARDER, "is down.*log says why", seen(delivery=delivery(running=False))),
     "a forwarder that died": (Kind.FORWARDER, "2 times in all.*log says why", seen(restarts=2)),
@@ -171,7 +171,7 @@ def test_a_failure_that_the_next_answer_makes_good_is_not_worth_a_word() -> None
 
 
 def test_a_failure_after_which_nothing_waits_is_over() -> None:
-    assert found(seen(delivery=delivery(failing_since=NOW - 60, last_error="503"))) == ()
+    assert found(seen(delivery=delivery(failing_since=NOW - 60, last_error="503", slow_share=0.9))) == ()
 
 
 def test_a_failure_that_a_clock_put_back_has_in_the_future_counts() -> None:
