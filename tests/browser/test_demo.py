@@ -33,7 +33,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     with running(log, "demo", f"--port={ports[0]}", f"--sandbox-port={ports[1]}") as process:
         shop, sendx = (f"http://127.0.0.1:{port}" for port in ports)
         eventually(lambda: is_up(shop, process))
-        assert shop in log.read_text()
+        eventually(lambda: shop in log.read_text())
         assert sendx in log.read_text()
         yield Demo(shop, SendX(sendx))
     assert "@" not in log.read_text()

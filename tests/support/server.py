@@ -116,7 +116,7 @@ class Server:
                 stderr=log,
             )
         eventually(lambda: self._answers("/readyz" if ready else "/healthz") or self.died())
-        if self.settings["SCQ_LOG_LEVEL"] in ("debug", "info"):
+        if self.settings.get("SCQ_LOG_LEVEL") in ("debug", "info"):
             eventually(lambda: self.log.count("Serving ") > said or self.died())
         assert not self.died(), f"the server ended at once:\n{self.log}"
 

@@ -41,7 +41,12 @@ def upstream() -> str:
 
 @pytest.fixture(scope="module")
 def server_settings() -> dict[str, str]:
-    return {"SCQ_ADMIN_TOKEN": ADMIN_TOKEN, "SCQ_SERVER_KEYS": SERVER_KEY, "SCQ_HOLD_MAX": "100000"}
+    return {
+        "SCQ_ADMIN_TOKEN": ADMIN_TOKEN,
+        "SCQ_SERVER_KEYS": SERVER_KEY,
+        "SCQ_HOLD_MAX": "100000",
+        "SCQ_LOG_LEVEL": "info",
+    }
 
 
 @pytest.fixture(autouse=True)

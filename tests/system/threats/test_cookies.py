@@ -74,8 +74,8 @@ FORGED_COOKIES: dict[str, str] = {
     "a year and a day old": CookieCodec([COOKIE_KEY]).encode(
         Visitor("y" * 22, "vic@example.com", Trust.VERIFIED, int(time.time()) - 366 * 86_400)
     ),
-    "from the future": CookieCodec([COOKIE_KEY]).encode(
-        Visitor("z" * 22, "vic@example.com", Trust.VERIFIED, int(time.time()) + 86_400)
+    "from the day after tomorrow": CookieCodec([COOKIE_KEY]).encode(
+        Visitor("z" * 22, "vic@example.com", Trust.VERIFIED, int(time.time()) + 2 * 86_400)
     ),
 }
 
