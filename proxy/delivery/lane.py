@@ -69,9 +69,9 @@ class Shared:
                 account.shared = closure  # it has moved on meanwhile
 
     async def store_failed(self, problem: StoreUnavailable) -> None:
-        """Counts and logs the failure, and waits as long as the store asks for."""
+        """Counts the failure, and waits as long as the store asks for. Each sender comes here: `ops.watch` tells of it, once a minute."""
         self.account.tally.store_failures += 1
-        log.warning("The store is not available, next try in %d s: %s", problem.retry_after, problem.message)
+        log.debug("The store is not available, next try in %d s: %s", problem.retry_after, problem.message)
         await wait(self.stopping, problem.retry_after)
 
 

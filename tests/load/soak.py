@@ -34,7 +34,16 @@ from proxy.store.records import DeadFilter
 from proxy.stores import open_existing
 from tests.support.crowd import SETTINGS, Crowd, Load, Watcher, history_of
 from tests.support.live import PATIENCE_SECONDS, eventually, serving
-from tests.support.oracle import Finding, History, Report, Violation, judge, report_of, wrong_sums
+from tests.support.oracle import (
+    Finding,
+    History,
+    Report,
+    Violation,
+    judge,
+    never_arrived,
+    report_of,
+    wrong_sums,
+)
 from tests.support.server import API_KEY, Server, clean_environ, command
 
 
@@ -209,6 +218,7 @@ def summary(
         *(more or {}).items(),
         ("delivered", promised - len(history.dead)),
         ("ambiguous dead letters", len(history.dead)),
+        ("which never arrived", never_arrived(history)),
         *((str(each), _count(outcome.findings, each)) for each in Violation if each not in leave_out),
         ("seconds", round(outcome.seconds)),
     ]

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-NOT_APPLIED = (401, 429)  # the answers in these runs that say so
+NOT_APPLIED = (401, 402, 403, 407, 408, 421, 423, 425, 429)  # the answers in these runs that say so
 
 
 class Violation(StrEnum):
@@ -274,6 +274,16 @@ def applied_again(sights: Sequence[Sight]) -> int:
     """How often something took effect that had before: what at least once costs."""
     times = Counter((sight.contact, tag) for sight in sights if sight.applied for tag in sight.tags)
     return times.total() - len(times)
+
+
+def never_arrived(history: History) -> int:
+    """How many increments are dead letters although SendX never saw them: what it costs never to send one twice."""
+    seen = _Seen(history.sights)
+    return sum(
+        promise.id in history.dead and promise.tag not in seen.carried
+        for lane in history.lanes.values()
+        for promise in lane
+    )
 
 
 def busiest(sights: Sequence[Sight], seconds: float) -> int:

@@ -136,7 +136,7 @@ async def upstream(answering: Answering, *, tls: bool = False) -> AsyncIterator[
 async def _answered(wire: _Wire, number: int, answering: Answering) -> bool:
     """Whether the connection stays open."""
     head = await wire.take(lambda unread: unread.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in unread else 0)
-    size = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
+    size = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
     body = await wire.take(lambda _: size) if size else b""
     reply = await answering(Request(number, head, body))
     if reply.answer is None:
