@@ -79,7 +79,7 @@ STATUSES = (
     Status([405], Verdict.MISDIRECTED, "RFC 15.5.6: SendX has these methods, so this is not its API"),
     Status([408, 421, 423, 425], Verdict.BUSY, "RFC 15.5.9, 15.5.20, RFC 4918 11.3, RFC 8470 5.2: too slow, this connection, a lock, too early"),
     Status([429], Verdict.THROTTLED, "SendX docs: rate limit exceeded, add exponential backoff"),
-    Status(range(400, 500), Verdict.REFUSED, "SendX docs: 403; RFC 15.5: 402, 407, ... What nobody has foreseen is no proof against a push"),
+    Status(range(400, 500), Verdict.REFUSED, "SendX docs: 403; RFC 15.5: 402, 407, ... An unknown code does not show that the push is at fault"),
     Status(range(500, 600), Verdict.UNAVAILABLE, "SendX docs: 500; RFC 15.6"),
 )
 # fmt: on

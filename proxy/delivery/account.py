@@ -154,7 +154,7 @@ class Account:
             self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self.clock()))
 
     def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease, push: int, ahead: bool = False) -> None:
-        """Takes in one answer, unless it is about a key that is no longer in use.
+        """Updates the account's state from one answer. Ignores an answer to a request that used a key since replaced.
 
         `push`: the number of the push that was tried. `ahead`: to what was sent ahead of a probe; if that went well, the probe itself is
         still to come.

@@ -36,9 +36,9 @@ log = logging.getLogger("proxy.delivery")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no answer. `detail`: a fixed phrase, as libraries quote URLs and servers say anything.
+    """An exchange without an answer. `detail`: the cause as a fixed phrase, because a library's own message may quote a URL.
 
-    `reached`: the request may have reached the server. Without that it was certainly not applied.
+    `reached`: the request may have reached the server. If False, it was certainly not applied.
     """
 
     detail: str

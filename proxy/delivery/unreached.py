@@ -1,6 +1,6 @@
-"""Tells why there is no connection to SendX, in a few fixed texts, each with what to do about it.
+"""Explains why a connection to SendX failed: a fixed text for each cause, and advice for each text.
 
-The words of the libraries are not used: they may quote a host name or a URL, and each version has others.
+Library messages are not shown: they may quote a host name or a URL, and they change between versions.
 """
 
 import socket
@@ -21,7 +21,7 @@ _UNTRUSTED = "no connection: its certificate is not trusted"
 _NO_TLS = "no connection: TLS failed"
 
 _ROUTE = "Check this machine's network and firewall, and SCQ_UPSTREAM."
-_CLOCK = "Check the clock of this machine; if it is right, SendX, or whoever answers in its place, has to renew it."
+_CLOCK = "Check this machine's clock. If it is right, the server's certificate has to be renewed: tell SendX, or whoever runs that server."
 
 ADVICE: Mapping[str, str] = {
     NO_CONNECTION: _ROUTE,

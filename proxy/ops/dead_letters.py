@@ -159,7 +159,7 @@ class StoreCommands:
                     for number, dead in enumerate(page, before + 1):
                         yield Advance(number, total, _letter(dead))
                 yield Advance(done, total)
-        finally:  # also if whoever asked has gone half-way
+        finally:  # also when the client disconnects before the end
             self._audit(command, done)
 
     def _audit(self, command: ReplayDead | DiscardDead, done: int) -> None:

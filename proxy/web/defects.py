@@ -24,7 +24,9 @@ class Defects:
         with suppress(Exception):
             now = time.monotonic()
             if isinstance(error, MemoryError):  # in whatever place it is missing
-                place = what = "there is no memory left. Give this process more, or find out what takes it"
+                place = what = (
+                    "there is no memory left. Raise the memory limit of this process, or find out what uses it"
+                )
             else:
                 what = "a fault in this program: " + describe(error)
                 place = what.partition(" < ")[0]

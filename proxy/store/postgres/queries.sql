@@ -176,7 +176,7 @@ UPDATE gate SET probe_until = {now} + %(seconds)s RETURNING probe_until;
 UPDATE gate SET probe_until = NULL WHERE probe_until = %(until)s::float8;
 
 -- name: claimable
--- Nothing through a shut gate. Whoever would move it waits for this transaction (share_lock). See `floor` for where it begins.
+-- Claims nothing while the gate is shut; share_lock keeps others from moving the gate until this transaction ends. %(floor)s: see `floor`.
 SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes
 WHERE ready_at >= %(floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
 ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED;

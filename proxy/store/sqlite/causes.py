@@ -13,7 +13,7 @@ from pathlib import Path
 from proxy.errors import StoreRefused, describe
 from proxy.store.sqlite.damage import FileMoved, primary_code
 
-_NO_MEMORY = "there is no memory left: give this process more, or find out what takes it"
+_NO_MEMORY = "there is no memory left: raise the memory limit of this process, or find out what uses it"
 _NO_INODES = "the disk has no inodes left: delete files, however small"
 _NO_SPACE = "the disk is full: free some space"
 _LOCK_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
