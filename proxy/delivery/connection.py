@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import anyio.abc
@@ -23,7 +23,7 @@ import anyio.streams.tls
 import h11
 import httpx
 
-from proxy.delivery.unreached import NO_ANSWER, NOT_IN_TIME, why_unreached
+from proxy.delivery.unreached import CUT_OFF, NO_ANSWER, NO_WHOLE_ANSWER, NOT_IN_TIME, why_unreached
 from proxy.errors import describe
 
 MAX_ANSWER_BYTES = 65_536  # of the body; of all that comes in one exchange, headers and framing too, twice as many
@@ -48,11 +48,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What has come of an answer: the status counts even if the rest of the body never comes. Header names are in lower case."""
+    """What has come of an answer: the status counts even if the rest of the body never comes. Header names are in lower case.
+
+    `cut`: why the rest of the body never came, if it did not.
+    """
 
     status: int
     headers: Mapping[bytes, bytes]
     content: bytearray = field(default_factory=bytearray)
+    cut: Failure | None = None
 
     @property
     def body(self) -> bytes:
@@ -86,7 +90,7 @@ class Connection:
                 await line.exchange(request, content)
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender has to know what it may conclude
             failure = failure_of(error, reached=line is not None)
-            return failure if line is None or line.answer is None else line.answer
+            return failure if line is None or line.answer is None else _cut_off(line.answer, failure)
         else:
             return line.answer or Failure(_NO_HTTP, reached=True)
         finally:
@@ -224,6 +228,10 @@ def _has_news(connected: socket.socket) -> bool:
     poll = select.poll()
     poll.register(connected.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _cut_off(answer: Answer, failure: Failure) -> Answer:
+    return replace(answer, cut=replace(failure, detail=NO_WHOLE_ANSWER if failure.timed_out else CUT_OFF))
 
 
 # --- what a connection raises

@@ -258,6 +258,10 @@ class Client:
     def _answer(self, request: SendxRequest, received: Answer, latency: float) -> Reply:
         status, body, hide = received.status, received.body, (request.key.reveal(), request.address)
         taken = status // 100 == 2 and (request.acceptance is Acceptance.ANY_2XX or bears_out(body, request.call))
+        if (
+            status // 100 == 2 and not taken and received.cut is not None
+        ):  # half an answer is none, and not one of somebody else
+            return _no_answer(received.cut, latency)
         verdict = verdict_for(status, request.call, taken=taken)
         if verdict is Verdict.UNCLEAR:
             detail = unclear_detail(status, body, received.header("content-type"), hide=hide)

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 NO_CONNECTION = "no connection"
 NOT_IN_TIME = "no connection in time"
 NO_ANSWER = "no answer in time"
+NO_WHOLE_ANSWER = "no whole answer in time"
+CUT_OFF = "the connection broke within an answer"
 
 _NO_NAME = "no connection: its host name is not found (DNS)"
 _REFUSED = "no connection: refused, nothing listens there"
@@ -21,12 +23,14 @@ _UNTRUSTED = "no connection: its certificate is not trusted"
 _NO_TLS = "no connection: TLS failed"
 
 _ROUTE = "Check this machine's network and firewall, and SCQ_UPSTREAM."
+_SLOW = "If SendX is slow and not down, raise SCQ_UPSTREAM_TIMEOUT (50 seconds at most)."
 _CLOCK = "Check this machine's clock. If it is right, the server's certificate has to be renewed: tell SendX, or whoever runs that server."
 
 ADVICE: Mapping[str, str] = {
     NO_CONNECTION: _ROUTE,
     NOT_IN_TIME: _ROUTE,
-    NO_ANSWER: "If SendX is slow and not down, raise SCQ_UPSTREAM_TIMEOUT (50 seconds at most).",
+    NO_ANSWER: _SLOW,
+    NO_WHOLE_ANSWER: _SLOW,
     _NO_NAME: "Check the host name in SCQ_UPSTREAM, and the DNS resolver of this machine.",
     _REFUSED: "Check host name and port in SCQ_UPSTREAM; if they are right, wait for SendX.",
     _NO_ROUTE: _ROUTE,

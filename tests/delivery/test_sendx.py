@@ -25,6 +25,8 @@ from proxy.delivery.sendx import MAX_DETAIL, Client, Reply, Upstream, error_deta
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
+from tests.support.upstream import Cut, Request, upstream
+from tests.support.upstream import Reply as Sent
 
 KEY = "a-key-that-nobody-may-see"
 ADDRESS = "john.doe+x@gmail.com"
@@ -33,6 +35,7 @@ MAINTENANCE = (
     "<html><title>Maintenance</title><style></style><p>Back at 9 &amp; sorry.\nWrite to "
     "<a href='/'>ann&#64;example.com</a> <b>john.doe+x@gmail.com"
 )
+HALF = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 31\r\n\r\n{"status":"200","mess'
 EVERYTHING = Attributes(
     {"company": "C", "birthday": "1990-02-03", "firstName": "Zoë", "lastName": "B"},
     {"Age": "++34"},
@@ -254,13 +257,31 @@ async def test_an_answer_that_is_no_http_leaves_the_outcome_unknown() -> None:
     ("answer", "verdict"),
     [
         (b"HTTP/1.1 422 Bad\r\nContent-Length: 1000\r\n\r\n{", Verdict.REJECTED),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", Verdict.UNCLEAR),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", Verdict.UNAVAILABLE),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{}", Verdict.DELIVERED),
     ],
 )
 async def test_a_status_counts_even_if_the_rest_of_the_body_never_comes(answer: bytes, verdict: Verdict) -> None:
     async with raw_server(answer) as (url, _):
         assert (await send(rest(url), Attributes())).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("cut", "seconds", "detail"),
+    [
+        (Cut(len(HALF)), 60.0, "the connection broke within an answer"),
+        (Cut(), 0.5, "no whole answer in time"),
+    ],
+)
+async def test_half_an_answer_leaves_the_outcome_unknown_and_does_not_speak_against_the_base_url(
+    cut: Cut, seconds: float, detail: str
+) -> None:
+    async def answer(_: Request) -> Sent:
+        return Sent(HALF, cut)
+
+    async with upstream(answer) as url, Client(timeout_seconds=seconds) as client:
+        reply = await client.send(rest(url).request_for(ADDRESS, Attributes()))
+    assert (reply.verdict, reply.detail, reply.timed_out) == (Verdict.UNAVAILABLE, detail, cut.after is None)
 
 
 async def test_a_success_counts_whatever_its_body_if_the_operator_says_so(sandbox: tuple[Sandbox, str]) -> None:
