@@ -25,8 +25,9 @@ from proxy.delivery.sendx import MAX_DETAIL, Client, Reply, Upstream, error_deta
 from proxy.sandbox.api import Sandbox, create_sandbox
 from proxy.sandbox.faults import Fault
 from tests.support.live import eventually, free_port, serving
-from tests.support.upstream import Cut, Request, upstream
+from tests.support.upstream import Cut, Request
 from tests.support.upstream import Reply as Sent
+from tests.support.upstream import upstream as answering
 
 KEY = "a-key-that-nobody-may-see"
 ADDRESS = "john.doe+x@gmail.com"
@@ -279,7 +280,7 @@ async def test_half_an_answer_leaves_the_outcome_unknown_and_does_not_speak_agai
     async def answer(_: Request) -> Sent:
         return Sent(HALF, cut)
 
-    async with upstream(answer) as url, Client(timeout_seconds=seconds) as client:
+    async with answering(answer) as url, Client(timeout_seconds=seconds) as client:
         reply = await client.send(rest(url).request_for(ADDRESS, Attributes()))
     assert (reply.verdict, reply.detail, reply.timed_out) == (Verdict.UNAVAILABLE, detail, cut.after is None)
 
