@@ -105,9 +105,9 @@ class Watch:
             async with asyncio.timeout(self._pace.patience):
                 self._stats = await asyncio.shield(self._reading)
         except StoreUnavailable as error:
-            return error.message
+            return self._outbox.trouble or error.message
         except TimeoutError:
-            return "It does not answer: look for what locks it, and check its disk."
+            return self._outbox.trouble or "It does not answer: look for what locks it, and check its disk."
         return None
 
     def _tell(self, found: tuple[Condition, ...], clock: float) -> None:

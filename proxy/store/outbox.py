@@ -73,6 +73,10 @@ class Outbox(Protocol):
     async def sweep(self) -> None:
         """Expire what is over its age: holds, remembered ids, visitors, dead letters, idle lanes, refused names."""
 
+    @property
+    def trouble(self) -> str | None:
+        """A sentence for the operator about why nothing can be stored now, as far as that is known without asking and errors do not say it."""
+
     async def ready(self) -> None:
         """Raises `StoreUnavailable` if an append could not be stored now."""
 

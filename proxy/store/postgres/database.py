@@ -20,11 +20,11 @@ import msgspec
 import psycopg
 from psycopg import AsyncConnection, AsyncPipeline
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import lookup
 from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from proxy.errors import StoreUnavailable
+from proxy.store.postgres.causes import cause, sqlstate, why_unreached
 from proxy.store.postgres.sight import Sight
 from proxy.store.queries import read_queries
 from proxy.store.records import Counts
@@ -51,8 +51,6 @@ _NO_ROOM_FOR_LOCKS, _WAITED = "53200", "55P03"
 _READ_ONLY = ("25006", "0A000")  # the latter of a transaction that begins on a standby
 # Classes of SQLSTATE: the server or the way to it is in trouble; anything else is about one statement.
 _TROUBLE = ("08", "25", "28", "3D", "53", "57", "58", "XX")
-
-_STATEMENT_MODE = "not allowed in statement pooling mode"  # PgBouncer's words; its code, 08P01, has other causes too
 
 Connection = AsyncConnection[tuple[Any, ...]]
 Query = tuple[str, Mapping[str, object]]  # its name in the file, its parameters
@@ -232,6 +230,7 @@ class Database:
         self.written = float("-inf")  # when something was last committed, on the monotonic clock
         self._closed = False
         self._answer_seconds = answer_seconds
+        self._unreached: str | None = None  # why the last connect failed, if it did
         self._unconfirmed = False  # a commit was not answered in time, and may wait for a standby still
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
@@ -242,6 +241,7 @@ class Database:
             reconnect_timeout=2,  # seconds; after that, whoever wants a connection makes the next attempt
             max_waiting=0,
             name="scq-proxy",
+            connection_class=_noting(self._note_connect),
             kwargs=connect_options(dsn),
         )
 
@@ -285,7 +285,7 @@ class Database:
                 with _cut_off(connection, min(_CONNECT_SECONDS, self._answer_seconds)):
                     row = await (await connection.execute(SQL["unconfirmed"], values)).fetchone()
         except (psycopg.Error, TimeoutError, OSError) as error:
-            raise self._refusal(cause(error)) from None
+            raise self._refusal(self._cause(error)) from None
         if row is not None and row[0]:
             raise self._refusal(NO_STANDBY)
         self._unconfirmed = False
@@ -341,10 +341,22 @@ class Database:
             log.error("A statement failed: %s", cause(error))
             return StatementFailed(_SENTENCE, retry_after=RETRY_AFTER)
         if transaction is None:
-            return self._refusal(cause(error))
+            return self._refusal(self._cause(error))
         self.counts.reopened += 1
         self._unconfirmed |= transaction.committing and isinstance(error, TimeoutError)
         return self._refusal(cause(error)) if transaction.committing else _Lost(cause(error))
+
+    @property
+    def known_trouble(self) -> str | None:
+        """Why nothing is stored now, as far as is known without asking: the last attempt to connect knows it before those do who wait."""
+        return self._unreached or self.trouble
+
+    def _cause(self, error: Exception) -> str:
+        """The pool says only that it has no connection, and its last attempt to make one says why."""
+        return self._unreached if isinstance(error, PoolTimeout) and self._unreached is not None else cause(error)
+
+    def _note_connect(self, error: Exception | None) -> None:
+        self._unreached = None if error is None else why_unreached(error).removesuffix(".")
 
     def _refusal(self, reason: str) -> StoreUnavailable:
         if self.trouble != reason:
@@ -355,7 +367,7 @@ class Database:
     def _note_commit(self, seconds: float) -> None:
         if self.trouble is not None:
             log.warning("The database takes pushes again")
-        self.trouble = None
+        self.trouble = self._unreached = None
         self.counts.commits += 1
         self.counts.commit_seconds += seconds
         self.written = time.monotonic()
@@ -373,26 +385,26 @@ class _Lost(Exception):
     """The connection was lost before anything was changed. Another may do: after a restart, all idle ones are gone."""
 
 
+def _noting(note: Callable[[Exception | None], None]) -> type[Connection]:
+    """Returns a class of connections that says of each attempt why it failed, which the pool keeps to itself."""
+
+    class Noting(AsyncConnection[tuple[Any, ...]]):
+        @classmethod
+        async def connect(cls, conninfo: str = "", **options: Any) -> "Noting":
+            try:
+                connection = await super().connect(conninfo, **options)
+            except (psycopg.Error, OSError) as error:
+                note(error)
+                raise
+            note(None)
+            return connection
+
+    return Noting
+
+
 def connect_options(dsn: str) -> dict[str, Any]:
     """Returns what every connection is opened with, except for what the DSN says itself."""
     usual = {"connect_timeout": _CONNECT_SECONDS, "application_name": "scq-proxy", "client_encoding": "utf8"}
     said = conninfo_to_dict(dsn)
     chosen = {name: value for name, value in usual.items() if name not in said}
     return {"autocommit": True, "prepare_threshold": None, **chosen}
-
-
-def sqlstate(error: BaseException) -> str | None:
-    return error.sqlstate if isinstance(error, psycopg.Error) else None
-
-
-def cause(error: BaseException) -> str:
-    """Returns an error of the database for the log: its code and the code's name, without its words, but for those of a pooler."""
-    if _STATEMENT_MODE in str(error):
-        return "PgBouncer stands before it in statement mode, which takes no transactions: set pool_mode to transaction"
-    state = sqlstate(error)
-    if state is None:
-        return f"no answer ({'PoolTimeout' if isinstance(error, PoolTimeout) else type(error).__name__})"
-    try:
-        return f"{state} {lookup(state).__name__}"
-    except KeyError:
-        return state

@@ -13,7 +13,8 @@ import psycopg
 from psycopg import sql
 
 from proxy.errors import StoreRefused
-from proxy.store.postgres.database import cause, connect_options
+from proxy.store.postgres.causes import cause
+from proxy.store.postgres.database import connect_options
 from proxy.store.queries import read_queries
 from proxy.store.rows import TABLES
 

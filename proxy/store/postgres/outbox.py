@@ -147,6 +147,11 @@ class PostgresOutbox:
     async def sweep(self) -> None:
         await sweep(self._database, hold_age=self._hold_age, dead_age=self._dead_age)
 
+    @property
+    def trouble(self) -> str | None:
+        known = self._database.known_trouble
+        return f"The database cannot be used: {known}." if known else None
+
     async def ready(self) -> None:
         """Reading proves nothing about writing: unless something was just written, something is."""
         if time.monotonic() - self._database.written < _PROVEN_SECONDS:

@@ -15,7 +15,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from proxy.errors import StoreRefused
-from proxy.store.postgres.database import LATE_SECONDS, NO_STANDBY, SETTINGS, SQL, Connection, cause, connect_options
+from proxy.store.postgres.causes import cause, why_unreached
+from proxy.store.postgres.database import LATE_SECONDS, NO_STANDBY, SETTINGS, SQL, Connection, connect_options
 from proxy.store.postgres.locks import SCHEMA, lock
 from proxy.store.postgres.sight import LOOK
 from proxy.store.queries import read_steps
@@ -29,18 +30,6 @@ _TABLES = (
     *("aliases", "counters", "dead", "gate", "held", "lanes", "meta", "not_offered", "pushes", "schedules"),
     *("scq_schema", "seen", "timelines", "tombstones", "visitors"),
 )
-# Words of libpq and of the server about a connection that failed: what that means. Their own texts can quote what is in the DSN.
-_UNREACHED = {
-    "Connection refused": "nothing listens there: start the server, or correct host and port.",
-    "password authentication failed": "it does not accept the user or the password.",
-    "no password supplied": "it asks for a password: put it into the URL, or into a file that PGPASSFILE names.",
-    "no pg_hba.conf entry": "its pg_hba.conf does not let this user in from here.",
-    "could not translate host name": "there is no host of this name.",
-    "does not exist": "it has no such database or role: create it, or correct the URL.",
-    "too many clients": "it has no connection left: raise max_connections, or put a pooler before it.",
-    "starting up": "it is starting: try again in a moment.",
-    "timeout expired": "it does not answer.",
-}
 
 
 class Assessment(msgspec.Struct, frozen=True):
@@ -133,7 +122,7 @@ async def _connected(dsn: str) -> AsyncIterator[Connection]:
     try:
         connection = await psycopg.AsyncConnection.connect(dsn, **options)
     except (psycopg.Error, OSError) as error:
-        raise StoreRefused(f"{place(dsn)} cannot be used: {_unreached(error)}") from None
+        raise StoreRefused(f"{place(dsn)} cannot be used: {why_unreached(error)}") from None
     try:
         yield connection
     except psycopg.Error as error:
@@ -147,11 +136,6 @@ def place(dsn: str) -> str:
     parts = conninfo_to_dict(dsn)
     host, port, name = parts.get("host", "localhost"), parts.get("port", "5432"), parts.get("dbname", "")
     return f"postgresql://{host}:{port}/{name}"
-
-
-def _unreached(error: Exception) -> str:
-    text = str(error)
-    return next((sentence for words, sentence in _UNREACHED.items() if words in text), f"{cause(error)}.")
 
 
 async def _server(connection: Connection) -> Sequence[Any]:

@@ -143,6 +143,10 @@ class SqliteOutbox:
             more = await self._submit(vacuum_step)
             await asyncio.sleep(_VACUUM_PAUSE_SECONDS)  # pushes go first
 
+    @property
+    def trouble(self) -> None:
+        """Errors say it."""
+
     async def ready(self) -> None:
         self._upkeep.require_space(at_once=True)
         await self._writer.submit(self._prove, NO_READS)
