@@ -6,6 +6,7 @@ Pure: time and randomness are arguments. The rules, in order of precedence:
    `ambiguous`. Only a 429, another 4xx or a failed connect proves that it was not applied.
 2. While sending is halted no attempt is spent and nothing is dead-lettered, rule 1 aside.
 3. `STATUSES` below says what an answer means, `RULES` what becomes of one push. A push is `exhausted` only after many attempts *and* many days.
+   What is said of one push counts only in SendX's own words, which are a JSON object: a page of something in between is a refusal like a 403.
 4. A lone refusal (a firewall that dislikes one name) backs its lane off. After an hour in which other lanes were delivered, and at least
    six tries of this push, the push itself is at fault. Its lane stays backed off, as the next push will hardly fare better.
 5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be slow to know.
@@ -86,14 +87,25 @@ STATUSES = (
 _ROWS: Mapping[int, Status] = {code: row for row in reversed(STATUSES) for code in row.codes}
 
 
-def verdict_for(status: int, call: Call, *, taken: bool) -> Verdict:
-    """Returns the verdict on an answer. `taken`: its body bears a success out. Anything that is not a final status is UNAVAILABLE."""
+# What these say of one push only SendX itself can say. A gateway's page about a request (a client certificate that is missing, a name that is not
+# resolved) may be about all of them.
+_BY_OTHERS: Mapping[Verdict, Verdict] = {
+    Verdict.DELIVERED: Verdict.UNCLEAR,
+    Verdict.REJECTED: Verdict.REFUSED,
+    Verdict.MISSING: Verdict.MISDIRECTED,
+}
+
+
+def verdict_for(status: int, call: Call, *, borne_out: bool) -> Verdict:
+    """Returns the verdict on an answer. `borne_out`: its body could be one of SendX with this status.
+
+    Anything that is not a final status is UNAVAILABLE.
+    """
     row = _ROWS.get(status)
     if row is None:
         return Verdict.UNAVAILABLE
-    if row.verdict is Verdict.DELIVERED and not taken:
-        return Verdict.UNCLEAR
-    return row.track if row.track is not None and call is Call.TRACK else row.verdict
+    verdict = row.track if row.track is not None and call is Call.TRACK else row.verdict
+    return verdict if borne_out else _BY_OTHERS.get(verdict, verdict)
 
 
 DeadFor = Literal["rejected", "missing", "exhausted", "ambiguous"]

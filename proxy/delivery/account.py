@@ -22,7 +22,7 @@ from proxy.store.rows import increments
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
-    Halt.FORBIDDEN: "SendX refuses what this account sends: check SCQ_API_KEY, and the account's state at SendX",
+    Halt.FORBIDDEN: "SendX, or a gateway before it, refuses what this account sends: check SCQ_API_KEY, SCQ_UPSTREAM, and the account at SendX",
     Halt.WRONG_URL: "What answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
 }
 

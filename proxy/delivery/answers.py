@@ -1,7 +1,8 @@
-"""Reads the body of a success for whether SendX took the request.
+"""Reads a body for whether it could be SendX's: of a success, that SendX took the request; of an error, that SendX said it.
 
-A maintenance page, a captive portal and a wrong base URL answer 200 as well, and nothing that they swallow comes back. SendX answers every
-call with JSON, in wordings that vary, so only what contradicts a success counts against one (source: SendX docs, SDKs).
+A maintenance page, a captive portal and a wrong base URL answer 200 as well, and nothing that they swallow comes back; a gateway that lacks a
+certificate answers 400 to all that it gets. SendX answers every call with JSON, in wordings that vary, so only what contradicts a success counts
+against one (source: SendX docs, SDKs).
 
 Knows no status and decides nothing: `core.retry` does.
 """
@@ -20,6 +21,11 @@ def bears_out(body: bytes, call: Call) -> bool:
     if isinstance(answer, list):
         return call is Call.LIST_TAGS
     return isinstance(answer, dict) and not answer.get("error") and not _fails(answer.get("status"))
+
+
+def is_an_error(body: bytes) -> bool:
+    """Returns whether the body begins as a JSON object does, as that of each error of SendX is. Its end may not have come."""
+    return body.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
 
 
 def _fails(status: object) -> bool:

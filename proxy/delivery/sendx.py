@@ -26,7 +26,7 @@ from proxy import __version__
 from proxy.config.types import Acceptance, Dialect, Secret
 from proxy.core.calls import FIELDS, Attributes, Track
 from proxy.core.retry import Call, Verdict, retry_after_seconds, verdict_for
-from proxy.delivery.answers import bears_out
+from proxy.delivery.answers import bears_out, is_an_error
 from proxy.delivery.connection import MAX_ANSWER_BYTES, Answer, Connection, Failure
 
 MAX_DETAIL = 200  # characters
@@ -170,14 +170,19 @@ def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str
     return f"{phrase}: {said}" if said else phrase
 
 
-def unclear_detail(status: int, body: bytes, media_type: str | None, *, hide: tuple[str, ...] = ()) -> str:
+# They say something against account, base URL or network: who it was that said it is in the words.
+_QUOTING = (Verdict.UNCLEAR, Verdict.UNAUTHORIZED, Verdict.REFUSED, Verdict.MISDIRECTED)
+
+
+def quoting_detail(status: int, body: bytes, media_type: str | None, *, hide: tuple[str, ...] = ()) -> str:
     """Returns what came in place of an answer of SendX: its type, size and first words, without addresses and secrets."""
     known = _MEDIA_TYPE.match(media_type or "")
     size = f"{len(body):,} bytes" if len(body) < MAX_ANSWER_BYTES else "64 KB or more"
     words = _masked(_text(body), hide)[:_QUOTED]
     came = f"{known[0].lower() if known else 'of no type'}, {size}" if body else "an empty body"
     quoted = f': "{words}"' if words else ""
-    return f"{_phrase(status)}, which SCQ_DELIVERED={Acceptance.JSON} does not count as delivered ({came}{quoted})"
+    counted = f", which SCQ_DELIVERED={Acceptance.JSON} does not count as delivered" if status // 100 == 2 else ""
+    return f"{_phrase(status)}{counted} ({came}{quoted})"
 
 
 def _phrase(status: int) -> str:
@@ -257,14 +262,13 @@ class Client:
 
     def _answer(self, request: SendxRequest, received: Answer, latency: float) -> Reply:
         status, body, hide = received.status, received.body, (request.key.reveal(), request.address)
-        taken = status // 100 == 2 and (request.acceptance is Acceptance.ANY_2XX or bears_out(body, request.call))
-        if (
-            status // 100 == 2 and not taken and received.cut is not None
-        ):  # half an answer is none, and not one of somebody else
-            return _no_answer(received.cut, latency)
-        verdict = verdict_for(status, request.call, taken=taken)
-        if verdict is Verdict.UNCLEAR:
-            detail = unclear_detail(status, body, received.header("content-type"), hide=hide)
+        success, by_status = status // 100 == 2, request.acceptance is Acceptance.ANY_2XX
+        borne_out = by_status or (bears_out(body, request.call) if success else is_an_error(body))
+        if success and not borne_out and received.cut is not None:
+            return _no_answer(received.cut, latency)  # half an answer is none, and not that of somebody else
+        verdict = verdict_for(status, request.call, borne_out=borne_out)
+        if verdict in _QUOTING and not borne_out:
+            detail = quoting_detail(status, body, received.header("content-type"), hide=hide)
         else:
             detail = error_detail(status, b"" if verdict is Verdict.DELIVERED else body, hide=hide)
         return Reply(

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.retry import Call
-from proxy.delivery.answers import bears_out
+from proxy.delivery.answers import bears_out, is_an_error
 from proxy.sandbox.contacts import BULK_OK, EVENT_OK, LEGACY_TRACKED
 from proxy.sandbox.faults import OK
 
@@ -76,6 +76,16 @@ def test_an_object_that_does_not_say_otherwise_bears_a_success_out(body: bytes) 
 def test_anything_else_does_not(body: bytes) -> None:
     assert not bears_out(body, Call.IDENTIFY)
     assert not bears_out(body, Call.TRACK)
+
+
+@pytest.mark.parametrize("body", [b"{}", b' \r\n{"error":"x"}', b"\xef\xbb\xbf{", b'{"message":"cut o'])
+def test_an_error_of_sendx_begins_as_an_object(body: bytes) -> None:
+    assert is_an_error(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>{", b'"x"', b"[{}]", b"400", b"error code: 1001"])
+def test_an_error_of_somebody_else_does_not(body: bytes) -> None:
+    assert not is_an_error(body)
 
 
 def test_where_a_list_was_asked_for_a_list_does() -> None:

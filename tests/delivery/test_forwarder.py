@@ -44,6 +44,8 @@ UNCLEAR = [
     Fault(status=204),
     Fault(kind="empty", status=200),
 ]
+_NGINX = "<html><head><title>400 No required SSL certificate was sent</title></head><center>nginx</center></html>"
+PAGES = [Fault(kind="html", status=status, body=_NGINX) for status in (400, 404, 413)]
 
 
 # --- claiming
@@ -255,6 +257,39 @@ async def test_other_4xx_never_halt(outbox: SqliteOutbox, sendx: tuple[Sandbox, 
         await drained(outbox)
         assert delivery.state().gate == "open"
     assert (await outbox.stats()).dead == 48
+
+
+@pytest.mark.parametrize("fault", PAGES)
+async def test_a_gateway_s_page_to_everybody_halts_and_makes_no_dead_letters(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], fault: Fault
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.stand("*", fault)
+    clock = Clock(lag=130)
+    for number in range(10):
+        await push(outbox, f"{number}@example.com", *((Track(("a",)), COUNT) if number % 2 else (COUNT, HELLO)))
+    async with running(forwarder(outbox, url, clock=clock, concurrency=10)) as delivery:
+        await until(lambda: delivery.state().halted is not None and not delivery.state().in_flight)
+        assert "SSL certificate" in (delivery.state().last_error or "")
+        sandbox.faults.clear()
+        clock.lag = 0
+        await drained(outbox)
+    stats = await outbox.stats()
+    assert (stats.counters["delivered"], stats.dead) == (20, 0)
+
+
+async def test_a_gateway_s_page_about_one_push_holds_up_its_lane_only(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    sandbox.faults.script(ANN, PAGES[0], PAGES[0])
+    await push(outbox, ANN, HELLO)
+    await push(outbox, BOB, HELLO)
+    async with running(forwarder(outbox, url)) as delivery:
+        await drained(outbox)
+        assert delivery.state().gate == "open"
+    stats = await outbox.stats()
+    assert (stats.counters["delivered"], stats.dead) == (2, 0)
 
 
 async def test_a_sendx_that_is_down_is_probed_and_loses_few_increments(
