@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from proxy.config.settings import Settings, rotated
-from proxy.config.types import Gpc, IdentifyMode, SqliteUrl
+from proxy.config.types import Gpc, IdentifyMode, PostgresUrl, SqliteUrl
 from proxy.core.cookies import CookieCodec, ProbeCodec
 from proxy.core.policy import Policy
 from proxy.core.request import Limits
@@ -23,9 +23,9 @@ from proxy.core.server_calls import OPERATIONS
 from proxy.core.tokens import TokenCodec
 from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
-from proxy.errors import ConfigError, StoreError, describe
+from proxy.errors import ConfigError, StoreError, StoreRefused, describe
 from proxy.ops.audit import audit
-from proxy.ops.control import Control
+from proxy.ops.control import Control, process_path
 from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
 from proxy.ops.watch import Pace, Watch
@@ -129,13 +129,20 @@ class Service:
             await asyncio.gather(watch, *tasks, return_exceptions=True)
 
     async def _start_control(self) -> Control | None:
-        """An SQLite file belongs to this process, so commands ask it. A database answers them itself."""
-        if not isinstance(self.settings.store, SqliteUrl):
-            return None
-        handlers = {**self.pages.handlers, **StoreCommands(self.outbox).handlers}
-        control = Control(self.settings.store.path, handlers)
-        await control.start()
-        return control
+        """An SQLite file belongs to this process, so commands ask it. A database answers them itself, but for what only this process sees."""
+        match self.settings.store:
+            case SqliteUrl(path):
+                control = Control(path, {**self.pages.handlers, **StoreCommands(self.outbox).handlers})
+                await control.start()
+                return control
+            case PostgresUrl() as database:
+                try:
+                    control = Control(process_path(database.place), self.pages.handlers)
+                    await control.start()
+                except (OSError, StoreRefused) as error:
+                    log.warning("scq-proxy status cannot ask this process: %s", error)
+                    return None
+                return control
 
     async def _supervise(self, delivery: Forwarder) -> None:
         """A forwarder that dies is restarted, with back-off; ingest goes on meanwhile."""

@@ -20,9 +20,9 @@ from proxy.core.retry import Verdict
 from proxy.core.tokens import TokenCodec, TokenProblem
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreError
-from proxy.ops.control import ask_once
+from proxy.ops.control import ask_once, ask_processes
 from proxy.ops.pages import AskDurability, AskReport
-from proxy.ops.report import Report, read_report
+from proxy.ops.report import Report, read_report, together
 from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing
 
@@ -152,7 +152,7 @@ async def _check_database(store: PostgresUrl, *, unsafe: bool) -> list[Finding]:
             return [*found, _mend(f"store: {assessment.trouble}")]
         async with open_existing(store) as outbox:
             durability = await outbox.durability()
-            report = await read_report(outbox)
+            report = together(await ask_processes(store.place, AskReport(), Report) or [await read_report(outbox)])
     except StoreError as error:
         return [*found, _mend(f"store: {error.message}")]
     found.append(_fine(f"store: {durability.promise} ({_listed(durability.facts)})"))

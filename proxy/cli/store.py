@@ -21,10 +21,10 @@ from proxy.config.parsers import Wrong
 from proxy.config.parsers import store as parse_store
 from proxy.config.types import PostgresUrl, SqliteUrl, StoreUrl
 from proxy.errors import StoreRefused
-from proxy.ops.control import ask_once
+from proxy.ops.control import ask_once, ask_processes
 from proxy.ops.dead_letters import Adopt, Erase
 from proxy.ops.pages import AskReport
-from proxy.ops.report import Report, facts_of, read_report
+from proxy.ops.report import Report, facts_of, read_report, together
 from proxy.store.records import Adopted, Erased
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
 
@@ -37,9 +37,9 @@ _WHAT_THE_DATABASE_SAYS = "This is what the database says. What a node does at t
 def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """Show backlog, failures and what was refused.
 
-    It asks the running server, or reads the store if none is running; with PostgreSQL it reads the database. Needs no setting but
-    SCQ_STORE. Tags and fields that pages
-    asked for in vain are listed with the setting that would offer them. Exits with 1 if something needs attention.
+    It asks the running server, or reads the store if none is running; with PostgreSQL it asks the processes of this user on this machine,
+    or reads the database. Needs no setting but SCQ_STORE. Tags and fields that pages asked for in vain are listed with the setting that
+    would offer them. Exits with 1 if something needs attention.
     """
     store = store_of(env_file)
     report = asyncio.run(_report(store))
@@ -51,8 +51,11 @@ def status(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
 
 async def _report(store: StoreUrl) -> Report:
-    """From the running server, or from the store itself: a database, or a file while no server runs."""
-    if isinstance(store, SqliteUrl):
+    """From the running server, or from the store itself while none runs here."""
+    if isinstance(store, PostgresUrl):
+        if reports := await ask_processes(store.place, AskReport(), Report):
+            return together(reports)
+    else:
         with contextlib.suppress(ConnectionError):
             return await ask_once(store.path, AskReport(), Report)
     async with open_existing(store) as outbox:

@@ -240,7 +240,9 @@ def _error_of(delivery: DeliveryState | None) -> str | None:
 
 
 def _advice(error: str | None) -> str:
-    return CONNECTION_ADVICE.get(error or "", "Ask SendX if it lasts.")
+    if error is None:
+        return "The log of the process that sends says why."
+    return CONNECTION_ADVICE.get(error, "Ask SendX if it lasts.")
 
 
 def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:

@@ -5,6 +5,9 @@ A command is a struct with a tag; `dead_letters` and `pages` define theirs besid
 SQLite belongs to one process, so `scq-proxy status` and its kin ask that process. The socket is for the file's owner only (0600), and made
 again if something removes it. A path too long for a socket (108 bytes) moves to a short one in the directory for temporary files, made from
 the store's own path; since anybody can make files there, a command talks only to a socket of its own user.
+
+A database is asked directly, but only its processes know what they see: each has a socket in the directory for temporary files, and tells
+commands of its own user on the same machine.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
@@ -48,6 +51,22 @@ def socket_path(store: Path) -> Path:
         return beside
     digest = hashlib.sha256(os.fsencode(store)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"scq-proxy-{os.geteuid()}-{digest}.sock"
+
+
+def process_path(place: str) -> Path:
+    """Returns what stands for the store's path in a process that works on the database there. `place`: without a password."""
+    return Path(f"{_database_path(place)}-{os.getpid()}")
+
+
+def processes_at(place: str) -> Sequence[Path]:
+    """Returns the `process_path` of each process here that has left a socket, whether it still runs or not."""
+    beginning = _database_path(place)
+    return sorted(each.with_suffix("") for each in beginning.parent.glob(f"{beginning.name}-*.sock"))
+
+
+def _database_path(place: str) -> Path:
+    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"scq-proxy-{os.geteuid()}-{digest}"
 
 
 class Control:
@@ -162,6 +181,19 @@ async def ask_once(store: Path, command: Command, kind: type[T]) -> T:
     """Returns the first answer, as a `kind`. Raises as `ask` does."""
     async with contextlib.aclosing(ask(store, command)) as answers:
         return msgspec.convert(await anext(answers), kind)
+
+
+async def ask_processes(place: str, command: Command, kind: type[T]) -> list[T]:
+    """Returns the answers of those that run here on the database there. Any that does not answer is left out: the database is asked instead."""
+    answers = []
+    for process in processes_at(place):
+        try:
+            answers.append(await ask_once(process, command, kind))
+        except ConnectionRefusedError:
+            socket_path(process).unlink(missing_ok=True)  # it was killed
+        except (ConnectionError, StoreRefused):
+            continue
+    return answers
 
 
 async def _connect(store: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -4,7 +4,7 @@ Numbers and names of tags or fields only: no address, no key and no payload gets
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -65,6 +65,16 @@ def make_report(seen: Seen, memory: Memory, found: tuple[Condition, ...], uptime
         backlog_seconds=backlog_seconds(stats.waiting, memory.rate),
         defects=seen.defects,
     )
+
+
+def together(reports: Sequence[Report]) -> Report:
+    """Returns what several processes on one database see, at least one: the problems of all, and what all have in common."""
+    if len(reports) == 1:
+        return reports[0]
+    found = tuple({each.key: each for report in reports for each in report.conditions}.values())
+    latest = max(reports, key=lambda report: report.at)
+    problems = (*(each.sentence for each in found), *_of_dead_letters(latest.dead))
+    return msgspec.structs.replace(latest, problems=problems, conditions=found, delivery=None, uptime_seconds=None)
 
 
 def _of_dead_letters(count: int) -> Iterable[str]:

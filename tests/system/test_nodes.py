@@ -19,7 +19,7 @@ from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
 from tests.support import postgres
 from tests.support.commands import scq
-from tests.support.live import PATIENCE_SECONDS, eventually
+from tests.support.live import PATIENCE_SECONDS, eventually, nowhere
 from tests.support.nodes import Load, Node, judge, node
 from tests.support.server import (
     ADMIN_TOKEN,
@@ -139,7 +139,7 @@ def test_commands_work_on_the_database_from_any_directory(
         assert one.client.get("/readyz").status_code == 200
         browser = Browser(one)
         browser.logs_in(email)
-        elsewhere, given = tmp_path, {"SCQ_STORE": dsn}
+        elsewhere, given = tmp_path, {"SCQ_STORE": dsn, "TMPDIR": str(tmp_path)}  # as on a machine without a node
         eventually(lambda: json.loads(scq("status", "--json", cwd=elsewhere, **given).out)["dead"] == 1)
         said = scq("status", cwd=elsewhere, **given)
         assert said.code == 1
@@ -166,9 +166,28 @@ def test_status_tells_that_sending_is_halted_although_it_asks_no_node(
         sandbox.faults.stand(email, Fault(status=401))
         Browser(one).logs_in(email)
         eventually(lambda: "Sending is halted" in one.log)
-        said = eventually(lambda: scq("status", cwd=tmp_path, SCQ_STORE=dsn).out)
-        eventually(lambda: "Sending is halted" in scq("status", cwd=tmp_path, SCQ_STORE=dsn).out)
+        elsewhere = {"SCQ_STORE": dsn, "TMPDIR": str(tmp_path)}
+        said = scq("status", cwd=tmp_path, **elsewhere).out
+        eventually(lambda: "Sending is halted" in scq("status", cwd=tmp_path, **elsewhere).out)
         assert "delivered so far" in said
+
+
+def test_status_and_check_ask_the_processes_of_this_machine(tmp_path: Path, dsn: str) -> None:
+    with node(tmp_path / "node", f"{nowhere()}/api/v1/rest", dsn) as one:
+        Browser(one).logs_in(new_email())
+        eventually(lambda: "nothing was delivered since: no connection: refused" in one.log)
+        said = scq("status", cwd=tmp_path, SCQ_STORE=dsn)
+        assert (said.code, "! The last answer was a failure" in said.out) == (1, True)
+        assert re.search(r"last error +no connection: refused", said.out)
+        said = scq("check", cwd=tmp_path, **one.settings)
+        assert (said.code, "mend failing: The last answer was a failure" in said.out) == (1, True)
+        more = Node(tmp_path / "more", f"{nowhere()}/api/v1/rest", dsn, "--no-delivery")
+        more.start()
+        both = scq("status", cwd=tmp_path, SCQ_STORE=dsn)
+        assert both.out.count("! The last answer was a failure") == 1
+        assert "This is what the database says." in both.out
+        more.kill()  # and leaves its socket behind
+        assert re.search(r"last error +no connection: refused", scq("status", cwd=tmp_path, SCQ_STORE=dsn).out)
 
 
 def test_the_schema_is_made_once_and_serve_asks_for_it(tmp_path: Path, upstream: str) -> None:
