@@ -18,6 +18,7 @@ from proxy.core.cookies import ProbeCodec, cookie_name
 from proxy.core.hosts import ip_or_none
 from proxy.core.retry import Verdict
 from proxy.core.tokens import TokenCodec, TokenProblem
+from proxy.delivery.account import VERDICT_ADVICE
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreError
 from proxy.ops.control import ask_once, ask_processes
@@ -30,15 +31,10 @@ _SECONDS = 10.0
 _PRIVATE_BLOCKS = (IPv6Network("fc00::/7"), IPv6Network("fe80::/10"))
 
 _ADVICE = {
-    Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
-    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: something else may answer, or SendX is being maintained. If SendX itself answers like this, "
-    "set SCQ_DELIVERED=2xx.",
-    Verdict.REFUSED: "Check SCQ_API_KEY, and the account's state at SendX.",
+    **VERDICT_ADVICE,
     Verdict.BUSY: "Try again in a minute.",
     Verdict.THROTTLED: "The account is over its rate limit: try again later.",
     Verdict.REJECTED: "Try another address.",
-    Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
-    Verdict.MISDIRECTED: "Check SCQ_UPSTREAM and SCQ_DIALECT: it is not SendX's API that answers.",
 }
 
 

@@ -26,6 +26,16 @@ ADVICE: Mapping[Halt, str] = {
     Halt.WRONG_URL: "What answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
 }
 
+# What to do about an answer that is not about one push alone. What a connection runs into has advice of its own, in `unreached`.
+VERDICT_ADVICE: Mapping[Verdict, str] = {
+    Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
+    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: something else may answer, or SendX is being maintained. If SendX itself answers like this, "
+    "set SCQ_DELIVERED=2xx.",
+    Verdict.REFUSED: "Check SCQ_API_KEY, and the account's state at SendX.",
+    Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
+    Verdict.MISDIRECTED: "Check SCQ_UPSTREAM and SCQ_DIALECT: it is not SendX's API that answers.",
+}
+
 _LATEST = 4  # requests over which `slow_share` is smoothed
 _ABOUT_A_PUSH = (Verdict.REJECTED, Verdict.MISSING)
 
@@ -35,8 +45,9 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
 
     `until`: the next probe, while the gate is not open; `down`: because SendX does not answer. `requests`: answers by verdict;
     `latency_seconds`: their sum.
-    `lost_leases`: settlements that came too late. `store_failures`: calls that found the store unavailable. `failing_since`: the first answer
-    after the last delivery that says something against the account or the connection. `slow_share`: of the latest requests, those that SendX
+    `lost_leases`: settlements that came too late. `store_failures`: calls that found the store unavailable. `failing_since`: when the
+    request was sent that had the first answer after the last delivery that says something against the account or the connection.
+    `last_verdict`: of `last_error`, None for a defect. `slow_share`: of the latest requests, those that SendX
     took and did not answer in time, from 0 to 1.
     """
 
@@ -55,6 +66,7 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
     store_failures: int
     last_error: str | None
     last_error_at: float | None
+    last_verdict: Verdict | None = None
     last_delivered_at: float | None = None
     failing_since: float | None = None
     slow_share: float = 0.0
@@ -68,6 +80,7 @@ class Tally(msgspec.Struct):
     latency_seconds: float = 0.0
     last_error: str | None = None
     last_error_at: float | None = None
+    last_verdict: Verdict | None = None
     last_delivered_at: float | None = None
     failing_since: float | None = None
     slow_share: float = 0.0
@@ -85,9 +98,9 @@ class Tally(msgspec.Struct):
         if answer.verdict is Verdict.DELIVERED:
             self.last_delivered_at, self.failing_since = now, None
             return
-        self.last_error, self.last_error_at = answer.detail, now
+        self.last_error, self.last_error_at, self.last_verdict = answer.detail, now, answer.verdict
         if answer.verdict not in _ABOUT_A_PUSH and self.failing_since is None:
-            self.failing_since = now
+            self.failing_since = now - answer.latency_seconds
 
     def count(self, results: Iterable[Settled]) -> None:
         for result in results:

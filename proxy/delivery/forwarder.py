@@ -209,6 +209,7 @@ class Forwarder:
                     await LaneRun(shared, client, lease, at).run()
                 except Exception as error:  # noqa: BLE001 - its lane backs off; nobody else's request is cut off for it
                     shared.account.tally.last_error = "a defect of this program: the log of the server says where"
+                    shared.account.tally.last_verdict = None
                     shared.account.tally.last_error_at = shared.account.clock()
                     log.error("A defect held up lane %d, which is tried again: %s", lease.lane, describe(error))
                 finally:

@@ -15,7 +15,7 @@ from typing import Self
 import msgspec
 
 from proxy.core.gate import Closure
-from proxy.delivery.account import ADVICE, DeliveryState
+from proxy.delivery.account import ADVICE, VERDICT_ADVICE, DeliveryState
 from proxy.delivery.unreached import ADVICE as CONNECTION_ADVICE
 from proxy.store.records import Stats
 
@@ -180,14 +180,14 @@ def _of_sending(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kin
             f"The forwarder died and was restarted ({seen.restarts} times in all, last {ago} ago). The log says why: report that as a defect.",
         )
     if closure is not None:
-        yield _of_closure(closure, _error_of(delivery), seen.now)
+        yield _of_closure(closure, delivery, seen.now)
         return
     if delivery is None:
         return
     if delivery.failing_since is not None and seen.stats.waiting and _is_failing(delivery, seen.now):
         yield (
             Kind.FAILING,
-            f"The last answer was a failure, and nothing was delivered since: {_error_of(delivery)}. {_advice(delivery.last_error)}",
+            f"The last answer was a failure, and nothing was delivered since: {delivery.last_error}. {_advice(delivery)}",
         )
     elif memory.silent_since is not None and seen.clock - memory.silent_since >= SILENT_SECONDS:
         silence = int(seen.clock - memory.silent_since)
@@ -209,7 +209,8 @@ def _is_failing(delivery: DeliveryState, now: float) -> bool:
     return since is not None and not 0 <= now - since < FAILING_SECONDS  # a clock that was put back proves nothing
 
 
-def _of_closure(closure: Closure, error: str | None, now: float) -> tuple[Kind, str]:
+def _of_closure(closure: Closure, delivery: DeliveryState | None, now: float) -> tuple[Kind, str]:
+    error = delivery.last_error if delivery is not None else None
     said = f" ({error})" if error else ""
     seconds = max(0, round(closure.until - now))
     if closure.halted is not None:
@@ -220,7 +221,7 @@ def _of_closure(closure: Closure, error: str | None, now: float) -> tuple[Kind, 
     if closure.down:
         return (
             Kind.DOWN,
-            f"SendX does not answer{said}. Nothing is lost, and sending goes on by itself; the next probe is in {seconds} s. {_advice(error)}",
+            f"SendX does not answer{said}. Nothing is lost, and sending goes on by itself; the next probe is in {seconds} s. {_advice(delivery)}",
         )
     return (
         Kind.THROTTLED,
@@ -235,14 +236,12 @@ def _closure_of(delivery: DeliveryState) -> Closure | None:
     return Closure(delivery.until, halted=delivery.halted, down=delivery.down)
 
 
-def _error_of(delivery: DeliveryState | None) -> str | None:
-    return delivery.last_error if delivery is not None else None
-
-
-def _advice(error: str | None) -> str:
-    if error is None:
+def _advice(delivery: DeliveryState | None) -> str:
+    if delivery is None or delivery.last_error is None:
         return "The log of the process that sends says why."
-    return CONNECTION_ADVICE.get(error, "Ask SendX if it lasts.")
+    verdict = delivery.last_verdict
+    of_answers = VERDICT_ADVICE.get(verdict) if verdict is not None else None
+    return CONNECTION_ADVICE.get(delivery.last_error) or of_answers or "Ask SendX if it lasts."
 
 
 def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:

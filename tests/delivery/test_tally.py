@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from proxy.core.retry import Verdict
@@ -27,9 +29,15 @@ def tally_of(*answers: Reply) -> Tally:
 def test_failures_count_from_the_first_one_after_a_delivery_until_the_next() -> None:
     failed = reply(Verdict.UNAVAILABLE)
     tally = tally_of(failed, DELIVERED, failed, failed)
-    assert (tally.last_delivered_at, tally.failing_since, tally.last_error_at) == (2, 3, 4)
+    assert (tally.last_delivered_at, tally.failing_since, tally.last_error_at) == (2, 2.9, 4)
     over = tally_of(failed, DELIVERED)
     assert (over.last_delivered_at, over.failing_since, over.last_error) == (2, None, "it was unavailable")
+
+
+def test_a_time_out_is_a_failure_since_its_request_was_sent() -> None:
+    tally = Tally()
+    tally.note(dataclasses.replace(TOO_LATE, latency_seconds=20.0), 100.0)
+    assert tally.failing_since == 80.0
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REJECTED, Verdict.MISSING])

@@ -87,6 +87,27 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
             stats=stats(waiting=1),
         ),
     ),
+    "a maintenance page with nothing delivered since": (
+        Kind.FAILING,
+        "200 OK, .*something else may answer.*SCQ_DELIVERED=2xx",
+        seen(
+            delivery=delivery(failing_since=NOW - 30, last_error="200 OK, text/html", last_verdict=Verdict.UNCLEAR),
+            stats=stats(waiting=1),
+        ),
+    ),
+    "a lone refusal with nothing delivered since": (
+        Kind.FAILING,
+        "403 Forbidden.*account's state at SendX",
+        seen(
+            delivery=delivery(failing_since=NOW - 30, last_error="403 Forbidden", last_verdict=Verdict.REFUSED),
+            stats=stats(waiting=1),
+        ),
+    ),
+    "an outage whose cause another process knows": (
+        Kind.DOWN,
+        "log of the process that sends says why",
+        seen(delivery=None, stats=stats(closure=Closure(NOW, down=True))),
+    ),
     "time-outs with nothing delivered since": (
         Kind.FAILING,
         "no answer in time.*raise SCQ_UPSTREAM_TIMEOUT",
