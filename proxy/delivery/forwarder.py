@@ -163,6 +163,8 @@ class Forwarder:
         claim = await self._shared.outbox.claim(room, PER_LANE, self._lease_seconds, probe=probe)
         if account.gate.closure == before == account.shared:
             account.adopt(claim.closure)
+            if account.gate.closure != before:
+                self._shared.changed.set()  # a probe may be due
         for lease in claim.leases:
             self._busy += 1
             if (

@@ -347,6 +347,17 @@ async def test_a_forwarder_that_starts_finds_the_gate_as_the_last_one_left_it(
         assert delivery.state().gate == "open"
 
 
+async def test_a_forwarder_that_starts_behind_a_shut_gate_probes_at_once(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = sendx
+    monkeypatch.setattr("proxy.delivery.forwarder._IDLE_SECONDS", 3_600.0)
+    await push(outbox, ANN, HELLO)
+    await outbox.move_gate(None, Closure(until=0.0, tries=1))
+    async with running(forwarder(outbox, url)):
+        await drained(outbox, 20)
+
+
 async def test_what_one_forwarder_learns_of_the_account_holds_for_the_others_too(
     outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
 ) -> None:
