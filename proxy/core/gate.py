@@ -28,6 +28,7 @@ RECENT_SECONDS = 3_600.0
 MISDIRECTED_LANES = 5
 DOWN_LANES = 5
 MAX_DOWN_SECONDS = 30.0
+_MAX_DOWN_TRIES = 5  # with which these are reached: a throttle at the end of an outage goes on from there
 _REMEMBERED_REFUSALS = 256  # lanes; beyond that a newcomer waits for room, so that some come to an end
 _DOUBLINGS = 6  # of one second, to reach PROBE_SECONDS
 _CUT_SECONDS = 1.0  # one overload shows in many answers at once
@@ -261,9 +262,9 @@ def _wait_for_sendx(gate: Gate, *, probe: bool, now: float, uniform: float, retr
     closure = gate.closure
     if closure is not None and not probe:
         return gate
-    tries = closure.tries if closure else 0
-    wait = max(uniform * min(MAX_DOWN_SECONDS, 2.0 ** min(tries, 16)), retry_after or 0.0)
-    return _replace(gate, closure=Closure(now + wait, tries + 1, down=True))
+    tries = min(closure.tries, _MAX_DOWN_TRIES) if closure else 0
+    wait = max(uniform * min(MAX_DOWN_SECONDS, 2.0**tries), retry_after or 0.0)
+    return _replace(gate, closure=Closure(now + wait, min(tries + 1, _MAX_DOWN_TRIES), down=True))
 
 
 class Concurrency(msgspec.Struct, frozen=True):

@@ -94,6 +94,15 @@ def test_probes_of_a_sendx_that_stays_down_are_never_further_apart_than_half_a_m
     assert after(gate, Verdict.UNAVAILABLE, probe=True, now=now, retry_after=90.0).until == now + 90
 
 
+def test_a_429_at_the_end_of_a_long_outage_shuts_the_gate_for_no_longer_than_the_outage_did() -> None:
+    gate = Gate(Closure(NOW, tries=1, down=True))
+    for _ in range(20):
+        gate = after(gate, Verdict.UNAVAILABLE, probe=True)
+    throttled = after(gate, Verdict.THROTTLED, probe=True)
+    assert throttled.until == NOW + 32
+    assert after(throttled, Verdict.THROTTLED, probe=True).until == NOW + 64
+
+
 def test_a_401_halts_at_once_and_probes_once_a_minute() -> None:
     gate = after(Gate(), Verdict.UNAUTHORIZED)
     assert (gate.halted, gate.until) == (Halt.KEY, NOW + 60)
