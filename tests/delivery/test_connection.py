@@ -189,6 +189,25 @@ async def test_what_cannot_be_repeated_goes_over_a_connection_that_was_just_used
     assert server.connections == connections
 
 
+async def test_what_cannot_be_repeated_never_meets_a_server_that_closes_what_is_idle() -> None:
+    """14 requests, each after a while: on a connection that is not new, the server ends instead of answering."""
+    asked = list[int]()
+
+    async def answer(request: Request) -> Reply:
+        known = request.connection in asked
+        asked.append(request.connection)
+        return Reply(None, Cut(reset=True)) if known else Reply(OK)
+
+    async with upstream(answer, tls=True) as url:
+        to = connection()
+        for _ in range(14):
+            if to._line is not None:
+                to._line._used_at -= FRESH_SECONDS
+            assert status(await post(to, url, repeatable=False)) == 200
+        await to.aclose()
+    assert asked == list(range(1, 15))
+
+
 async def test_another_origin_gets_another_connection() -> None:
     one, other = Server(), Server()
     async with upstream(one) as url, upstream(other) as elsewhere:

@@ -35,7 +35,7 @@ from tests.support.sending import (
     running,
     until,
 )
-from tests.support.upstream import Reply, Request, upstream
+from tests.support.upstream import Cut, Reply, Request, upstream
 
 UNCLEAR = [
     Fault(kind="html", status=200, body="<html><title>Maintenance</title>We are back soon</html>"),
@@ -553,6 +553,23 @@ async def test_an_increment_does_not_meet_the_end_of_a_connection_that_was_idle(
             await asyncio.sleep(FRESH_SECONDS)  # nothing happens meanwhile that could be waited for
     assert (await outbox.stats()).dead == 0
     assert len(used) == 2
+
+
+async def test_fourteen_increments_one_at_a_time_reach_a_server_that_closes_behind_each_answer(
+    outbox: SqliteOutbox,
+) -> None:
+    answer, asked = b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"status":"200"}', list[int]()
+
+    async def answer_and_close(request: Request) -> Reply:
+        asked.append(request.connection)
+        return Reply(answer, Cut(len(answer)))
+
+    async with upstream(answer_and_close) as url, running(forwarder(outbox, url, concurrency=1)):
+        for number in range(14):
+            await push(outbox, f"{number}@example.com", COUNT)
+            await drained(outbox)
+    assert (await outbox.stats()).dead == 0
+    assert asked == list(range(1, 15))
 
 
 class Defective(Unreliable):
