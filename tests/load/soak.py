@@ -1,8 +1,9 @@
 """Pushes, faults and kill -9, until the oracle is asked: `python -m tests.load.soak --kills 200` (`make soak`).
 
 The real `scq-proxy serve` on a real store is killed at random instants, while it serves or while it starts, and started again on
-the same store and port. Meanwhile people push (`tests.support.crowd`), and SendX answers each contact by a script. Then the faults stop,
-everything drains, and `tests.support.oracle` judges what reached SendX. `tests.load.soak_nodes` does the same to several nodes on PostgreSQL.
+the same store and port. Meanwhile people push (`tests.support.crowd`), SendX answers each contact by a script, and the way there is bad
+(`tests.support.relay`). Then the faults stop, everything drains, and `tests.support.oracle` judges what reached SendX. `tests.load.soak_nodes`
+does the same to several nodes on PostgreSQL.
 
 One seed decides who pushes what, what SendX answers and when the server dies; which request meets which instant is up to the
 machine. Exit code 1 if a promise was broken; the store and the server's log are then kept.
@@ -16,6 +17,7 @@ import json
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -30,9 +32,10 @@ import msgspec
 
 from proxy.config import parsers
 from proxy.sandbox.api import Sandbox, create_sandbox
-from proxy.store.records import DeadFilter
+from proxy.store.records import DeadFilter, DeadLetter
 from proxy.stores import open_existing
 from tests.support.crowd import SETTINGS, Crowd, Load, Watcher, history_of
+from tests.support.fuzz import DEFECTS
 from tests.support.live import PATIENCE_SECONDS, eventually, serving
 from tests.support.oracle import (
     Finding,
@@ -44,7 +47,9 @@ from tests.support.oracle import (
     report_of,
     wrong_sums,
 )
+from tests.support.relay import relaying
 from tests.support.server import API_KEY, Server, clean_environ, command
+from tests.support.tls import trusting
 
 
 class Plan(NamedTuple):
@@ -114,15 +119,15 @@ class Mortal(Server):
         assert ran.returncode in (0, 1), ran.stderr
         return report_of(json.loads(ran.stdout))
 
-    def dead_letters(self) -> dict[str, str]:
-        """Reasons by push id, read off the store; on SQLite, no server may run."""
+    def dead_letters(self) -> list[DeadLetter]:
+        """All of them, read off the store; on SQLite, no server may run."""
 
-        async def read() -> dict[str, str]:
-            found: dict[str, str] = {}
+        async def read() -> list[DeadLetter]:
+            found: list[DeadLetter] = []
             async with open_existing(parsers.store(self.settings["SCQ_STORE"])) as outbox:
                 after = 0
                 while letters := await outbox.dead_letters(DeadFilter(), after, 500):
-                    found |= {letter.id: str(letter.reason) for letter in letters}
+                    found += letters
                     after = letters[-1].seq
             return found
 
@@ -145,18 +150,28 @@ def run(plan: Plan, directory: Path, say: Callable[[str], Any] = lambda line: No
     sandbox: Sandbox = app.state.sandbox
     with ExitStack() as stack:
         upstream = stack.enter_context(serving(app))
-        server = Mortal(directory, f"{upstream}/api/v1/rest", **SETTINGS)
+        relay = stack.enter_context(relaying(plan.load.seed, upstream))
+        server = Mortal(directory, f"{relay.url}/api/v1/rest", **SETTINGS, **trusting("localhost", directory))
         stack.callback(server.close)
         crowd, watcher = Crowd(plan.load, lambda dice: server, sandbox, scripted=True), Watcher(sandbox)
         with crowd.pushing():
             kills, found = _live_and_die(plan, server, crowd, watcher, say)
         sandbox.faults.clear()
+        relay.well = True
+        server.signal(signal.SIGHUP)
         drain(lambda: server.status().waiting, watcher, PATIENCE_SECONDS)
         report = server.status()
         assert server.stop() == 0, server.log[-4000:]
         watcher.look()
-        history = history_of(crowd, watcher, sandbox, server.dead_letters(), report)
-    return Outcome(plan.load.seed, {"kills (-9)": kills}, time.monotonic() - started, history, found + judge(history))
+        watcher.add(relay.swallowed)
+        history = history_of(crowd, watcher, sandbox, server.dead_letters(), report, defects=defects_told(server.log))
+    attacks = {"kills (-9)": kills, "exchanges damaged": relay.damaged}
+    return Outcome(plan.load.seed, attacks, time.monotonic() - started, history, found + judge(history))
+
+
+def defects_told(log: str) -> list[str]:
+    """What a log says of a defect of the proxy: a line each."""
+    return [line for line in log.splitlines() if any(words in line for words in (*DEFECTS, DEATH, "Traceback"))]
 
 
 def _live_and_die(
@@ -172,6 +187,7 @@ def _live_and_die(
             server.live(rng.uniform(0, 1.5))  # dies while it starts, or soon after
         else:
             server.await_ready()
+            server.signal(signal.SIGHUP)  # ends the wait for a halt's next probe, as an operator would
             server.live(rng.uniform(0, 2))
         if kills % 20 == 10:
             server.await_ready()
@@ -199,6 +215,7 @@ def drain(waiting: Callable[[], int], watcher: Watcher, seconds: float) -> None:
 # --- The command -------------------------------------------------------------------------------------------------------
 
 
+DEATH = "The forwarder died"
 NOT_OF_ONE = (Violation.GATE, Violation.PACE)  # what one node alone is not judged for
 
 
@@ -208,6 +225,7 @@ def summary(
     """The result, a line for each number, then every finding."""
     history = outcome.history
     promised = sum(len(lane) for lane in history.lanes.values())
+    unarrived = never_arrived(history)
     rows: list[tuple[str, object]] = [
         ("seed", outcome.seed),
         *outcome.attacks.items(),
@@ -218,7 +236,11 @@ def summary(
         *(more or {}).items(),
         ("delivered", promised - len(history.dead)),
         ("ambiguous dead letters", len(history.dead)),
-        ("which never arrived", never_arrived(history)),
+        ("which never arrived", f"{sum(unarrived):,} of them, {sum(unarrived) / max(1, len(history.dead)):.0%}"),
+        ("  lost on their way", unarrived.lost),
+        ("  with their sender", unarrived.cut_off),
+        ("  for neither reason", unarrived.needless),
+        ("forwarder deaths", sum(DEATH in what for what in history.defects)),
         *((str(each), _count(outcome.findings, each)) for each in Violation if each not in leave_out),
         ("seconds", round(outcome.seconds)),
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -18,8 +18,10 @@ import httpx
 
 from proxy.sandbox.api import Recorded, Sandbox
 from proxy.sandbox.faults import NO_FAULT, Fault
+from proxy.store.records import DeadLetter
 from tests.support.live import PATIENCE_SECONDS, eventually
 from tests.support.oracle import History, Promise, Report, Sight
+from tests.support.relay import SPOILT
 from tests.support.server import Browser, Json, Server, events, identify, login, new_ids, track
 
 RETRY_SECONDS = 0.05
@@ -87,11 +89,16 @@ class Watcher:
                 self._last = record.number
                 self.sights.append(_sight(record))
 
+    def add(self, sights: Sequence[Sight]) -> None:
+        """What reached the way to the sandbox and not its end."""
+        self.sights = sorted([*self.sights, *sights], key=lambda sight: sight.at)
+
 
 def _sight(record: Recorded) -> Sight:
     tags = tuple(event[1:] for event in events(record) if event != "identify")
     at = record.time.timestamp()
-    return Sight(record.contact or "", tags, record.applied, record.status, node_of(record), at)
+    status = None if SPOILT in record.headers else record.status
+    return Sight(record.contact or "", tags, record.applied, status, node_of(record), at)
 
 
 def node_of(record: Recorded) -> str:
@@ -248,7 +255,7 @@ class Crowd:
             name = f"p{place}-{number}"
             person = Person(lambda: self._choose(dice), rng, name, self._over, stranger=rng.random() < 0.15)
             if self._scripted:
-                self._sandbox.faults.script(person.email, *script(rng))
+                self._sandbox.faults.script(person.email, *script(rng, well=12))
             self.people.append(person)
             for _ in range(self._load.pushes // (15 if person._stranger else 3)):
                 person.push_burst()
@@ -258,7 +265,7 @@ class Crowd:
 
 
 def history_of(
-    crowd: Crowd, watcher: Watcher, sandbox: Sandbox, dead: dict[str, str], report: Report, **more: Any
+    crowd: Crowd, watcher: Watcher, sandbox: Sandbox, dead: Sequence[DeadLetter], report: Report, **more: Any
 ) -> History:
     """What the two have seen, beside what the store says. `more`: what else the history tells."""
     return History(
@@ -267,7 +274,8 @@ def history_of(
         refused=[what for person in crowd.people for what in person.refused],
         twice=[what for person in crowd.people for what in person.twice],
         sights=watcher.sights,
-        dead=dead,
+        dead={letter.id: str(letter.reason) for letter in dead},
+        cut_off={letter.id for letter in dead if letter.detail.startswith("its outcome is unknown")},
         counted={
             each.email: int(each.custom_fields.get(COUNTER_FIELD, "0")) for each in sandbox.contacts.newest_first()
         },

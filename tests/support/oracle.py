@@ -14,6 +14,7 @@ about how the proxy works, only what its contract says:
     gate       sent while a node was known to have been told by SendX to wait
     pace       more requests than all nodes together may send
     sums       the tallies do not account for every push
+    defects    a forwarder died, or the log tells of another defect of the proxy
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Violation(StrEnum):
     GATE = "gate"
     PACE = "pace"
     SUMS = "sums"
+    DEFECTS = "defects"
 
 
 class Finding(NamedTuple):
@@ -54,7 +56,11 @@ class Promise(msgspec.Struct, frozen=True):
 
 
 class Sight(msgspec.Struct, frozen=True):
-    """One request as SendX saw it, in order of arrival. `status`: None if it got no answer; `node`: who sent it; `at`: Unix seconds."""
+    """One request as SendX saw it, in order of arrival.
+
+    `status`: None if its sender got no answer, whatever SendX said; `node`: who sent it; `at`: Unix seconds; `arrived`: False if it was lost on
+    its way, of which the sender knows as little as of a request that gets no answer.
+    """
 
     contact: str
     tags: tuple[str, ...]
@@ -62,6 +68,7 @@ class Sight(msgspec.Struct, frozen=True):
     status: int | None = 200
     node: str = ""
     at: float = 0.0
+    arrived: bool = True
 
     @property
     def delivers(self) -> bool:
@@ -100,9 +107,10 @@ class History(msgspec.Struct, frozen=True):
     """A run, after everything has drained.
 
     `lanes`: by contact, what was acknowledged, in the order in which it has to arrive. `held`: what visitors pushed who were
-    never identified. `dead`: reasons of the dead letters by push id. `counted`: the contacts' number field at the end.
-    `rejected`: by id, what SendX refused for good, so that a dead letter is all that can become of it.
-    `twice`: what was accepted although it had been before. `wakes`: by node, when it was woken after its leases had ended, in order.
+    never identified. `dead`: reasons of the dead letters by push id; `cut_off`: those whose sender ended before it knew what had become
+    of them. `counted`: the contacts' number field at the end. `rejected`: by id, what SendX refused for good, so that a dead letter is all
+    that can become of it. `twice`: what was accepted although it had been before. `wakes`: by node, when it was woken after its leases had
+    ended, in order. `defects`: lines of the proxy's log.
     """
 
     lanes: Mapping[str, Sequence[Promise]]
@@ -114,6 +122,8 @@ class History(msgspec.Struct, frozen=True):
     report: Report
     rejected: Collection[str] = ()
     twice: Sequence[str] = ()
+    cut_off: Collection[str] = ()
+    defects: Sequence[str] = ()
     wakes: Mapping[str, Sequence[float]] = {}
     hushes: Sequence[Hush] = ()
     pace: Pace | None = None
@@ -133,6 +143,7 @@ def judge(history: History) -> list[Finding]:
         *_loud(history),
         *_hasty(history),
         *_wrong_sums(history),
+        *(Finding(Violation.DEFECTS, what) for what in history.defects),
     ]
 
 
@@ -276,14 +287,25 @@ def applied_again(sights: Sequence[Sight]) -> int:
     return times.total() - len(times)
 
 
-def never_arrived(history: History) -> int:
-    """How many increments are dead letters although SendX never saw them: what it costs never to send one twice."""
-    seen = _Seen(history.sights)
-    return sum(
-        promise.id in history.dead and promise.tag not in seen.carried
-        for lane in history.lanes.values()
-        for promise in lane
-    )
+class Unarrived(NamedTuple):
+    """Increments that are dead letters although SendX never saw them: what it costs never to send one twice.
+
+    `lost`: on their way, of which nobody tells the sender; `cut_off`: with their sender; `needless`: neither of the two.
+    """
+
+    lost: int
+    cut_off: int
+    needless: int
+
+
+def never_arrived(history: History) -> Unarrived:
+    arrived = {tag for sight in history.sights if sight.arrived for tag in sight.tags}
+    sent = {tag for sight in history.sights for tag in sight.tags}
+    letters = [promise for lane in history.lanes.values() for promise in lane if promise.id in history.dead]
+    unarrived = [promise for promise in letters if promise.tag not in arrived]
+    lost = sum(promise.tag in sent for promise in unarrived)
+    cut_off = sum(promise.tag not in sent and promise.id in history.cut_off for promise in unarrived)
+    return Unarrived(lost, cut_off, len(unarrived) - lost - cut_off)
 
 
 def busiest(sights: Sequence[Sight], seconds: float) -> int:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 
 class Contexts(NamedTuple):
-    """The two ends: `client` trusts the certificate of `server` and no other."""
+    """The two ends: `client` trusts the `certificate` (PEM) of `server` and no other."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
+    certificate: str
 
 
 @cache
@@ -28,4 +29,18 @@ def contexts(name: str) -> Contexts:
         subprocess.run(command, check=True, capture_output=True, timeout=60)
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server.load_cert_chain(certificate, key)
-        return Contexts(server, ssl.create_default_context(cafile=str(certificate)))
+        return Contexts(server, ssl.create_default_context(cafile=str(certificate)), certificate.read_text("ascii"))
+
+
+def trusting(name: str, directory: Path) -> dict[str, str]:
+    """What to add to the environment of a Python process so that it trusts the certificate for `name` and no other.
+
+    Nothing in the proxy's settings adds an authority to those of `certifi`: its place in the process is taken.
+    """
+    package = directory / "trusted" / "certifi"
+    package.mkdir(parents=True)
+    (package / "authorities.pem").write_text(contexts(name).certificate, "ascii")
+    (package / "__init__.py").write_text(
+        f"def where() -> str:\n    return {str(package / 'authorities.pem')!r}\n", "utf-8"
+    )
+    return {"PYTHONPATH": str(package.parent)}

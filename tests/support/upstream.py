@@ -80,6 +80,13 @@ class _Wire:
         taken, self._unread = self._unread[:size], self._unread[size:]
         return taken
 
+    def bid_farewell(self) -> None:
+        """As servers do that close an idle connection."""
+        if self._tls is not None:
+            with suppress(ssl.SSLError):  # it would wait for the client's
+                self._tls.unwrap()
+            self.writer.write(self._outgoing.read())
+
     def encrypted(self, text: bytes) -> bytes:
         if self._tls is None or not text:
             return text
@@ -104,8 +111,8 @@ class _Wire:
 
 
 @asynccontextmanager
-async def upstream(answering: Answering, *, tls: bool = False) -> AsyncIterator[str]:
-    """Answers every request as `answering` says; yields its URL."""
+async def upstream(answering: Answering, *, tls: bool = False, idle_seconds: float | None = None) -> AsyncIterator[str]:
+    """Answers every request as `answering` says; yields its URL. `idle_seconds`: after which a connection that has had an answer is closed."""
     connections = 0
     context = contexts("localhost").server if tls else None
     serving = set[asyncio.Task[None]]()
@@ -119,8 +126,9 @@ async def upstream(answering: Answering, *, tls: bool = False) -> AsyncIterator[
             task.add_done_callback(serving.discard)
         with suppress(OSError, EOFError, asyncio.CancelledError):  # the last when the block is left
             await wire.handshake()
-            while await _answered(wire, number, answering):
-                pass
+            idle = None
+            while await _answered(wire, number, answering, idle):
+                idle = idle_seconds
         writer.close()
         with suppress(OSError, ssl.SSLError):
             await writer.wait_closed()
@@ -133,9 +141,14 @@ async def upstream(answering: Answering, *, tls: bool = False) -> AsyncIterator[
         await asyncio.gather(*serving)
 
 
-async def _answered(wire: _Wire, number: int, answering: Answering) -> bool:
+async def _answered(wire: _Wire, number: int, answering: Answering, idle_seconds: float | None) -> bool:
     """Whether the connection stays open."""
-    head = await wire.take(lambda unread: unread.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in unread else 0)
+    try:
+        async with asyncio.timeout(idle_seconds):
+            head = await wire.take(lambda unread: unread.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in unread else 0)
+    except TimeoutError:
+        wire.bid_farewell()
+        return False
     size = next((int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), 0)
     body = await wire.take(lambda _: size) if size else b""
     reply = await answering(Request(number, head, body))

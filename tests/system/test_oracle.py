@@ -11,9 +11,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.load.soak import Plan, run, summary
+from tests.load.soak import Plan, defects_told, run, summary
 from tests.support.crowd import Load
-from tests.support.oracle import History, Hush, Pace, Promise, Report, Sight, Violation, judge, wrong_sums
+from tests.support.oracle import (
+    History,
+    Hush,
+    Pace,
+    Promise,
+    Report,
+    Sight,
+    Violation,
+    judge,
+    never_arrived,
+    wrong_sums,
+)
 
 
 def test_nothing_acknowledged_is_lost_overtaken_or_doubled_through_kill_9_and_faults(tmp_path: Path) -> None:
@@ -127,6 +138,19 @@ def test_an_increment_that_counted_twice_is_found() -> None:
     assert violations(changed(counted={ADA: 2})) == {Violation.DOUBLED}
 
 
+def test_increments_that_are_given_up_and_never_arrived_are_told_apart() -> None:
+    assert never_arrived(GOOD) == (0, 0, 0), "it arrived and got no answer"
+    lost = Sight(ADA, ("t3",), applied=False, status=None, arrived=False)
+    assert never_arrived(changed(sights=sights((6, lost)))) == (1, 0, 0)
+    assert never_arrived(changed(sights=sights((6, None)), cut_off=["id-3"])) == (0, 1, 0)
+    assert never_arrived(changed(sights=sights((6, None)))) == (0, 0, 1)
+
+
+def test_an_increment_that_was_lost_on_its_way_and_sent_again_is_found() -> None:
+    lost = Sight(ADA, ("t2",), applied=False, status=None, arrived=False)
+    assert violations(changed(sights=sights((4, lost)))) == {Violation.DOUBLED}
+
+
 def test_an_increment_that_was_merged_is_found() -> None:
     merged = Sight(ADA, ("t2", "t4"))
     assert Violation.DOUBLED in violations(changed(sights=sights((5, merged), (7, None))))
@@ -193,6 +217,14 @@ def test_a_push_that_reached_another_contact_is_found() -> None:
 @pytest.mark.parametrize("tag", ["t5", "of nobody"])
 def test_what_was_sent_and_nobody_identified_has_pushed_is_found(tag: str) -> None:
     assert violations(changed(sights=[*GOOD.sights, Sight(ADA, (tag,))])) == {Violation.ASTRAY}
+
+
+def test_what_a_log_tells_of_a_defect_is_found() -> None:
+    log = "\n".join(
+        ("WARNING proxy.delivery: a push", "ERROR proxy.app: The forwarder died and is restarted: …", "end")
+    )
+    (finding,) = judge(changed(defects=defects_told(log)))
+    assert finding == (Violation.DEFECTS, "ERROR proxy.app: The forwarder died and is restarted: …")
 
 
 def test_a_push_that_was_refused_is_found() -> None:
