@@ -164,7 +164,8 @@ class Server:
 
     def _answers(self, path: str) -> bool:
         with suppress(httpx.TransportError):
-            return httpx.get(self.url + path).status_code == 200
+            # A client for each look would read all certificates each time: 25 ms of work.
+            return self.client.get(path, timeout=5).status_code == 200
         return False
 
     def died(self) -> bool:
