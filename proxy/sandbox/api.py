@@ -212,7 +212,7 @@ def _decode(raw: bytes) -> tuple[Any, str | None]:
     """Returns the parsed body, or None and what is wrong with it."""
     try:
         body = msgspec.json.decode(raw)
-    except (ValueError, RecursionError) as problem:  # msgspec's own errors are ValueErrors
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
         return None, f"the body is not JSON: {problem}"
     if _is_deeper(body, MAX_DEPTH):
         return None, f"the body is nested more than {MAX_DEPTH} levels deep"
