@@ -27,6 +27,12 @@ settings.register_profile("checks", deadline=None, suppress_health_check=list(He
 settings.load_profile("checks")
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Only asyncio: the proxy runs on nothing else. Otherwise anyio before 4.12 asks for trio as well, installed or not."""
+    return "asyncio"
+
+
 # A disk that is soon full
 
 

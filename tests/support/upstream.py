@@ -130,7 +130,7 @@ async def upstream(answering: Answering, *, tls: bool = False, idle_seconds: flo
             while await _answered(wire, number, answering, idle):
                 idle = idle_seconds
         writer.close()
-        with suppress(OSError, ssl.SSLError):
+        with suppress(OSError, ssl.SSLError, asyncio.CancelledError):  # the block may be left while this waits
             await writer.wait_closed()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
