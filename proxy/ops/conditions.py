@@ -1,9 +1,10 @@
-"""Decides what is wrong now: one pure list of conditions over what the process knows.
+"""Derives the current problems, as a pure function of what the process knows.
 
-    what is seen (`Seen`) + what was seen before (`Memory`) → conditions
+    a snapshot (`Seen`) + earlier snapshots (`Memory`) → conditions
 
-`ops.watch` compares the list with the one before it and logs what begins, lasts and ends; `status`, `check` and `/metrics` show it. Each
-condition has a sentence for a person, with what to do. Numbers and fixed texts only: no address, no key and no payload gets here.
+`ops.watch` compares the list with the previous one and logs every condition that begins, lasts or ends; `status`, `check` and `/metrics`
+show it. Each condition has a sentence that tells the operator what to do. It holds numbers and fixed texts only: addresses, keys and payload
+never get here.
 """
 
 import re
@@ -19,12 +20,12 @@ from proxy.delivery.account import ADVICE, VERDICT_ADVICE, DeliveryState
 from proxy.delivery.unreached import ADVICE as CONNECTION_ADVICE
 from proxy.store.records import Stats
 
-LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
+LAG = timedelta(minutes=5)  # an older push is reported
 SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
-LATELY_SECONDS = 600.0  # for which something that has happened is shown
-FAILING_SECONDS = 1.0  # a single failure that the next answer makes good is not worth a word
-SILENT_SECONDS = 3.0  # without an answer, while requests are under way
-RATE_SECONDS = 60.0  # over which the rate of deliveries is taken
+LATELY_SECONDS = 600.0  # for which a past event is shown
+FAILING_SECONDS = 1.0  # a single failure that the next request recovers from is not reported
+SILENT_SECONDS = 3.0  # without an answer while requests are in flight
+RATE_SECONDS = 60.0  # the window of the delivery rate
 _MANY_SLOW = 0.5
 
 
@@ -48,7 +49,7 @@ class Kind(StrEnum):
 
 
 class Condition(msgspec.Struct, frozen=True):
-    """One thing that is wrong. `seconds`: how long it has been so, as far as the process that was asked knows."""
+    """One problem. `seconds`: how long it has lasted, as far as the process that was asked knows."""
 
     kind: Kind
     sentence: str
@@ -56,15 +57,15 @@ class Condition(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """Returns what stays the same while it lasts. The store may have several: they differ by more than numbers."""
+        """Returns an identifier that stays the same while the condition lasts. Several of the store differ by more than numbers."""
         return self.kind + re.sub(r"[0-9]+", "", self.sentence) if self.kind is Kind.STORE else self.kind
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process knows at one moment. `now`: Unix seconds; `clock`: monotonic seconds.
+    """A snapshot of the process. `now`: Unix seconds; `clock`: monotonic seconds.
 
-    `stats`: the latest of the store. `trouble`: why the store could not be asked now. `delivery`: None where nobody sends who could be asked.
-    `defects`: requests, since the start, that were not judged because of a fault of this program. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
+    `stats`: the latest that the store returned. `trouble`: why the store could not be read now. `delivery`: None if this process does not
+    deliver. `defects`: requests since the start that failed because of a fault in this program. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
     """
 
     stats: Stats
@@ -78,7 +79,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Happened(msgspec.Struct, frozen=True):
-    """Something that is counted as it happens. `at`: when the count has last risen (monotonic seconds)."""
+    """A counter of events. `at`: when it last rose (monotonic seconds)."""
 
     count: int = 0
     at: float | None = None
@@ -87,16 +88,16 @@ class Happened(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, count=count, at=clock if count > self.count else self.at)
 
     def ago(self, clock: float, within: float) -> timedelta | None:
-        """Returns how long ago it was, None if that is longer than `within` seconds or it never was."""
+        """Returns the time since the last event, None if that is longer than `within` seconds or there was none."""
         if self.at is None or clock - self.at >= within:
             return None
         return timedelta(seconds=int(clock - self.at))
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """What earlier moments leave for later ones. `delivered`: the counter over the last minute, oldest first, each with its time.
+    """The state carried from one snapshot to the next. `delivered`: samples of the counter over the last minute, oldest first, with their times.
 
-    `answers`: how many there were from SendX; `silent_since`: since when there were no more although requests are under way.
+    `answers`: the number of answers from SendX; `silent_since`: since when none has come although requests are in flight.
     """
 
     reopened: Happened = Happened()
@@ -126,7 +127,7 @@ class Memory(msgspec.Struct, frozen=True):
 
     @property
     def rate(self) -> float | None:
-        """Returns the deliveries in a second, None as long as that is not known."""
+        """Returns deliveries per second, None while that is unknown."""
         if not self.delivered:
             return None
         (begin, first), (end, last) = self.delivered[0], self.delivered[-1]
@@ -134,7 +135,7 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 def conditions(seen: Seen, memory: Memory, *, lately: float = LATELY_SECONDS) -> tuple[Condition, ...]:
-    """Returns what is wrong, worst first. `memory`: with this moment in it. `lately`: seconds for which what has happened is shown."""
+    """Returns the current conditions, worst first. `memory`: includes this snapshot. `lately`: seconds for which a past event is shown."""
     found = [
         *(*_of_the_store(seen, memory, lately), *_of_requests(seen, memory, lately)),
         *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory)),
@@ -144,17 +145,17 @@ def conditions(seen: Seen, memory: Memory, *, lately: float = LATELY_SECONDS) ->
 
 def _of_the_store(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:
     if seen.trouble is not None:
-        yield Kind.UNAVAILABLE, f"Pushes are refused (503), because the store is not available. {seen.trouble}"
+        yield Kind.UNAVAILABLE, f"Pushes are refused (503) because the store is unavailable. {seen.trouble}"
     if (ago := memory.replaced.ago(seen.clock, lately)) is not None:
         yield (
             Kind.REPLACED,
-            f"The store was deleted or replaced while in use ({ago} ago), and what waited in it is not sent. Find out by what; to get it "
-            "back, stop the server and restore the files.",
+            f"The store was deleted or replaced while in use ({ago} ago), and the pushes in it will not be sent. Find out what did that; to "
+            "recover them, stop the server and restore the files.",
         )
     elif (ago := memory.reopened.ago(seen.clock, lately)) is not None:
         yield (
             Kind.REOPENED,
-            f"The store failed and had to be opened again ({ago} ago). The log says why: check the disk, or the way to the database.",
+            f"The store failed and was reopened ({ago} ago). See the log for the cause, and check the disk or the connection to the database.",
         )
     for sentence in seen.stats.health.problems:
         yield Kind.STORE, sentence
@@ -164,8 +165,8 @@ def _of_requests(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Ki
     if (ago := memory.failed.ago(seen.clock, lately)) is not None:
         yield (
             Kind.DEFECT,
-            f"Requests could not be judged because of a fault in this program or because memory ran out ({seen.defects} since the start, the "
-            f"last {ago} ago). The log of the server says which; please report a fault.",
+            f"Requests failed because of a fault in this program or because memory ran out ({seen.defects} since the start, the "
+            f"last {ago} ago). The server's log says which; please report a fault.",
         )
 
 
@@ -173,11 +174,14 @@ def _of_sending(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kin
     delivery = seen.delivery
     closure = seen.stats.closure if delivery is None else _closure_of(delivery)
     if delivery is not None and not delivery.running:
-        yield Kind.FORWARDER, "The forwarder is down and is being restarted. The log says why: report that as a defect."
+        yield (
+            Kind.FORWARDER,
+            "The forwarder is down and is being restarted. The log says why; please report it as a bug.",
+        )
     elif (ago := memory.restarted.ago(seen.clock, lately)) is not None:
         yield (
             Kind.FORWARDER,
-            f"The forwarder died and was restarted ({seen.restarts} times in all, last {ago} ago). The log says why: report that as a defect.",
+            f"The forwarder died and was restarted ({seen.restarts} times in all, last {ago} ago). The log says why; please report it as a bug.",
         )
     if closure is not None:
         yield _of_closure(closure, delivery, seen.now)
@@ -187,20 +191,20 @@ def _of_sending(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kin
     if delivery.failing_since is not None and seen.stats.waiting and _is_failing(delivery, seen.now):
         yield (
             Kind.FAILING,
-            f"The last answer was a failure, and nothing was delivered since: {delivery.last_error}. {_advice(delivery)}",
+            f"The last request failed, and nothing has been delivered since: {delivery.last_error}. {_advice(delivery)}",
         )
     elif memory.silent_since is not None and seen.clock - memory.silent_since >= SILENT_SECONDS:
         silence = int(seen.clock - memory.silent_since)
         yield (
             Kind.SILENT,
-            f"SendX has not answered for {silence} s: it is slow or down. Each request is given {seen.timeout_seconds:g} s "
+            f"SendX has not answered for {silence} s: it is slow or down. A request times out after {seen.timeout_seconds:g} s "
             "(SCQ_UPSTREAM_TIMEOUT): raise that if SendX is only slow.",
         )
     if delivery.slow_share >= _MANY_SLOW and seen.stats.waiting:
         yield (
             Kind.SLOW,
-            f"Most requests get no answer within {seen.timeout_seconds:g} s: SendX is slow or down. If it is slow, raise SCQ_UPSTREAM_TIMEOUT "
-            f"(50 at most), or lower SCQ_UPSTREAM_CONCURRENCY ({delivery.concurrency}) if there are more requests than it can take.",
+            f"Most requests time out after {seen.timeout_seconds:g} s: SendX is slow or down. If it is slow, raise SCQ_UPSTREAM_TIMEOUT "
+            f"(50 at most), or lower SCQ_UPSTREAM_CONCURRENCY ({delivery.concurrency}) if it cannot handle so many requests at once.",
         )
 
 
@@ -216,17 +220,17 @@ def _of_closure(closure: Closure, delivery: DeliveryState | None, now: float) ->
     if closure.halted is not None:
         return (
             Kind.HALTED,
-            f"Sending is halted ({closure.halted}): {ADVICE[closure.halted]}{said}. Nothing is lost; probes are sent, a minute apart at most.",
+            f"Sending is halted ({closure.halted}): {ADVICE[closure.halted]}{said}. Nothing is lost; SendX is probed at least once a minute.",
         )
     if closure.down:
         return (
             Kind.DOWN,
-            f"SendX does not answer{said}. Nothing is lost, and sending goes on by itself; the next probe is in {seconds} s. {_advice(delivery)}",
+            f"SendX does not answer{said}. Nothing is lost, and sending resumes by itself; the next probe is in {seconds} s. {_advice(delivery)}",
         )
     return (
         Kind.THROTTLED,
-        f"SendX throttles this account{said}. Nothing is lost, and sending goes on by itself; the next probe is in {seconds} s. If that comes "
-        "often, set SCQ_UPSTREAM_RATE to what SendX allows, or ask SendX for more.",
+        f"SendX throttles this account{said}. Nothing is lost, and sending resumes by itself; the next probe is in {seconds} s. If this happens "
+        "often, set SCQ_UPSTREAM_RATE to your rate limit at SendX, or ask SendX to raise it.",
     )
 
 
@@ -241,7 +245,7 @@ def _advice(delivery: DeliveryState | None) -> str:
         return "The log of the process that sends says why."
     verdict = delivery.last_verdict
     of_answers = VERDICT_ADVICE.get(verdict) if verdict is not None else None
-    return CONNECTION_ADVICE.get(delivery.last_error) or of_answers or "Ask SendX if it lasts."
+    return CONNECTION_ADVICE.get(delivery.last_error) or of_answers or "If it lasts, contact SendX."
 
 
 def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
@@ -250,8 +254,8 @@ def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
     if put_off > 0:
         yield (
             Kind.SIGN_UPS,
-            f"More addresses are typed than SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If that is "
-            "no campaign of yours, somebody plays with the form: scq-proxy erase forgets an address.",
+            f"Sign-ups exceed SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If you are not running "
+            "a campaign, the form is being abused: scq-proxy erase forgets an address.",
         )
     elif lag > LAG.total_seconds() and seen.stats.closure is None:
         yield (
@@ -263,21 +267,23 @@ def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
 def _why_it_waits(seen: Seen, rate: float | None) -> str:
     delivery = seen.delivery
     if delivery is None:
-        return "SendX is slow or down, or nothing sends. Check that scq-proxy serve or deliver is running, and its log."
-    speed = f"{rate or 0:.1f} a second are delivered, with {delivery.limit} of {delivery.concurrency} requests at once"
+        return "SendX is slow or down, or no process delivers. Check that scq-proxy serve or deliver is running, and its log."
+    speed = (
+        f"{rate or 0:.1f} per second are delivered, with {delivery.limit} of {delivery.concurrency} concurrent requests"
+    )
     left = backlog_seconds(seen.stats.waiting, rate)
-    until = f", so that what waits takes {timedelta(seconds=int(left))}" if left is not None else ""
+    until = f", so the backlog takes {timedelta(seconds=int(left))}" if left is not None else ""
     return (
-        f"{speed}{until}. If SendX can take more, raise SCQ_UPSTREAM_CONCURRENCY (and SCQ_UPSTREAM_RATE, if it is set)."
+        f"{speed}{until}. If SendX allows more, raise SCQ_UPSTREAM_CONCURRENCY (and SCQ_UPSTREAM_RATE, if it is set)."
     )
 
 
 def lag_seconds(seen: Seen) -> float:
-    """Returns the age of the oldest push that waits, 0 if none does."""
+    """Returns the age of the oldest waiting push, 0 if none waits."""
     oldest = seen.stats.oldest
     return max(0.0, seen.now - oldest) if oldest is not None else 0.0
 
 
 def backlog_seconds(waiting: int, rate: float | None) -> float | None:
-    """Returns the time that what waits takes at this rate, None if nothing is delivered."""
+    """Returns the time to drain the backlog at this rate, None if nothing is delivered."""
     return waiting / rate if rate else None

@@ -1,8 +1,8 @@
 """Dead letters and erasure as the operator's commands: over the outbox, in steps, each saying how far it has come.
 
 They are the same where a server runs, which answers them on its control socket, and where none does: then the command line runs them on
-the store itself. What changes something leaves a line for the audit, in which a person is a keyed hash: what these commands take and show has
-addresses in it. Nothing is asked back: who may do what, and whether it was meant, is the command line's business.
+the store itself. Every change is logged for the audit, with a keyed hash in place of the person, because the arguments and results of these
+commands contain addresses. They never ask for confirmation or check permissions: the command line does.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -93,7 +93,7 @@ class Erase(Command, frozen=True):
 
 
 class Adopt(Command, frozen=True):
-    """Takes back what a store that was set aside still holds. Answered by `Adopted`: what it is so far, and last what it was."""
+    """Takes back the readable contents of a store that was set aside. Answered by `Adopted`: running totals, then the final ones."""
 
     file: str
 
@@ -135,7 +135,7 @@ class StoreCommands:
 
     async def adopt(self, command: Adopt) -> AsyncIterator[Adopted]:
         if not isinstance(self._outbox, Adopting):
-            raise StoreRefused("Only an SQLite store takes back a file that was set aside: let SCQ_STORE name it.")
+            raise StoreRefused("Only an SQLite store can take back a file that was set aside. Set SCQ_STORE to one.")
         async for adopted in self._outbox.adopt(Path(command.file)):
             yield adopted
 

@@ -15,7 +15,7 @@ from proxy.ops.report import Report
 
 
 class Exposition(Collector):
-    """A report as Prometheus metrics. What the store knows is left out while it cannot tell: it would be of another time."""
+    """A report as Prometheus metrics. Those of the store are left out while it is unavailable: they would be stale."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -26,11 +26,11 @@ class Exposition(Collector):
         store_up = Kind.UNAVAILABLE not in wrong
         yield Counter(
             "scq_defects",
-            "Requests answered 503 or not at all because of a fault of this program or for want of memory",
+            "Requests answered 503 or not at all because of a fault in this program or because memory ran out",
             report.defects,
         )
         yield Gauge("scq_store_up", "1 if the store answers", float(store_up))
-        problem = Gauge("scq_problem", "1 while this is wrong: scq-proxy status says what to do", labels=["kind"])
+        problem = Gauge("scq_problem", "1 while this problem lasts: scq-proxy status says what to do", labels=["kind"])
         yield _labelled(problem, {kind: float(kind in wrong) for kind in Kind})
         if store_up:
             yield from _transitions(report.counters)
@@ -67,7 +67,12 @@ def _store(report: Report) -> Iterable[Metric]:
         (Counter, "scq_store_reopened", "Times it was opened again after a failure", health.reopened),
         (Counter, "scq_store_replaced", "Times it was deleted or replaced while in use", health.replaced),
         (Gauge, "scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside),
-        (Counter, "scq_store_failovers", "Times the database was found to be another server", health.failovers),
+        (
+            Counter,
+            "scq_store_failovers",
+            "Times the database server changed, or went back to an earlier state",
+            health.failovers,
+        ),
         (Counter, "scq_store_lost", "Acknowledged pushes that were found missing after a failover", health.lost),
         (
             Gauge,

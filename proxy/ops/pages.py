@@ -36,7 +36,7 @@ class AskDurability(Command, frozen=True):
 
 
 class OperatorPages:
-    """The endpoints. What they show, `watch` sees."""
+    """The operators' endpoints, which show what `watch` finds."""
 
     def __init__(self, outbox: Outbox, watch: Watch, client_addresses: ClientAddresses) -> None:
         self._client_addresses = client_addresses

@@ -20,10 +20,10 @@ from proxy.store.records import Health, RefusedName
 class Report(msgspec.Struct, frozen=True):
     """The state of the whole proxy. `problems`: sentences for a person, each with what to do; none: all is well.
 
-    `delivery` is None where nobody sends who could be asked: no server runs, or only others send. Ages are in seconds. `conditions`: the
-    problems that come and go by themselves. `at`: when this was read (Unix seconds). `uptime_seconds`: of the server, None where none was
-    asked. `rate`: deliveries in a second over the last minute; `backlog_seconds`: the time that what waits takes at that rate; each None
-    where it is not known. `defects`: requests that were not judged because of a fault of this program.
+    `delivery` is None if no server runs, or the one that was asked does not deliver. Ages are in seconds. `conditions`: the problems that
+    come and go by themselves. `at`: when this was read (Unix seconds). `uptime_seconds`: of the server, None if none was asked. `rate`:
+    deliveries per second over the last minute; `backlog_seconds`: the time to drain the backlog at that rate; None where unknown.
+    `defects`: requests that failed because of a fault in this program.
     """
 
     problems: tuple[str, ...]
@@ -78,14 +78,14 @@ def together(reports: Sequence[Report]) -> Report:
 
 
 def _of_dead_letters(count: int) -> Iterable[str]:
-    """They wait for a person's decision, however long that takes: a problem, and not a condition that comes and goes."""
+    """Yields the problem of dead letters, which is not a condition because it lasts until an operator decides."""
     if count:
         letters = "1 dead letter" if count == 1 else f"{count} dead letters"
         yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome. scq-proxy dead list shows which and why."
 
 
 def facts_of(report: Report) -> list[tuple[str, object]]:
-    """Returns what a person is shown of it, a label and its value each."""
+    """Returns the labels and values that people are shown."""
     delivery, store = report.delivery, report.store
     facts: list[tuple[str, object]] = [
         ("waiting", report.waiting),
@@ -95,15 +95,15 @@ def facts_of(report: Report) -> list[tuple[str, object]]:
         ("delivered so far", report.counters.get("delivered", 0)),
     ]
     if report.rate is not None:
-        facts.append(("delivered in a second", f"{report.rate:.1f}"))
+        facts.append(("delivered per second", f"{report.rate:.1f}"))
     if report.waiting and report.backlog_seconds is not None:
-        facts.append(("what waits takes", _age(report.backlog_seconds)))
+        facts.append(("time to drain the backlog", _age(report.backlog_seconds)))
     if delivery is not None:
         facts += [
             ("gate to SendX", delivery.gate),
             (
-                "requests to SendX at once",
-                f"{delivery.in_flight} under way, {delivery.limit} of {delivery.concurrency} allowed",
+                "concurrent requests to SendX",
+                f"{delivery.in_flight} in flight, {delivery.limit} of {delivery.concurrency} allowed",
             ),
             ("last delivery", _ago(delivery.last_delivered_at, report.at)),
             *_last_error(delivery, report.at),
@@ -115,10 +115,10 @@ def facts_of(report: Report) -> list[tuple[str, object]]:
         facts.append(
             (
                 "commits",
-                f"{store.commits}, {store.failed_commits} failed; the store was opened again {store.reopened} times",
+                f"{store.commits}, {store.failed_commits} failed; the store was reopened {store.reopened} times",
             )
         )
-        facts.append(("up for", _age(report.uptime_seconds)))
+        facts.append(("uptime", _age(report.uptime_seconds)))
     read = datetime.fromtimestamp(report.at, UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")
     facts += [("version", report.version), ("read at", read)]
     refused = ((reason_of(name), count) for name, count in report.counters.items() if count)
@@ -126,11 +126,11 @@ def facts_of(report: Report) -> list[tuple[str, object]]:
 
 
 def _last_error(delivery: DeliveryState, now: float) -> Iterable[tuple[str, str]]:
-    """An error that a delivery has followed is over, and is called so."""
+    """Yields the last error, labelled as resolved if a delivery has followed."""
     if delivery.last_error is None or delivery.last_error_at is None:
         return
     over = delivery.last_delivered_at is not None and delivery.last_delivered_at >= delivery.last_error_at
-    label = "last error, which is over" if over else "last error"
+    label = "last error (resolved)" if over else "last error"
     yield label, f"{delivery.last_error}, {_ago(delivery.last_error_at, now)}"
 
 
@@ -143,6 +143,6 @@ def _age(seconds: float) -> timedelta:
 
 
 async def read_report(outbox: Outbox) -> Report:
-    """Returns what the store alone knows, where no server is asked."""
+    """Returns a report from the store alone, for when no server is asked."""
     seen = Seen(stats=await outbox.stats(), now=outbox.now(), clock=time.monotonic())
     return make_report(seen, Memory(), conditions(seen, Memory()), None)

@@ -1,7 +1,7 @@
-"""Watches over the process: looks every second, and logs each condition when it begins, once a minute while it lasts, and when it ends.
+"""Watches the health of the process every second, and logs each condition when it begins, once a minute while it lasts, and when it ends.
 
-`status`, `check` and `/metrics` look as well, through the same eyes, so that what they show is what the log says. What counts as wrong is
-decided in `conditions`. The store may hang or fail: then its latest numbers are shown, with that as the first problem.
+`status`, `check` and `/metrics` use the same watch, so they show what the log says. `conditions` decides which states count as problems. The
+store may hang or fail: then its latest numbers are shown, and that is the first problem.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ log = logging.getLogger("proxy.health")
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """In seconds: between looks, between lines about a condition that lasts, and for which what has happened is shown.
+    """Intervals in seconds. `look`: between checks; `repeat`: between log lines about a lasting condition; `lately`: a past event is shown.
 
-    `patience`: for the store to tell its numbers.
+    `patience`: the timeout for reading the store's numbers.
     """
 
     look: float = 1.0
@@ -35,7 +35,7 @@ class Pace(msgspec.Struct, frozen=True):
 
 
 class _Lasting(msgspec.Struct):
-    """A condition since it was first seen. Monotonic seconds."""
+    """A condition that was seen before. `since`, `told`: when it began and was last logged (monotonic seconds)."""
 
     condition: Condition
     since: float
@@ -43,9 +43,9 @@ class _Lasting(msgspec.Struct):
 
 
 class Watch:
-    """`delivery`: the forwarder's state now, None if this process has none; `restarts`: how often it had to be restarted.
+    """Evaluates the conditions on demand and once a second. `delivery`: the forwarder's state, None if this process has none.
 
-    `defects`: requests that were not judged because of a fault of this program.
+    `restarts`: how often the forwarder was restarted. `defects`: requests that failed because of a fault in this program.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Watch:
         while True:
             try:
                 await self.look()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may see more
-                log.error("The state of the proxy could not be looked at: %s", describe(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next check may succeed
+                log.error("The health check failed: %s", describe(error))
             await asyncio.sleep(self._pace.look)
 
     async def look(self) -> Report:
-        """Returns the state now, and logs what has changed since the last look."""
+        """Returns the current state, and logs changes since the last check."""
         trouble = await self._read()
         seen = Seen(
             stats=self._stats,
@@ -97,7 +97,7 @@ class Watch:
         return make_report(seen, self._memory, timed, seen.clock - self._started)
 
     async def _read(self) -> str | None:
-        """Takes the store's numbers; returns why that could not be done. A store that hangs is asked once, not once a second."""
+        """Reads the store's numbers; returns why that failed, if it did. A store that hangs is asked once, not once a second."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._outbox.stats(), name="health-stats")
             self._reading.add_done_callback(_retrieved)
@@ -107,7 +107,7 @@ class Watch:
         except StoreUnavailable as error:
             return self._outbox.trouble or error.message
         except TimeoutError:
-            return self._outbox.trouble or "It does not answer: look for what locks it, and check its disk."
+            return self._outbox.trouble or "It does not answer: check its disk, and for a process that locks it."
         return None
 
     def _tell(self, found: tuple[Condition, ...], clock: float) -> None:
@@ -120,7 +120,9 @@ class Watch:
             elif clock - lasting.told >= self._pace.repeat:
                 lasting.told = clock
                 age = _age(clock - lasting.since)
-                _log_one(logging.WARNING, "problem-lasts", lasting, clock, "For %s now: %s", age, condition.sentence)
+                _log_one(
+                    logging.WARNING, "problem-lasts", lasting, clock, "Ongoing for %s: %s", age, condition.sentence
+                )
             lasting.condition = condition
             self._lasting[condition.key] = lasting
         for key, lasting in before.items():
@@ -131,7 +133,7 @@ class Watch:
                     "problem-ended",
                     lasting,
                     clock,
-                    "Over after %s: %s",
+                    "Resolved after %s: %s",
                     age,
                     lasting.condition.sentence,
                 )
@@ -147,6 +149,6 @@ def _age(seconds: float) -> timedelta:
 
 
 def _retrieved(reading: "asyncio.Task[Stats]") -> None:
-    """Takes note of a failure that came when nobody waited for it any more: the next look asks again."""
+    """Retrieves an exception that came after the timeout, which asyncio would log: the next check asks again."""
     if not reading.cancelled():
         reading.exception()

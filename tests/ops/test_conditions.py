@@ -68,7 +68,7 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
         r"Sending is halted \(401\): .*check SCQ_API_KEY.* \(401 Unauthorized: no\)",
         seen(delivery=down(halted=Halt.KEY, last_error="401 Unauthorized: no")),
     ),
-    "a halt that the store tells of": (
+    "a halt that only the store knows of": (
         Kind.HALTED,
         "check SCQ_UPSTREAM and SCQ_DIALECT",
         seen(delivery=None, stats=stats(closure=Closure(NOW, halted=Halt.WRONG_URL))),
@@ -81,7 +81,7 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
     "an account that is throttled": (Kind.THROTTLED, "in 12 s.*SCQ_UPSTREAM_RATE", seen(delivery=down())),
     "a failure with nothing delivered since": (
         Kind.FAILING,
-        "nothing was delivered since: 503 Service Unavailable.*Ask SendX",
+        "nothing has been delivered since: 503 Service Unavailable.*contact SendX",
         seen(
             delivery=delivery(failing_since=NOW - FAILING_SECONDS, last_error="503 Service Unavailable"),
             stats=stats(waiting=1),
@@ -115,19 +115,19 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
     ),
     "time-outs that dominate": (
         Kind.SLOW,
-        r"within 20 s.*raise SCQ_UPSTREAM_TIMEOUT.*SCQ_UPSTREAM_CONCURRENCY \(8\)",
+        r"after 20 s.*raise SCQ_UPSTREAM_TIMEOUT.*SCQ_UPSTREAM_CONCURRENCY \(8\)",
         seen(delivery=delivery(slow_share=0.6), stats=stats(waiting=1)),
     ),
     "a forwarder that is down": (Kind.FORWARDER, "is down.*log says why", seen(delivery=delivery(running=False))),
     "a forwarder that died": (Kind.FORWARDER, "2 times in all.*log says why", seen(restarts=2)),
     "a push that has waited for long": (
         Kind.LAG,
-        "0:10:00: 0.0 a second.*4 of 8 requests.*SCQ_UPSTREAM_CONCURRENCY",
+        "0:10:00: 0.0 per second.*4 of 8 concurrent requests.*SCQ_UPSTREAM_CONCURRENCY",
         seen(stats=stats(oldest=NOW - 600, waiting=7)),
     ),
-    "a push that has waited for nobody": (
+    "a push that no process delivers": (
         Kind.LAG,
-        "nothing sends. Check that scq-proxy serve or deliver is running",
+        "no process delivers. Check that scq-proxy serve or deliver is running",
         seen(delivery=None, stats=stats(oldest=NOW - 600, waiting=7)),
     ),
     "sign-ups that are put off": (
@@ -135,13 +135,17 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
         "SCQ_SIGNUPS_PER_HOUR.*scq-proxy erase",
         seen(stats=stats(sign_ups_until=NOW + 7_200, oldest=NOW - 600)),
     ),
-    "what the store says of itself": (
+    "a problem that the store reports": (
         Kind.STORE,
         "Check the disk",
         seen(stats=stats(health=Health(problems=("Check the disk.",)))),
     ),
-    "requests that met a fault of this program": (Kind.DEFECT, "3 since the start.*report a fault", seen(defects=3)),
-    "a store that was opened again": (Kind.REOPENED, "check the disk", seen(stats=stats(health=Health(reopened=1)))),
+    "requests that failed because of a fault in this program": (
+        Kind.DEFECT,
+        "3 since the start.*report a fault",
+        seen(defects=3),
+    ),
+    "a store that was reopened": (Kind.REOPENED, "check the disk", seen(stats=stats(health=Health(reopened=1)))),
     "a store that was deleted": (
         Kind.REPLACED,
         "deleted or replaced.*restore the files",
@@ -173,7 +177,7 @@ def test_nothing_is_wrong_where_nothing_happens() -> None:
     assert found(seen(delivery=None)) == ()
 
 
-def test_requests_without_an_answer_are_told_of_before_they_time_out() -> None:
+def test_requests_without_an_answer_are_reported_before_they_time_out() -> None:
     busy = delivery(in_flight=2, requests={Verdict.DELIVERED: 7})
     begin, later = seen(CLOCK, delivery=busy), seen(CLOCK + SILENT_SECONDS, delivery=busy)
     assert found(begin) == ()
@@ -186,7 +190,7 @@ def test_requests_without_an_answer_are_told_of_before_they_time_out() -> None:
     assert found(begin, later, answered) == ()
 
 
-def test_a_failure_that_the_next_answer_makes_good_is_not_worth_a_word() -> None:
+def test_a_failure_that_the_next_request_recovers_from_is_not_reported() -> None:
     failing = delivery(failing_since=NOW - FAILING_SECONDS / 2, last_error="503")
     assert found(seen(delivery=failing, stats=stats(waiting=1))) == ()
 
@@ -205,7 +209,7 @@ def test_a_shut_gate_explains_what_waits_behind_it() -> None:
     assert [each.kind for each in found(seen(delivery=down(down=True), stats=waits))] == [Kind.DOWN]
 
 
-def test_what_has_happened_is_shown_for_a_while() -> None:
+def test_a_past_event_is_shown_for_a_while() -> None:
     reopened = stats(health=Health(reopened=1))
     before, at_once = seen(CLOCK), seen(CLOCK + 1, stats=reopened)
     shown, over = seen(CLOCK + LATELY_SECONDS, stats=reopened), seen(CLOCK + LATELY_SECONDS + 1, stats=reopened)
@@ -224,7 +228,7 @@ def test_the_rate_and_the_time_of_a_backlog_are_taken_over_the_last_minute() -> 
     late = seen(CLOCK + 200, stats=stats(counters={"delivered": 1_000}, oldest=NOW - 600, waiting=36_000))
     (condition,) = conditions(late, memory.after(late))
     assert (
-        "5.0 a second are delivered, with 4 of 8 requests at once, so that what waits takes 2:00:00"
+        "5.0 per second are delivered, with 4 of 8 concurrent requests, so the backlog takes 2:00:00"
         in condition.sentence
     )
 

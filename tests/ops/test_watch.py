@@ -63,8 +63,8 @@ async def test_each_change_is_logged_when_it_begins_while_it_lasts_and_when_it_e
     sentence = report.problems[0]
     assert lines(caplog) == [
         ("problem-began", sentence),
-        ("problem-lasts", f"For 0:00:00 now: {sentence}"),
-        ("problem-ended", f"Over after 0:00:00: {sentence}"),
+        ("problem-lasts", f"Ongoing for 0:00:00: {sentence}"),
+        ("problem-ended", f"Resolved after 0:00:00: {sentence}"),
     ]
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING", "WARNING"]
     assert vars(caplog.records[0])["fields"] == {"problem": "forwarder", "seconds": 0.0}
@@ -93,7 +93,7 @@ async def test_a_store_that_fails_is_a_problem_beside_its_latest_numbers(
     assert report.counters == before.counters
 
 
-async def test_a_store_that_hangs_is_told_of_and_asked_once(outbox: SqliteOutbox, tmp_path: Path) -> None:
+async def test_a_store_that_hangs_is_reported_and_asked_once(outbox: SqliteOutbox, tmp_path: Path) -> None:
     watch = Watch(outbox, lambda: None, lambda: 0, lambda: 0, timeout_seconds=20, pace=Pace(patience=0.2))
     release = threading.Event()
     busy = asyncio.create_task(outbox.append(lambda _: Decision((), release.wait(60))))  # as a slow disk would
@@ -101,7 +101,7 @@ async def test_a_store_that_hangs_is_told_of_and_asked_once(outbox: SqliteOutbox
     for _ in range(3):
         (condition,) = (await watch.look()).conditions
         assert condition.kind == "store-unavailable"
-        assert "does not answer: look for" in condition.sentence
+        assert "does not answer: check its disk" in condition.sentence
     release.set()
     await busy
     assert (await watch.look()).conditions == ()
@@ -118,5 +118,5 @@ async def test_the_watch_goes_on_after_a_defect(outbox: SqliteOutbox, caplog: py
     running = asyncio.create_task(watch.run())
     await until(lambda: len(looked) >= 3)
     running.cancel()
-    assert "could not be looked at: KeyError" in caplog.text
+    assert "The health check failed: KeyError" in caplog.text
     assert "ann@" not in caplog.text

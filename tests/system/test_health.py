@@ -48,7 +48,7 @@ def is_told(server: Server, pattern: str, kind: str) -> str:
 
 def is_over(server: Server, pattern: str, kind: str) -> str:
     """Waits until the log says that it is over, and holds `status` and `check` to that; returns what `status` says."""
-    eventually(lambda: re.search(rf"proxy\.health: Over after .*{pattern}", server.log))
+    eventually(lambda: re.search(rf"proxy\.health: Resolved after .*{pattern}", server.log))
     assert f"mend {kind}" not in said(server.settings, "check")[1]
     code, text = said(server.settings, "status")
     assert (code, "All is well." in text) == (0, True), text
@@ -59,13 +59,13 @@ def test_an_outage_of_sendx(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path, f"http://127.0.0.1:{port}/api/v1/rest") as server:
         Browser(server).logs_in(new_email())
-        text = is_told(server, "nothing was delivered since: no connection: refused.*SCQ_UPSTREAM", "failing")
+        text = is_told(server, "nothing has been delivered since: no connection: refused.*SCQ_UPSTREAM", "failing")
         assert re.search(r"last delivery +none yet", text)
         assert re.search(r"last error +no connection: refused.*, 0:00:0\d ago", text)
         with serving(create_sandbox(key=API_KEY, team_id=TEAM), port=port):
-            text = is_over(server, "nothing was delivered since", "failing")
+            text = is_over(server, "nothing has been delivered since", "failing")
         assert re.search(r"last delivery +0:00:\d\d ago", text)
-        assert re.search(r"last error, which is over +no connection: refused", text)
+        assert re.search(r"last error \(resolved\) +no connection: refused", text)
 
 
 def test_an_outage_that_shuts_the_gate(server: Server, sandbox: Sandbox) -> None:
@@ -97,7 +97,7 @@ def test_a_sendx_that_takes_its_time(server: Server, sandbox: Sandbox) -> None:
     sandbox.faults.script("*", Fault("ok", delay=6))
     Browser(server).logs_in(new_email())
     text = is_told(server, r"SendX has not answered for \d s.*SCQ_UPSTREAM_TIMEOUT", "silent")
-    assert re.search(r"requests to SendX at once +1 under way, \d of 8 allowed", text)
+    assert re.search(r"concurrent requests to SendX +1 in flight, \d of 8 allowed", text)
     is_over(server, "SendX has not answered", "silent")
 
 
@@ -134,7 +134,7 @@ def test_a_store_that_is_deleted(
         assert (code, "mend replaced: The store was deleted" in text) == (1, True)
         admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         assert 'scq_problem{kind="replaced"} 1.0' in httpx.get(f"{url}/metrics", headers=admin).text
-        eventually(lambda: re.search("Over after .*deleted or replaced", caplog.text))
+        eventually(lambda: re.search("Resolved after .*deleted or replaced", caplog.text))
         assert said(settings, "status")[0] == 0
         assert "mend replaced" not in said(settings, "check")[1]
         assert 'scq_problem{kind="replaced"} 0.0' in httpx.get(f"{url}/metrics", headers=admin).text

@@ -139,7 +139,7 @@ def test_a_new_sendx_key_ends_the_halt_that_the_old_one_led_to_at_once(rotating:
     assert no_probe_was_awaited(sandbox, ann, bob)
     Browser(server).push(login(eve), track("cart-1"))
     assert arrives(sandbox, eve, "+cart-1") == ["identify", "+cart-1"]
-    eventually(lambda: re.search("Over after .*Sending is halted", server.log))
+    eventually(lambda: re.search("Resolved after .*Sending is halted", server.log))
     assert sandbox.violations == []
 
 
