@@ -1,9 +1,9 @@
-"""How the log is written: lines of text for a person, or one JSON object a line for a program.
+"""Formats the log: as text for people, or as one JSON object per line for programs.
 
-    {"time": "2026-11-30T20:20:54.123Z", "level": "warning", "event": "problem-ended", "message": "Over after 0:01:10: …", "fields": {…}}
+    {"time": "2026-11-30T20:20:54.123Z", "level": "warning", "event": "problem-ended", "message": "Resolved after 0:01:10: …", "fields": {…}}
 
-`event` is a word that stays the same: the one that the line was given, else the part of the program that wrote it (`store`). `fields` are the
-facts of such an event. Nothing is masked here: no line has an address, a value or a key in it to begin with.
+`event` is a stable name: that of the event, else of the logger (`store`). `fields` holds the event's data. Nothing is masked here, because
+callers never log addresses, values or keys.
 """
 
 import json
@@ -18,7 +18,7 @@ _PACKAGE = "proxy."
 
 
 class JsonFormatter(logging.Formatter):
-    """`several`: processes write to this log, so that each says who it is."""
+    """Formats a record as JSON. `several`: more than one process writes to this log, so each line has a process id."""
 
     def __init__(self, *, several: bool = False) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging(level: str, form: LogFormat = LogFormat.TEXT, *, several: bool = False) -> None:
-    """`several`: as in `JsonFormatter`."""
+    """Sets up the root logger. `several`: as in `JsonFormatter`."""
     handler = logging.StreamHandler(sys.stderr)
     who = " [%(process)d]" if several else ""
     text = logging.Formatter(f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s")

@@ -49,7 +49,7 @@ class HeldRow(NamedTuple):
 
 @dataclass(slots=True)
 class Known:
-    """The part of the store that has been read. A name that was looked for and not found is there with None, or with empty facts.
+    """The part of the store that has been read. A name that was read and not found maps to None, or to empty facts.
 
     `now`: the store's clock (Unix seconds).
     """

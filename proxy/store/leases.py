@@ -163,10 +163,10 @@ def _add(changes: Changes, settlement: Settlement) -> None:
 
 
 def sent_again(settlement: Settlement, waiting: Collection[tuple[int, str]]) -> int:
-    """Returns how many pushes will be sent a second time because their lease was lost: they had their answer, and still wait.
+    """Returns how many pushes will be sent again because their lease was lost: they were answered, and still wait.
 
-    `waiting`: numbers and ids of those pushes of the lease that the store still has. They may have been settled before, by a call whose answer
-    was lost, or be in a store that is gone.
+    `waiting`: numbers and ids of the lease's pushes that the store still has. The others were settled by a call whose answer was lost, or are
+    in a store that is gone.
     """
     answered = {result.seq for result in settlement.results if result.fate is not Fate.KEPT and result.attempted}
     return sum((push.seq, push.id) in waiting and push.seq in answered for push in settlement.lease.pushes)

@@ -40,7 +40,7 @@ class Outbox(Protocol):
     site_key: bytes
 
     def now(self) -> float:
-        """Unix seconds by the store's clock, which counts for all that several nodes see: tokens, back-offs, the gate."""
+        """Returns Unix seconds by the store's clock, which is authoritative for all nodes: tokens, back-offs, the gate."""
 
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         """Decide and store in one transaction; returns when that is durable. `reads` changes nothing but the time that it takes."""
@@ -104,7 +104,7 @@ class Adopting(Protocol):
     """An outbox on a file, which can be set aside."""
 
     def adopt(self, file: Path) -> AsyncIterator[Adopted]:
-        """Takes back what a store that was set aside still holds; says now and then how much it is so far, and last how much it was.
+        """Recovers the readable contents of a store that was set aside; yields running totals, then the final ones.
 
-        Changes nothing about the file, and nothing here when it is done again. Raises `StoreRefused`.
+        Leaves the file unchanged. Idempotent. Raises `StoreRefused`.
         """

@@ -121,10 +121,10 @@ class Erased(msgspec.Struct, frozen=True):
 
 
 class Adopted(msgspec.Struct, frozen=True):
-    """What was taken back from a store that was set aside: pushes that wait, are held and are dead, and `ids` beside theirs.
+    """The result of an adoption: waiting, held and dead pushes that were recovered, and `ids` of other pushes.
 
-    `known`: pushes that this store had already; `erased`: of people who were erased; `missing`: pushes that could not be read, None
-    if nobody can tell how many. `before`: all of it had been taken back before.
+    `known`: pushes that this store already had; `erased`: of people who were erased; `missing`: pushes that could not be read, None
+    if their number is unknown. `before`: everything had been recovered before.
     """
 
     waiting: int = 0
@@ -173,11 +173,11 @@ class Counts(msgspec.Struct):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How the store itself is doing, in this process since it was opened; None where an adapter has no such thing.
 
-    `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it had to be opened again after
-    a failure; `replaced`: those at which another file was in its place. `log_frames`: pages in the write-ahead log that are not in the file
-    yet. `headroom_bytes`: disk space above the floor at which ingest stops. `set_aside`: damaged stores beside this one, not taken back. `failovers`:
-    to other servers, since the store was made; `lost`: acknowledged pushes that were found missing after one. `clock_ahead_seconds`: of the
-    store's clock, before this machine's. `problems`: sentences for a person, each with what to do.
+    `jobs` ran in `commits` transactions that wrote something, which took `commit_seconds`. `reopened`: times it was reopened after a failure;
+    `replaced`: those at which its path held another file or none. `log_frames`: pages in the write-ahead log that are not in the file
+    yet. `headroom_bytes`: disk space above the floor at which ingest stops. `set_aside`: damaged stores beside this one that were not
+    recovered. `failovers`: to other servers, since the store was made; `lost`: acknowledged pushes found missing after one.
+    `clock_ahead_seconds`: by which the store's clock is ahead of this machine's. `problems`: sentences that tell people what to do.
     """
 
     commits: int = 0

@@ -21,9 +21,9 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
 SHOWN_AGE = timedelta(days=14)  # beyond that of holds, for visitors of whom nothing is known but that they were shown
-CLOCK_STEP = timedelta(days=3)  # a clock that is further from the last sweep is wrong, or nothing ran for that long
-CLOCK_BELIEVED = timedelta(days=1)  # one that stays there for so long is right
-CLOCK_JITTER = 60.0  # seconds by which the newest row may be ahead of a clock that is right
+CLOCK_STEP = timedelta(days=3)  # a clock further from the last sweep is wrong, or the proxy was down for that long
+CLOCK_BELIEVED = timedelta(days=1)  # after which such a clock is trusted
+CLOCK_JITTER = 60.0  # seconds by which the newest row may be ahead of a correct clock
 MAX_REFUSED_NAMES = 500
 HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
 
@@ -31,10 +31,10 @@ HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, it
 
 
 def may_sweep(now: float, known: float | None, *, distrusted_for: float) -> bool:
-    """Returns whether records may be removed for their age, which nobody can undo.
+    """Returns whether the clock is trusted enough to delete records by age, which is irreversible.
 
-    `now`: what the clock says (Unix seconds). `known`: what it said at the last sweep that was made, before the first one of the newest row; None
-    if there is neither. `distrusted_for`: seconds since this process first did not trust it, on the clock that never goes back.
+    `now`: the clock's time (Unix seconds). `known`: its time at the last sweep; before the first, that of the newest row; None if there is
+    neither. `distrusted_for`: monotonic seconds since this process began to distrust the clock.
     """
     if known is None or abs(now - known) <= CLOCK_STEP.total_seconds():
         return True
@@ -42,7 +42,7 @@ def may_sweep(now: float, known: float | None, *, distrusted_for: float) -> bool
 
 
 def clock_set_back(now: float, newest: float | None) -> float:
-    """Returns by how many seconds the clock that wrote the newest row was ahead of this one, 0 if they may agree: then waits that it set end."""
+    """Returns by how many seconds the clock that wrote the newest row was ahead of this one, 0 if they agree within the jitter."""
     ahead = newest - now if newest is not None else 0.0
     return ahead if ahead > CLOCK_JITTER else 0.0
 

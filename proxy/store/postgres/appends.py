@@ -60,8 +60,8 @@ async def _attempt(transaction: Transaction, jobs: Sequence[Job[Append]], wants:
         missed = group.missed
         if not missed:
             if not await _write(transaction, group.ledger) and has_standbys and any(known.seen.values()):
-                # A duplicate is acknowledged for a commit that may wait for a standby still, or was told not to. Whatever commits now, waits
-                # until standbys have everything before it.
+                # The commit that stored a duplicate's original may still be waiting for a standby, or have been cancelled. A commit now waits
+                # until the standbys have everything before it.
                 await transaction.commit(PROOF)
             return group
         wants.add(missed)

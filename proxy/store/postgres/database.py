@@ -34,11 +34,9 @@ _TRIES = 8  # of a transaction: more than there are connections, each of which m
 _ANEW_SECONDS = 1.0  # after which a lost connection is not made up for by another one
 _CONNECT_SECONDS = 5
 _WAIT_SECONDS = 3  # for a connection: while there is none to be had, callers are told so
-ANSWER_SECONDS = 20.0  # for one round trip, or the connection counts as lost
-_COMMIT_SECONDS = (
-    5.0  # for one with a commit, which can wait for a standby for ever: nothing is undone by not waiting for it
-)
-LATE_SECONDS = 3.0  # in which a standby confirms a commit, or is told to be lost
+ANSWER_SECONDS = 20.0  # the timeout of a round trip, after which the connection counts as lost
+_COMMIT_SECONDS = 5.0  # of one that commits, which may wait for a standby for ever: giving up does not undo it
+LATE_SECONDS = 3.0  # in which a standby has to confirm a commit, before it is reported as missing
 _STOPPED_SECONDS = 3.0  # without a word in the middle of a batch of statements
 # In milliseconds. A node that was stopped in the middle of a transaction holds up the others no longer than the last.
 _LIMITS = {"lock_timeout": 2_000, "statement_timeout": 15_000, "idle_in_transaction_session_timeout": 3_000}
@@ -136,7 +134,7 @@ class Transaction:
         return self._sight.now()
 
     async def look(self) -> None:
-        """Looks at the server, and at nothing that is stored."""
+        """Observes the server's clock and timeline, without reading a table."""
         asked = self._sight.asked()
         with _cut_off(self._connection, self._answer_seconds):
             row = await (await self._connection.execute(f"SELECT {self._sight.look}")).fetchone()
@@ -154,7 +152,7 @@ class Transaction:
             await self._connection.close()
 
     async def _send(self, queries: Sequence[Query], *, commits: bool = False) -> list[Rows]:
-        """Makes one round trip; if it commits, the transaction's last one."""
+        """Makes one round trip. `commits`: it is the transaction's last one."""
         look = position = None
         patience = min(self._answer_seconds, _COMMIT_SECONDS) if commits else self._answer_seconds
         with _cut_off(self._connection, patience):
@@ -181,16 +179,16 @@ class Transaction:
 
 
 _BEGIN: LiteralString = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
-# A commit that is cancelled while it waits for a standby would claim to be done: no time-out of the server is to cancel it.
+# PostgreSQL reports a commit as done if it is cancelled while it waits for a standby, so no timeout of the server may cancel it.
 _LAST: LiteralString = "SELECT set_config('statement_timeout', '0', true)"
 
 
 @contextlib.contextmanager
 def _cut_off(connection: Connection, seconds: float) -> Iterator[None]:
-    """Raises TimeoutError after so many seconds, by cutting the connection.
+    """Shuts the connection down and raises TimeoutError after so many seconds.
 
-    Nothing is cancelled: a commit whose wait for a standby is cancelled shows its rows to everybody, and a failover loses them. One that
-    nobody listens to waits on, and keeps its locks until a standby has it.
+    Does not cancel the statement: a commit that is cancelled while it waits for a standby becomes visible, and a failover would lose it. An
+    abandoned commit keeps waiting, and holds its locks, until a standby confirms it.
     """
     loop = asyncio.get_running_loop()
     timer = loop.call_later(seconds, _shut_down, connection)
@@ -209,8 +207,7 @@ def _shut_down(connection: Connection) -> None:
         link.shutdown(socket.SHUT_RDWR)
 
 
-# What every transaction begins with, beside a look at the server. Never weaker than `on`: a role or a database may have been told otherwise.
-# remote_apply is stronger.
+# Settings of every transaction. synchronous_commit is never weaker than `on`, whatever the role or the database sets; remote_apply is stronger.
 SETTINGS = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' "
     "ELSE 'on' END, true), "
@@ -219,7 +216,7 @@ SETTINGS = (
 
 
 class Database:
-    """`sight`: what every transaction looks at and what is known from it."""
+    """Runs transactions on a pool of connections. `sight`: collects what each transaction observes of the server."""
 
     def __init__(
         self, dsn: str, *, pool_size: int, answer_seconds: float = ANSWER_SECONDS, sight: Sight | None = None
@@ -231,7 +228,7 @@ class Database:
         self._closed = False
         self._answer_seconds = answer_seconds
         self._unreached: str | None = None  # why the last connect failed, if it did
-        self._unconfirmed = False  # a commit was not answered in time, and may wait for a standby still
+        self._unconfirmed = False  # a commit timed out, and may still be waiting for a standby
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
             open=False,
@@ -278,7 +275,7 @@ class Database:
         raise self._refusal("it is closed" if self._closed else reason)
 
     async def _require_confirmed(self) -> None:
-        """Refuses more commits while one waits that was not answered in time: each would keep a connection of the server waiting."""
+        """Refuses further commits while one that timed out still waits: each would tie up another connection of the server."""
         values = {"seconds": min(self._answer_seconds, _COMMIT_SECONDS) / 2}
         try:
             async with self._pool.connection() as connection:
@@ -317,7 +314,7 @@ class Database:
                 try:
                     result = await work(transaction)
                 except psycopg.Error as error:
-                    if sqlstate(error) in _READ_ONLY:  # a standby by now; a new one may lead to the primary
+                    if sqlstate(error) in _READ_ONLY:  # it leads to a standby; a new connection may lead to the primary
                         await connection.close()
                     raise
                 finally:
@@ -373,7 +370,7 @@ class Database:
         self.written = time.monotonic()
 
 
-NO_STANDBY = "no synchronous standby confirms what is committed: bring one back, or take those that are gone out of synchronous_standby_names"
+NO_STANDBY = "no synchronous standby confirms commits: bring one back, or remove those that are gone from synchronous_standby_names"
 _SENTENCE = "The database could not take this: the log of the proxy says why."
 
 

@@ -1,7 +1,6 @@
-"""Finds out, after a failover or a restore, what is missing of what was acknowledged, and keeps it for the operator.
+"""Counts the acknowledged pushes that a failover or a restore has lost, and records the loss for the operator.
 
-Each timeline of the database has a row in it, which the first node that sees it adds: a promoted standby is known as one, even if no node
-ran meanwhile.
+The first node that sees a timeline of the database adds a row for it, so a promoted standby is recognised even if no node was running.
 """
 
 import logging
@@ -13,19 +12,19 @@ from proxy.errors import StoreUnavailable
 from proxy.store.postgres.database import Database, Transaction
 
 _SHOWN_AGE = timedelta(days=7)  # of a loss, in `status`
-_ADVICE = "A standby that is named in synchronous_standby_names is waited for, and a failover to it loses nothing."
+_ADVICE = "A failover to a standby that synchronous_standby_names lists loses nothing."
 
 log = logging.getLogger("proxy.store")
 
 
 class _Finding(NamedTuple):
     lost: list[str]
-    is_new: bool  # nobody has seen this timeline before
-    is_first: bool  # of all that were seen
+    is_new: bool  # no node has seen this timeline before
+    is_first: bool  # no node has seen any timeline before
 
 
 async def note_move(database: Database) -> None:
-    """Looks for what is missing once the server has moved, and says so. While the database takes nothing, the next call does it."""
+    """Looks for lost pushes once the server has changed, and logs the result. If the database is unavailable, the next call retries."""
     sight = database.sight
     if not sight.moved:
         return
@@ -50,23 +49,23 @@ async def note_move(database: Database) -> None:
 
 
 def _tell(timeline: int | None, lost: int, expected: int) -> None:
-    what = f"The database is another server by now, or an earlier state of it (timeline {timeline})"
+    what = f"The database server has changed, or went back to an earlier state (timeline {timeline})"
     if lost:
         log.error(
-            "%s: of the last %d pushes that were acknowledged here, %d are not in it. %s", what, expected, lost, _ADVICE
+            "%s: %d of the last %d pushes that this process acknowledged are lost. %s", what, lost, expected, _ADVICE
         )
     elif expected:
-        log.warning("%s. The last %d pushes that were acknowledged here are in it", what, expected)
+        log.warning("%s. It has the last %d pushes that this process acknowledged", what, expected)
     else:
-        log.warning("%s. Nothing was acknowledged here lately that could be looked for", what)
+        log.warning("%s. This process has acknowledged no push lately that it could look for", what)
 
 
 def problems_of(timelines: Sequence[tuple[Any, ...]], now: float) -> list[str]:
-    """Returns a sentence for each loss that is new enough. `timelines`: the rows of the query of that name."""
+    """Returns a sentence for each recent loss. `timelines`: the rows of the query `timelines`."""
     since = now - _SHOWN_AGE.total_seconds()
     return [
-        f"On {datetime.fromtimestamp(at, UTC):%Y-%m-%d at %H:%M} UTC the database was found to be another server, or an earlier state "
-        f"(timeline {timeline}): at least {lost:,} acknowledged pushes are not in it. {_ADVICE}"
+        f"On {datetime.fromtimestamp(at, UTC):%Y-%m-%d at %H:%M} UTC the database server had changed, or gone back to an earlier state "
+        f"(timeline {timeline}): at least {lost:,} acknowledged pushes are lost. {_ADVICE}"
         for timeline, at, lost in timelines
         if lost and at > since
     ]

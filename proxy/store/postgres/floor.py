@@ -1,25 +1,24 @@
-"""The time from which on lanes are looked for that are ready.
+"""Bounds the index scan for ready lanes from below.
 
-While a snapshot is held open (`pg_dump`), the index keeps every time that a lane has ever had: a look from the beginning passes over all of
-them, and claims become dearer with each delivery. So a look begins a little before the earliest time that a lane was found to have.
+While a snapshot is held open (`pg_dump`), the index keeps dead entries for every time that a lane was ever due: a scan from the start passes
+over all of them, and claims become slower with each delivery. So a scan starts a little before the earliest due time that was last found.
 """
 
-_SECONDS = 1.0  # between two looks for the earliest time
-_WHOLE_SECONDS = 30.0  # between two from the beginning
-# A time is that of the statement that set it, and is seen once that has committed. Most commit within these seconds; what takes longer is found
-# by a look from the beginning.
+_SECONDS = 1.0  # between two searches for the earliest time
+_WHOLE_SECONDS = 30.0  # between two full scans
+# A due time is set at the start of a statement, and becomes visible at its commit. Most commit within these seconds; a full scan finds the rest.
 _MARGIN_SECONDS = 2.0
 
 
 class Floor:
-    """`value`: Unix seconds of the database's clock, 0 for the beginning."""
+    """The lower bound. `value`: Unix seconds of the database's clock, 0 for a full scan."""
 
     def __init__(self) -> None:
         self.value = 0.0
         self._looked_at = self._began_at = float("-inf")  # on the monotonic clock
 
     def due(self, now: float) -> float | None:
-        """Returns from where on to look for the earliest time; None: it is known well enough. `now`: on the monotonic clock."""
+        """Returns where to start searching for the earliest time, None if the bound is recent enough. `now`: monotonic seconds."""
         if now < self._looked_at + _SECONDS:
             return None
         self._looked_at = now
@@ -29,5 +28,5 @@ class Floor:
         return 0.0
 
     def found(self, seconds: float | None, now: float) -> None:
-        """Takes in a row of the query `next_ready`, which looked from the floor on, or from further down."""
+        """Updates the bound from a row of the query `next_ready`, which searched from the bound or from below it."""
         self.value = now + min(0.0, seconds or 0.0) - _MARGIN_SECONDS

@@ -38,7 +38,7 @@ _GATE = (GATE, "")
 
 
 class NodeLeases:
-    """Claims. `floor`: where the lanes begin that may be ready. `own`: epochs of the leases of this process that are not settled yet, by lane."""
+    """Claims lanes. `floor`: bounds the scan for ready lanes. `own`: epochs of this process's unsettled leases, by lane."""
 
     def __init__(self, database: Database) -> None:
         self.own: dict[int, int] = {}

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _GROUP = 128  # appends, or settlements, in one transaction
 _POLL_SECONDS, _MAX_POLL_SECONDS = 0.025, 1.0  # between looks for other nodes' appends: ever more while there are none
-_LOOK_SECONDS = 2.0  # after which an idle node looks whether the server is still the same
+_LOOK_SECONDS = 2.0  # after which an idle node checks whether the server is still the same
 _PROVEN_SECONDS = 1.0  # for which a commit proves that the database takes pushes
 
 log = logging.getLogger("proxy.store")
@@ -54,7 +54,7 @@ class PostgresOutbox:
         self._settles: Groups[Settlement] = Groups(self._settle_all, most=_GROUP, name="store-settles")
         self._holds: Groups[Lease] = Groups(self._leases.holds, most=_GROUP, name="store-holds")
         self._ready = asyncio.Event()
-        self._skewed = False  # the clocks disagree, and that was said
+        self._skewed = False  # the clocks disagree, and that was logged
         self._poll_seconds = _POLL_SECONDS
         self._found = True  # the last claim has found something
 
@@ -71,7 +71,7 @@ class PostgresOutbox:
         await self._heed()
 
     async def _heed(self) -> None:
-        """Says what was seen of the server, once."""
+        """Logs changes of the server or of the clock skew, once each."""
         await note_move(self._database)
         skew = self._database.sight.skew()
         if bool(skew) is not self._skewed:
@@ -216,7 +216,7 @@ async def open_outbox(
     pool_size: int = 6,
     answer_seconds: float = ANSWER_SECONDS,
 ) -> PostgresOutbox:
-    """Opens it. `unsafe`: also on a server that could lose what was acknowledged; `answer_seconds`: for one round trip, at most.
+    """Opens the outbox. `unsafe`: also on a server that could lose acknowledged pushes; `answer_seconds`: the timeout of a round trip.
 
     Raises `StoreRefused`.
     """

@@ -14,7 +14,7 @@ current_setting('fsync'), current_setting('full_page_writes'), current_setting('
 current_setting('synchronous_standby_names'), pg_is_in_recovery();
 
 -- name: followers
--- Standbys; how many of them are waited for, and how far the last of the others is behind: NULL for a role that may not see it.
+-- The standbys, how many are synchronous, and the largest lag of the others: NULL for a role that may not see it.
 SELECT count(*), CASE WHEN count(*) = count(sync_state) THEN count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')) END,
 max(pg_current_wal_lsn() - flush_lsn) FILTER (WHERE sync_state IN ('async', 'potential'))::bigint
 FROM pg_stat_replication WHERE state IS NULL OR state <> 'backup';
@@ -50,14 +50,14 @@ AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted
             AND (l.locktype = 'advisory' OR l.relation = 'lanes'::regclass OR l.relation = 'counters'::regclass));
 
 -- name: unconfirmed
--- Commits of this role that have waited so long for a synchronous standby.
+-- Commits of this role that have waited longer than %(seconds)s for a synchronous standby.
 SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user AND wait_event = 'SyncRep'
 AND query_start < statement_timestamp() - make_interval(secs => %(seconds)s);
 
 -- ──── appends
 
 -- name: clock
--- And whether a commit waits for a standby: then what is seen here may be on this server alone.
+-- Also whether commits wait for standbys: then a row that is visible here may not have reached them.
 SELECT {now}, (SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = 'gauge:held_bytes'),
   trim(current_setting('synchronous_standby_names')) <> '';
 
@@ -306,7 +306,7 @@ DELETE FROM dead WHERE seq = ANY (%(seqs)s::bigint[]);
 -- ──── outbox
 
 -- name: next_ready
--- Seconds from now until the first lane is ready, NULL: more than `ahead`; and the time.
+-- Seconds until the first lane is ready, NULL if more than `ahead`, and the time.
 SELECT min(ready_at) - {now}, {now} FROM lanes WHERE ready_at >= %(floor)s AND ready_at <= {now} + %(ahead)s;
 
 -- name: reserve

@@ -18,7 +18,7 @@ def tally(tallies: Mapping[str, int]) -> Query:
     return "tally", columns("names values", [moved for moved in tallies.items() if moved[1]])
 
 
-PROOF = tally({"gauge:proofs": 1})  # written for the sake of its commit
+PROOF = tally({"gauge:proofs": 1})  # a write that is made only to commit something
 
 
 async def read_stats(database: Database) -> Stats:
@@ -43,9 +43,9 @@ async def read_stats(database: Database) -> Stats:
 
 
 def _health(database: Database, timelines: Sequence[tuple[Any, ...]], unconfirmed: int) -> Health:
-    """`unconfirmed`: commits, of any node, that have waited too long for a standby."""
+    """Returns the health of the store. `unconfirmed`: the number of commits, of any node, that have waited too long for a standby."""
     trouble = NO_STANDBY if unconfirmed else database.trouble
-    sentence = f"The database does not take what it is asked to ({trouble}): see its log."
+    sentence = f"The database fails ({trouble}). See its log."
     problems = [each for each in (sentence if trouble else "", database.sight.skew()) if each]
     return Health(
         **msgspec.structs.asdict(database.counts),

@@ -37,8 +37,8 @@ class Assessment(msgspec.Struct, frozen=True):
 
     `version`: of the schema, 0 if there is none. `facts`: name to value, for people. `obstacles`: sentences, each with what to do, why an
     outbox cannot be opened here at all. `losses`: why acknowledged pushes could be lost here: refused unless the operator says otherwise.
-    `standbys`: a commit waits for some. `failover`: what a failover can lose, "" if no standby follows that is not waited for.
-    `tells_servers`: the server says which timeline it is on. `trouble`: why it takes nothing now, "" if it does.
+    `standbys`: commits wait for synchronous standbys. `failover`: a warning about asynchronous standbys, "" if there are none.
+    `tells_servers`: the server reports its timeline. `trouble`: why commits do not succeed now, "" if they do.
     """
 
     version: int
@@ -104,7 +104,7 @@ async def assess(dsn: str) -> Assessment:
 
 
 async def _optional(connection: Connection, query: LiteralString) -> tuple[Any, ...] | None:
-    """Returns a row that not every service lets everybody read."""
+    """Returns a row, None where the service or the role does not permit the query."""
     try:
         async with connection.transaction():
             return await (await connection.execute(query)).fetchone()
@@ -179,7 +179,7 @@ def _schema_obstacles(version: int, tables: dict[str, bool]) -> list[str]:
 
 
 def _failover(standbys: str, followers: tuple[Any, ...] | None) -> str:
-    """Returns what a failover can lose. `standbys`: those that are waited for; `followers`: the row of the query of that name, if there is one."""
+    """Returns a warning about asynchronous standbys, if any. `standbys`: the synchronous ones; `followers`: the row of that query, if permitted."""
     count, waited_for, behind = followers or (0, 0, None)
     if waited_for is None:
         waited_for = count if standbys else 0
@@ -187,10 +187,10 @@ def _failover(standbys: str, followers: tuple[Any, ...] | None) -> str:
     if others <= 0:
         return ""
     lag = f" (now {behind:,} bytes of the write-ahead log)" if behind is not None else ""
-    follow = "1 standby follows" if others == 1 else f"{others} standbys follow"
+    some = "1 standby is" if others == 1 else f"{others} standbys are"
     return (
-        f"{follow} without being waited for: a failover to one of them loses what was acknowledged and has not reached it{lag}. To lose "
-        "nothing, name it in synchronous_standby_names."
+        f"{some} asynchronous: a failover to one of them loses acknowledged pushes that have not reached it{lag}. To lose "
+        "nothing, list it in synchronous_standby_names."
     )
 
 

@@ -1,7 +1,7 @@
-"""What transactions see of the server behind the connections: its clock, the timeline that it writes, and how far it has come.
+"""Tracks the server behind the connections: its clock, its timeline and its position in the write-ahead log.
 
-A pooler may change servers without a word, so each transaction looks anew. A failover to a standby that was not waited for loses what had not
-reached it, so this remembers the ids of what was acknowledged last. Keeps what it is told, and asks nobody.
+A pooler may switch servers silently, so every transaction observes it anew. A failover to an asynchronous standby loses pushes that have not
+reached it, so this remembers the ids that were acknowledged last. Sends no queries itself.
 """
 
 import time
@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any, LiteralString, NamedTuple
 
-SKEW_SECONDS = 5.0  # between two clocks: more is told
-ACKNOWLEDGED = 4_096  # ids that are remembered, of the last day
+SKEW_SECONDS = 5.0  # between two clocks; a larger skew is reported
+ACKNOWLEDGED = 4_096  # the most ids that are remembered, of the last day
 _ACKNOWLEDGED_SECONDS = 86_400.0  # the store itself forgets ids after some days
 
 _CLOCK: LiteralString = "extract(epoch FROM statement_timestamp())::double precision"
@@ -22,7 +22,7 @@ LOOK: LiteralString = f"{_CLOCK}, {_POSITION}, {_FILE}"
 
 
 class Asked(NamedTuple):
-    """When a look began (monotonic seconds), and what was known then."""
+    """When an observation began (monotonic seconds), and the state known then."""
 
     at: float
     moves: int
@@ -30,11 +30,11 @@ class Asked(NamedTuple):
 
 
 class Sight:
-    """What one process has seen. `timeline`: None until it is known; each promotion of a standby begins a new one.
+    """One process's view of the server. `timeline`: None until it is known; each promotion of a standby begins a new one.
 
-    `moved`: the server has been another one since, or an earlier state of the same, and nobody has looked what is missing yet; so it is at
-    the first sight, the first of its `moves`. `look`, `position`: columns to be asked for.
-    `tells_servers`: not all services offer what tells servers apart.
+    `moved`: the server has changed or went back to an earlier state, and lost pushes have not been looked for yet; also set at the first
+    observation, which is the first of the `moves`. `look`, `position`: columns to select. `tells_servers`: the service reports its timeline
+    and position; not all do.
     """
 
     def __init__(self, *, tells_servers: bool = True) -> None:
@@ -53,12 +53,12 @@ class Sight:
     # --- its clock
 
     def now(self) -> float:
-        """Returns Unix seconds by the server's clock; by that of this machine until the server was asked."""
+        """Returns Unix seconds by the server's clock; by this machine's until the server was observed."""
         return time.monotonic() + self._offset
 
     @property
     def ahead_seconds(self) -> float:
-        """By how much the server's clock is ahead of this machine's."""
+        """Returns by how much the server's clock is ahead of this machine's."""
         return self.now() - time.time()
 
     def skew(self) -> str:
@@ -67,12 +67,12 @@ class Sight:
         if abs(ahead) <= SKEW_SECONDS:
             return ""
         return (
-            f"This machine's clock is {abs(ahead):,.0f} seconds {'behind' if ahead > 0 else 'ahead of'} the database's, which counts for tokens, "
-            "retries and ages: set both by NTP."
+            f"This machine's clock is {abs(ahead):,.0f} seconds {'behind' if ahead > 0 else 'ahead of'} the database's, which is used for tokens, "
+            "retries and ages. Synchronise both with NTP."
         )
 
     def _set_clock(self, server: float, sent: float, received: float) -> None:
-        # It was read between the two, so what is known of it is an interval: nothing to correct as long as the offset lies within.
+        # The server read its clock between the two, so the offset is known as an interval. No correction is needed while it lies within.
         earliest, latest = server - received, server - sent
         middle = (earliest + latest) / 2
         self._offset = min(max(self._offset, earliest), latest) if self._told_time else middle
@@ -84,7 +84,7 @@ class Sight:
         return Asked(time.monotonic(), self.moves, self._position)
 
     def take(self, asked: Asked, row: Sequence[Any]) -> None:
-        """Takes in the columns of `look`. Others may have looked meanwhile: a position is behind only if it is behind what was known before."""
+        """Updates the view from the columns of `look`. Observations overlap, so a position went back only if it is below the one known before."""
         clock, position, file = row
         self.looked_at = time.monotonic()
         self._set_clock(clock, asked.at, self.looked_at)
@@ -98,7 +98,7 @@ class Sight:
         self._position = max(self._position, position)
 
     def reached(self, position: int | None, asked: Asked) -> None:
-        """What was just committed stands behind this position."""
+        """Records a position that a commit of this process has passed."""
         if position is not None and asked.moves == self.moves:
             self._position = max(self._position, position)
 
@@ -113,12 +113,12 @@ class Sight:
             self._count -= len(self._acknowledged.popleft()[1])
 
     def acknowledged(self) -> list[str]:
-        """Returns ids that the server has to know."""
+        """Returns the acknowledged ids, which the server must have."""
         oldest = time.monotonic() - _ACKNOWLEDGED_SECONDS
         return [each for at, ids in self._acknowledged if at > oldest for each in ids]
 
     def forget(self, lost: Collection[str]) -> None:
-        """These are gone, and told."""
+        """Forgets ids whose loss was reported."""
         gone = frozenset(lost)
         self._acknowledged = deque((at, [each for each in ids if each not in gone]) for at, ids in self._acknowledged)
         self._count = sum(len(ids) for _, ids in self._acknowledged)

@@ -1,7 +1,7 @@
-"""Takes back what a store that was set aside still holds, in steps: each is a transaction of its own, so that pushes go in between.
+"""Merges the rows of a store that was set aside into the one in use, in short transactions between which pushes are stored.
 
-A push whose id is known here is not taken again. Of a lane, what was set aside is older and goes first. What belongs to people who were erased,
-here or there, stays away. An increment that had been started becomes a dead letter, because its outcome is unknown.
+A push whose id is known here is skipped. Within a lane, the recovered pushes are older and go first. Data of people who were erased in either
+store is not recovered. An increment that had been started becomes a dead letter, because its outcome is unknown.
 """
 
 import itertools
@@ -25,7 +25,7 @@ Work = Callable[[sqlite3.Connection], Adopted]
 
 
 class _Lane(NamedTuple):
-    """One person in the other store. `pushes`, `dead`: rows, each with the columns `shown` and `after` of its id behind it."""
+    """One person in the other store. `pushes`, `dead`: rows that end with the columns `shown` and `after` of the id."""
 
     key: str
     address: str | None
@@ -38,7 +38,7 @@ class _Lane(NamedTuple):
 
 
 class Adoption:
-    """`tallies`: written with each transaction. `now`: Unix seconds, from which the ids are remembered."""
+    """One merge. `tallies`: counters, written with each transaction. `now`: when the ids count as seen (Unix seconds)."""
 
     def __init__(self, salvage: Salvage, tallies: Counter[str], site_key: bytes, now: float) -> None:
         self._salvage, self._tallies, self._site_key, self._now = salvage, tallies, site_key, now
@@ -47,7 +47,7 @@ class Adoption:
         self._erased_people: set[str] = set()
 
     def jobs(self) -> Iterator[Work]:
-        """Yields what is to be done on the store's thread, in order; reads the other store in between."""
+        """Yields the jobs for the store's thread, in order; reads the other store in between."""
         if self._same_site:  # else the hashes are of another key
             yield from self._each("tombstones", "hash, at", self._take_tombstones)
         yield from self._each("erasures", "key, at", self._take_erasures)
@@ -82,7 +82,7 @@ class Adoption:
         return Adopted()
 
     def _take_erasures(self, connection: sqlite3.Connection, rows: list[Row]) -> Adopted:
-        """Erasures that had begun: the next sweep ends them."""
+        """Takes over unfinished erasures, which the next sweep finishes."""
         connection.executemany(SQL["adopt_erasure"], rows)
         connection.executemany(SQL["adopt_tombstone"], [(tombstone(key, self._site_key), at) for key, at in rows])
         return Adopted()
@@ -111,7 +111,7 @@ class Adoption:
         return Adopted()
 
     def _lanes(self) -> Iterator[list[_Lane]]:
-        """Yields people with all that they have, some at a time: a person is never in two transactions."""
+        """Yields batches of people with all their rows: a person is never split over two transactions."""
         batch: list[_Lane] = []
         after, last = 0, False
         while not last:
@@ -161,7 +161,7 @@ class Adoption:
         return Adopted(waiting=waiting, dead=len(new_dead) + ambiguous, known=known, erased=erased)
 
     def _lane_here(self, connection: sqlite3.Connection, lane: _Lane) -> int:
-        """Returns the person's lane in this store: where they have moved since, or the one of their key."""
+        """Returns the person's lane in this store, following a change of address."""
         moved = value(connection, "alias_lane", lane.key)
         key = lane.key if moved is None else value(connection, "lane_key", moved)
         number: int = connection.execute(SQL["adopt_lane"], (key, lane.address, lane.verified)).fetchone()[0]
@@ -171,7 +171,7 @@ class Adoption:
         return number
 
     def _put_first(self, connection: sqlite3.Connection, number: int, lane: _Lane, rows: list[Row]) -> int:
-        """Puts pushes in front of what waits in the lane, or behind it while that is being sent. Returns how many wait."""
+        """Inserts pushes before those that wait in the lane, or after them while the lane is leased. Returns how many wait."""
         leased, tail = connection.execute(SQL["lane_tail"], (number,)).fetchone()
         waiting = size = 0
         for push_id, address, trust, kind, body, since, attempts, alone, started, *_ in rows:
@@ -195,7 +195,7 @@ class Adoption:
         return waiting
 
     def _held(self) -> Iterator[list[tuple[str, list[Row]]]]:
-        """Yields visitors with all that is held for them, some at a time."""
+        """Yields batches of visitors with all their held pushes."""
         after = ""
         while visitors := self._salvage.rows(
             f"SELECT DISTINCT visitor FROM held WHERE visitor > ? ORDER BY visitor LIMIT {STEP_ROWS // 4}",  # noqa: S608 - a number
@@ -229,7 +229,7 @@ class Adoption:
         return Adopted(ids=max(0, connection.executemany(SQL["remember"], kept).rowcount))
 
     def _remember(self, connection: sqlite3.Connection, ids: Iterable[tuple[str, str | None, bytes | None]]) -> None:
-        """From now on: these pushes are as good as new, and the file may be taken back again."""
+        """Remembers the ids, as of now: an adoption may be repeated, and pages may retry these pushes."""
         rows = [(push_id, self._now, shown or "", after) for push_id, shown, after in ids]
         connection.executemany(SQL["remember"], rows)
 
@@ -239,7 +239,7 @@ def _is_known(connection: sqlite3.Connection, push_id: str) -> bool:
 
 
 def _bury(connection: sqlite3.Connection, lane: int, push: Row, death: Row) -> None:
-    """Files a dead letter under a number that no push has or will have."""
+    """Stores a dead letter under a fresh sequence number, which no push will ever use."""
     push_id, address, trust, kind, body, since, attempts = push
     row = (lane, push_id, address, trust, kind, body, since, attempts, 0)
     (seq,) = connection.execute(SQL["adopt_push"], row).fetchone()
@@ -248,7 +248,7 @@ def _bury(connection: sqlite3.Connection, lane: int, push: Row, death: Row) -> N
 
 
 def total(parts: Iterable[Adopted]) -> Adopted:
-    """Returns what several steps took back together. What is missing is for the caller to add."""
+    """Returns the sum of several steps, without `missing`, which the caller adds."""
     waiting = held = dead = ids = known = erased = 0
     for part in parts:
         waiting, held, dead, ids = waiting + part.waiting, held + part.held, dead + part.dead, ids + part.ids
@@ -257,7 +257,7 @@ def total(parts: Iterable[Adopted]) -> Adopted:
 
 
 def adopted_names(connection: sqlite3.Connection) -> frozenset[str]:
-    """Returns the names of files that were taken back."""
+    """Returns the names of files that were recovered."""
     return frozenset(itertools.chain.from_iterable(connection.execute(SQL["adopted_names"])))
 
 

@@ -96,7 +96,7 @@ class Appends:
             self._wake()  # before COMMIT is safe: a claim that this wakes queues behind this transaction
 
     def prove(self) -> None:
-        """Makes an append and undoes it. Raises what a push would meet."""
+        """Makes an append and rolls it back. Raises the error that a push would raise."""
         self.flush()
         tallies = dict(self._tallies)
         self._connection.execute("SAVEPOINT proof")

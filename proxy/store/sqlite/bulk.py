@@ -1,4 +1,4 @@
-"""Inserts rows many at a time: `executemany` hands the interpreter to the other thread and back at every row, which costs more than the row."""
+"""Inserts many rows per statement: `executemany` releases and retakes the GIL for every row, which costs more than the row itself."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ _VALUES = re.compile(r"(?<=VALUES )\([?, ]+\)")
 
 
 def insert_rows(connection: sqlite3.Connection, query: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Runs the query, an INSERT of one row, for all rows in their order."""
+    """Runs the query, a single-row INSERT, for all rows in order."""
     done = 0
     for size in _CHUNKS:
         while len(rows) - done >= size:

@@ -1,6 +1,6 @@
-"""Says in words why a store failed: what SQLite says of it (it quotes no values), and what is missing or in the way, which SQLite does not say.
+"""Explains why a store failed: SQLite's message, which quotes no values, and the cause behind it, which SQLite does not name.
 
-That is asked when the failure is told: file handles, inodes, disk space, memory, and who has the file locked. Changes nothing.
+Checks file handles, inodes, disk space, memory and locks held by other processes, when the failure is logged. Changes nothing.
 """
 
 import errno
@@ -13,8 +13,8 @@ from pathlib import Path
 from proxy.errors import StoreRefused, describe
 from proxy.store.sqlite.damage import FileMoved, primary_code
 
-_NO_MEMORY = "there is no memory left: raise the memory limit of this process, or find out what uses it"
-_NO_INODES = "the disk has no inodes left: delete files, however small"
+_NO_MEMORY = "memory ran out: raise the memory limit of this process, or find out what uses it"
+_NO_INODES = "the disk is out of inodes: delete files, however small"
 _NO_SPACE = "the disk is full: free some space"
 _LOCK_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _PLACE_CODES = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
@@ -25,7 +25,7 @@ _FILE_LOCKS = 0x40000000
 
 
 def explain(error: Exception | None, path: Path) -> str:
-    """Returns why the store at the path failed: of a defect only its type and where it was raised, because its message may quote payload."""
+    """Returns why the store at the path failed. A defect is described by type and place only, because its message may quote payload."""
     if error is None:
         return "unknown"
     said = str(error) if isinstance(error, (sqlite3.Error, StoreRefused, FileMoved)) else describe(error)
@@ -47,14 +47,14 @@ def _cause(error: Exception, path: Path) -> str | None:
 
 
 def what_is_missing(path: Path) -> str | None:
-    """Returns what a program that wants to make or write a file there does not get at the moment, None if it gets all."""
+    """Returns the exhausted resource that keeps a program from creating or writing a file there now, None if there is none."""
     try:
         os.close(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.ENFILE:
-            return "the machine has no file handles left: end other programs, or raise fs.file-max"
+            return "the machine is out of file handles: stop other programs, or raise fs.file-max"
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return f"this process has no file handles left, of {most}: raise its limit (LimitNOFILE of systemd, ulimit -n)"
+        return f"this process has used all its {most} file handles: raise its limit (LimitNOFILE of systemd, ulimit -n)"
     try:
         disk = os.statvfs(path.parent)
     except OSError:
@@ -77,7 +77,7 @@ def _overlap(place: tuple[int, int] | None, first: int, last: int) -> bool:
 
 
 def _write_locks() -> Iterator[tuple[int, int, int, int]]:
-    """Yields process, inode, first and last byte of each lock that is held and not shared; none where the kernel does not tell."""
+    """Yields process, inode, first and last byte of each exclusive lock that is held; nothing if the kernel does not list locks."""
     try:
         lines = Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

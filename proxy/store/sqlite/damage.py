@@ -28,7 +28,7 @@ class Damaged(Exception):
 
 
 class Unchecked(Damaged):
-    """SQLite has said so, in a file that is too large to be checked."""
+    """SQLite reported damage, in a file that is too large to be checked."""
 
 
 class FileMoved(Exception):
@@ -38,7 +38,7 @@ class FileMoved(Exception):
 class Remedy(Enum):
     FAIL = "the jobs of this transaction fail; nothing is wrong with the file"
     MAKE_ROOM = "they fail, and the log is checkpointed, so that its space can be used again"
-    WAIT = "they fail together, because another program has the file locked; only the first of them have waited for it"
+    WAIT = "they fail together, because another program has locked the file; only the first of them wait for the lock"
     REOPEN = "they fail, and the file is closed, checked and opened again"
     SUSPECT = "the same, and unless the check clears the file it is set aside"
 
@@ -59,7 +59,7 @@ _REMEDIES = {
 
 def remedy_for(error: Exception) -> Remedy:
     """Returns FAIL for what is not in the table: a defect, or one statement's own trouble."""
-    if isinstance(error, FileMoved | MemoryError):  # closing the file gives back what SQLite has of the memory
+    if isinstance(error, FileMoved | MemoryError):  # closing the file frees SQLite's memory
         return Remedy.REOPEN
     return _REMEDIES.get(primary_code(error), Remedy.FAIL)
 
@@ -75,7 +75,7 @@ def require_sound(connection: sqlite3.Connection, *, suspect: bool, checked_byte
     size = pragma(connection, "page_count") * pragma(connection, "page_size")
     if size > checked_bytes:
         if suspect:
-            raise Unchecked("SQLite calls it malformed, and it is too large to be checked now")
+            raise Unchecked("SQLite reports it as malformed, and it is too large to be checked now")
         return
     # An integrity check also compares the indexes with their tables; quick_check reads every page.
     found = pragma(connection, "integrity_check(1)" if suspect else "quick_check(1)")
@@ -90,9 +90,9 @@ def require_sound(connection: sqlite3.Connection, *, suspect: bool, checked_byte
 
 
 def read_plainly(path: Path, most_bytes: int) -> int:
-    """Reads a file that is no larger from end to end; returns its checksum. OSError is the disk's trouble, and says nothing of what it holds.
+    """Reads a file of at most `most_bytes` from end to end; returns its checksum. An OSError is a fault of the disk, not damaged content.
 
-    Only while SQLite has it closed: closing any descriptor of a file drops the locks that SQLite has on it.
+    Call it only while SQLite has the file closed: closing any descriptor of a file drops the locks that SQLite holds on it.
     """
     checksum = 0
     with path.open("rb", buffering=0) as file:
@@ -103,13 +103,13 @@ def read_plainly(path: Path, most_bytes: int) -> int:
 
 
 def forget_cached(path: Path) -> None:
-    """Makes the next read come from the disk, while SQLite has the file closed."""
+    """Drops the file from the page cache, so that the next read comes from the disk. SQLite must have it closed."""
     with path.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def is_failed_io(error: Exception) -> bool:
-    """Returns whether a read or a write failed, which can go better the next time."""
+    """Returns whether the error is a failed read or write, which may succeed on a retry."""
     return primary_code(error) == sqlite3.SQLITE_IOERR or getattr(error, "errno", None) == EIO
 
 
@@ -185,7 +185,7 @@ def stores_set_aside(path: Path) -> tuple[str, ...]:
     try:
         names = [found.name for found in path.parent.glob(f"{escape(path.name)}.corrupt-*")]
     except OSError:
-        return ()  # no file handles, perhaps: what asks for the state of the store is not to fail for it
+        return ()  # out of file handles, perhaps: reading the store's state must not fail because of it
     return tuple(sorted({name.removesuffix("-wal").removesuffix("-shm") for name in names}))
 
 

@@ -38,9 +38,9 @@ from proxy.store.sqlite.damage import (
 
 APPLICATION_ID = 0x73637170  # "scqp"
 START_CHECKED_BYTES = 64 << 20  # a larger file is checked after a failure only: starting must not take long
-LOCK_SECONDS = 2.0  # in which another program may let go of the file
-LOOKS = 4  # at a file that cannot be read, or reads differently each time
-APART_SECONDS = 0.5  # between two of them
+LOCK_SECONDS = 2.0  # the timeout for another program's lock
+LOOKS = 4  # attempts on a file that cannot be read, or reads differently each time
+APART_SECONDS = 0.5  # between two attempts
 SUSPECT_SECONDS = 3_600.0  # in which SQLite must complain twice of a file that is too large to be checked
 _SITE_KEY_BYTES = 32
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
@@ -66,7 +66,7 @@ class StoreFile:
         self._create = create
         self._lock: IO[str] | None = None
         self._identities: dict[Path, tuple[int, int]] = {}
-        self._suspected = float("-inf")  # when SQLite last called it malformed and nobody could check that
+        self._suspected = float("-inf")  # when SQLite last called it malformed and it was too large to check
 
     def take(self) -> None:
         """Checks the place and takes the lock, again if somebody deleted it. Raises `StoreRefused`."""
@@ -107,7 +107,7 @@ class StoreFile:
                 raise FileMoved(f"{path} was deleted or replaced while in use")
 
     def is_in_place(self) -> bool:
-        """Returns whether the open file is the one at the path; its log and its lock may be gone all the same."""
+        """Returns whether the open file is still the one at the path. Does not check its log or lock file."""
         return _identity(self.path) == self._identities.get(self.path)
 
     def _part_from_log(self) -> None:
@@ -118,7 +118,7 @@ class StoreFile:
             log.error("%s belongs to a file that is gone. It is set aside as %s", wal, set_aside(self.path, _LOG_ONLY))
 
     def _open_or_replace(self, after: Exception | None) -> sqlite3.Connection:
-        """Sets the file aside once the same damage was found twice, apart in time, in the same content."""
+        """Opens the file, or sets it aside once the same damage was found in the same content twice, some time apart."""
         before: tuple[str, int] | None = None
         for look in range(LOOKS):
             if look:
@@ -129,7 +129,7 @@ class StoreFile:
             except (sqlite3.Error, OSError) as error:
                 if not is_failed_io(error) or look == LOOKS - 1:
                     raise
-                log.warning("%s cannot be read or written (%s). It is tried again: check the disk", self.path, error)
+                log.warning("%s cannot be read or written (%s). Check the disk; trying again", self.path, error)
                 before = None
                 continue
             if isinstance(found, sqlite3.Connection):
@@ -138,11 +138,11 @@ class StoreFile:
                 self._replace(found[0])
                 return self._open_sound(None)
             before = found
-            log.warning("%s may be damaged (%s): it is read once more, to be sure", self.path, found[0])
-        raise StoreRefused(f"{self.path} reads differently each time: check the disk and the memory.")
+            log.warning("%s may be damaged (%s): reading it again, to be sure", self.path, found[0])
+        raise StoreRefused(f"{self.path} reads differently each time. Check the disk and the memory.")
 
     def _look(self, after: Exception | None) -> sqlite3.Connection | tuple[str, int]:
-        """Opens the file, or returns which damage was found in which content. Raises OSError if that cannot be read plainly."""
+        """Opens the file, or returns the damage and a checksum of the content. Raises OSError if the content cannot be read."""
         try:
             return self._open_sound(after)
         except Unchecked as suspicion:
@@ -153,7 +153,7 @@ class StoreFile:
             return str(damage), read_plainly(self.path, CHECKED_BYTES)
 
     def _is_suspected_anew(self) -> bool:
-        """Notes a suspicion that nobody can check; returns whether it is the first for a while. Until the next, the file is used."""
+        """Records a suspicion that cannot be verified; returns whether it is the first for a while, so that the file stays in use."""
         before, self._suspected = self._suspected, time.monotonic()
         forget_cached(self.path)
         return self._suspected - before > SUSPECT_SECONDS
@@ -190,7 +190,7 @@ class StoreFile:
         return header
 
     def _is_half_made(self) -> bool:
-        """Returns whether the power failed while SQLite made the file: it undoes that, by the journal that it wrote before."""
+        """Returns whether the power failed while SQLite created the file, which it rolls back from its journal."""
         try:
             with self.path.with_name(self.path.name + "-journal").open("rb") as journal:
                 return journal.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC
@@ -259,8 +259,8 @@ class StoreFile:
         self.site_key = _read_site_key(aside) or self.site_key
         require_place(self.path, create=True)
         sentence = (
-            "%s is damaged (%s). It is set aside as %s, and a new store takes its place: pushes are accepted again, and what waited in the "
-            "damaged one is not sent. Check the disk, then take back what can be read: scq-proxy store adopt %s"
+            "%s is damaged (%s). It is set aside as %s, and a new store takes its place: pushes are accepted again, and those in the damaged "
+            "one are not sent. Check the disk, then recover them as far as they can be read: scq-proxy store adopt %s"
         )
         log.error(sentence, self.path, damage, aside, aside)
 
@@ -320,8 +320,8 @@ def require_place(path: Path, *, create: bool) -> None:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
-            remedy = what_is_missing(path) or "let this user write there, or let SCQ_STORE name another place"
-            raise StoreRefused(f"{path} cannot be made ({error.strerror}): {remedy}.") from None
+            remedy = what_is_missing(path) or "give this user write access, or change SCQ_STORE"
+            raise StoreRefused(f"{path} cannot be created ({error.strerror}): {remedy}.") from None
     if not path.is_file():
         raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
     if path.stat().st_uid != os.geteuid():
@@ -348,7 +348,7 @@ def take_lock(path: Path) -> IO[str]:
 
 
 def require_not_in_use(path: Path) -> None:
-    """Raises `StoreRefused` if a process has the lock beside the file. Makes none."""
+    """Raises `StoreRefused` if a process holds the lock file. Does not create one."""
     try:
         lock = os.open(_lock_path(path), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -356,7 +356,7 @@ def require_not_in_use(path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        raise StoreRefused(f"{path} is in use by another process: stop that one first.") from None
+        raise StoreRefused(f"{path} is in use by another process. Stop that one first.") from None
     finally:
         os.close(lock)
 

@@ -29,7 +29,7 @@ from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.people import move_lane
 from proxy.store.sqlite.reads import read_gate, value
 
-_JUMP_SECONDS = 5.0  # a clock that is corrected moves further than that, or does no harm
+_JUMP_SECONDS = 5.0  # smaller corrections of the clock do no harm
 
 log = logging.getLogger("proxy.store")
 
@@ -85,7 +85,7 @@ class Leases:
     def end_abandoned_leases(self, connection: sqlite3.Connection) -> None:
         """Ends every lease and every probe, at start: one process uses the file, so they belong to a process that is gone.
 
-        Also brings near what is far ahead, because that was set under a wrong clock.
+        Also shortens waits that end implausibly late, because a wrong clock has set them.
         """
         now = time.time()
         for (lane,) in connection.execute(SQL["leased"]).fetchall():
@@ -96,7 +96,7 @@ class Leases:
         connection.execute(SQL["bring_near"], (now,))
 
     def follow_clock(self, connection: sqlite3.Connection) -> bool:
-        """Notices that the clock was set, and returns whether it was. Set back, it ends waits; set ahead, it ends no lease."""
+        """Detects a jump of the clock; returns whether there was one. Ends waits after a jump back, extends leases after a jump ahead."""
         offset = time.time() - time.monotonic()
         jump = offset - self._offset
         if abs(jump) < _JUMP_SECONDS:
@@ -104,9 +104,10 @@ class Leases:
         self._offset = offset
         if jump < 0:
             _end_waits(connection, time.time(), -jump)
+            log.warning("The clock was set back by %d s: back-offs end, and sign-ups keep their turns", -jump)
         else:
             connection.execute(SQL["extend_leases"], (jump,))
-        log.warning("The clock was set %s by %d s", "ahead" if jump > 0 else "back, so waits end,", abs(jump))
+            log.warning("The clock was set ahead by %d s: leases are extended by as much", jump)
         return True
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
@@ -148,13 +149,11 @@ def _tell_loss(connection: sqlite3.Connection, settlement: Settlement) -> None:
     lease = settlement.lease
     waiting = [(push.seq, value(connection, "push_id", push.seq)) for push in lease.pushes]
     if again := sent_again(settlement, waiting):
-        log.warning(
-            "The lease of lane %d was lost, and pushes that were sent under it are sent again: %d", lease.lane, again
-        )
+        log.warning("The lease of lane %d was lost; pushes that are sent a second time: %d", lease.lane, again)
 
 
 def _end_waits(connection: sqlite3.Connection, now: float, ahead: float) -> None:
-    """Ends what was to last until a time that a wrong clock has set: back-offs, the gate, the turns of sign-ups."""
+    """Ends all waits whose end a wrong clock has set: back-offs, the gate, the turns of sign-ups."""
     connection.execute(SQL["end_waits"], (now, ahead))
     connection.execute(SQL["advance_schedules"], (now, ahead))
     closure, _ = read_gate(connection)

@@ -38,7 +38,7 @@ from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Writer
 
 _VACUUM_PAUSE_SECONDS = 0.02
-_SAID_SECONDS = 1.0  # between two words of how far a file has been taken back
+_SAID_SECONDS = 1.0  # between two progress reports of an adoption
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -166,9 +166,9 @@ class SqliteOutbox:
 
     async def adopt(self, file: Path) -> AsyncIterator[Adopted]:
         if self._adopting.locked():
-            raise StoreRefused("Another file is being taken back: wait for that.")
+            raise StoreRefused("Another file is being recovered. Wait until that is done.")
         if self._file.has_open(file):
-            raise StoreRefused(f"{file} is the store in use: name one that was set aside.")
+            raise StoreRefused(f"{file} is the store in use. Name one that was set aside.")
         async with self._adopting:
             salvage = Salvage(file, _workplace(self.path))
             try:
@@ -229,7 +229,7 @@ class SqliteOutbox:
         return self._leases.claim(connection, lanes, per_lane, lease_seconds, probe)
 
     def _may_sweep(self, connection: sqlite3.Connection) -> bool:
-        """Returns whether the clock is trusted with what cannot be undone, and notes that it was."""
+        """Returns whether the clock is trusted enough to delete records by age, and records the time if so."""
         now, since = time.time(), self._upkeep.clock_doubted
         known = value(connection, "schedule", SWEPT)
         distrusted_for = time.monotonic() - since if since is not None else 0.0
@@ -242,7 +242,7 @@ class SqliteOutbox:
         return True
 
     def _prove(self, connection: sqlite3.Connection) -> None:
-        """Reading proves nothing about writing: after a failure, an append is made, which is the most that a push needs."""
+        """Proves that the store can write. After a failure it makes an append, which needs as much as any push does."""
         if self._writer.writes:
             value(connection, "counter", "accepted")
         else:
@@ -302,13 +302,13 @@ class SqliteOutbox:
 
 
 def _has_more(steps: Iterator[None]) -> bool:
-    """Takes steps for a while; returns whether there are more of them."""
+    """Runs steps for a while; returns whether any are left."""
     started = time.monotonic()
     return any(time.monotonic() - started > _SAID_SECONDS for _ in steps)
 
 
 def _workplace(path: Path) -> Path:
-    """Returns the directory in which a file is read that is taken back."""
+    """Returns the working directory of an adoption."""
     return path.with_name(f"{path.name}.adopting")
 
 

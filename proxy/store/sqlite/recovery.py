@@ -4,7 +4,7 @@ Pure: the time is an argument, in seconds on the monotonic clock. The rules:
 
 1. A job is answered as stored only while the file is open, in OPEN and FAILING.
 2. A failure that says nothing against the file leaves it open (FAILING). Any other closes it (BROKEN), and so does upkeep that fails.
-3. A closed file is opened again at once, but not more often than every RETRY_SECONDS.
+3. A closed file is reopened at once, but not more often than every RETRY_SECONDS.
 4. Only an append that is written ends FAILING and clears the tries; opening the file does not, and a smaller write proves too little.
 5. After GIVE_UP_TRIES openings in GIVE_UP_SECONDS with no write between, or after a defect, the store has failed for good (FAILED).
 6. FAILED is final: the process ends, so that it can be started again. Only closing follows.

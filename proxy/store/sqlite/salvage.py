@@ -1,7 +1,7 @@
-"""Reads what a store that was set aside still holds, row by row, into a clean one: from a private copy, so that the file stays as it is.
+"""Copies the readable rows of a store that was set aside into a clean one. Works on a private copy, so that the file stays unchanged.
 
-Pages that the disk does not give are zeros in the copy, where SQLite finds damage. What cannot be read is left out, and counted. Decides nothing
-about the rows: that is `adoption`'s business.
+Pages that the disk cannot read become zeros in the copy, where SQLite reports damage. Unreadable rows are skipped and counted. Decides nothing
+about the rows: `adoption` does.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from proxy.store.sqlite.file import MAGIC, SCHEMA_STEPS, is_ours, require_not_in
 STEP_ROWS = 500
 _CHUNK_BYTES, _PAGE_BYTES = 1 << 20, 4_096
 _HEADER_BYTES = 100
-_MOST_PAGES = 1 << 24  # 64 GB: more is nonsense in a damaged header
-_BEYOND = 1 << 40  # no row has such a number
-_LAST_KEY = b"\xff" * 64  # behind all that are texts or hashes
-_PATIENCE = 10_000  # reads of one table that fail, until gaps are looked into half as closely
+_MOST_PAGES = 1 << 24  # 64 GB: a larger size comes from a damaged header
+_BEYOND = 1 << 40  # above every row number
+_LAST_KEY = b"\xff" * 64  # sorts after all texts and hashes
+_PATIENCE = 10_000  # failed reads of one table, after which the smallest range that is split doubles
 
 Row = tuple[Any, ...]
 
@@ -77,11 +77,10 @@ UPDATE dead SET lane = (SELECT id FROM lanes WHERE key = lane_key(address)) WHER
 
 
 class Salvage:
-    """What is left of `file`, once `steps` has run to its end: `rows`. `work`: a directory of its own, which `close` removes.
+    """The readable rows of `file`, once `steps` is exhausted. `work`: a directory for this alone, which `close` removes.
 
-    `digest`: of the file and its log. `whole`: everything could be read. `missing`: pushes that could not, None if its counters
-    could not either.
-    One thread at a time.
+    `digest`: of the file and its log. `whole`: everything was readable. `missing`: the number of unreadable pushes, None if the counters
+    were unreadable too. Use from one thread at a time.
     """
 
     def __init__(self, file: Path, work: Path) -> None:
@@ -93,18 +92,18 @@ class Salvage:
         self._clean: sqlite3.Connection | None = None
 
     def steps(self) -> Iterator[None]:
-        """Does all the work, and yields now and then. Raises `StoreRefused` if this is not a store that can be taken back."""
+        """Does all the work, yielding now and then. Raises `StoreRefused` if the file is not a store that can be recovered."""
         try:
             yield from self._steps()
         except (OSError, sqlite3.Error) as error:
             reason = explain(error, self._work) if isinstance(error, sqlite3.Error) else error.strerror
-            raise StoreRefused(f"{self._file} cannot be taken back now, and nothing was done: {reason}.") from None
+            raise StoreRefused(f"{self._file} cannot be recovered now, and nothing was changed: {reason}.") from None
 
     def _steps(self) -> Iterator[None]:
         require_not_in_use(self._file)
         sources = [path for path in (self._file, wal_path(self._file)) if path.exists()]
         if not sources:
-            raise StoreRefused(f"There is no store at {self._file}: scq-proxy status names those that were set aside.")
+            raise StoreRefused(f"There is no store at {self._file}. scq-proxy status names those that were set aside.")
         self.close()
         self._require_room(sum(path.stat().st_size for path in sources))
         self._work.mkdir(mode=0o700)
@@ -135,7 +134,7 @@ class Salvage:
     def _require_room(self, size: int) -> None:
         needed = 3 * size + (4 << 20)
         if shutil.disk_usage(self._work.parent).free < needed:
-            raise StoreRefused(f"This needs {needed >> 20} MB beside the store for a while: free some space.")
+            raise StoreRefused(f"This needs {needed >> 20} MB beside the store while it runs. Free some space.")
 
     def _copy(self, sources: list[Path]) -> Iterator[None]:
         digest = hashlib.sha256()
@@ -163,10 +162,10 @@ class Salvage:
             connection.create_function("lane_key", 1, lane_key, deterministic=True)
             connection.execute("PRAGMA writable_schema=ON")  # so that SQLite reads a file that is cut off
             if not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] or not is_ours(connection):
-                raise StoreRefused(f"{self._file} is not a store of scq-proxy, and nothing was done.")
+                raise StoreRefused(f"{self._file} is not a store of scq-proxy, and nothing was changed.")
             version = pragma(connection, "user_version")
             if version > len(SCHEMA_STEPS):
-                raise StoreRefused(f"{self._file} was written by a newer scq-proxy: install that one.")
+                raise StoreRefused(f"{self._file} was written by a newer scq-proxy. Install that version.")
             for step in SCHEMA_STEPS[version:]:
                 connection.executescript(step)
             _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -182,7 +181,7 @@ class Salvage:
     # --- its rows
 
     def _by_number(self, table: str, columns: str) -> Iterator[list[Row]]:
-        """Reads a table by the numbers of its rows: a stretch that fails is halved, until what can be read is told from what cannot."""
+        """Reads a table by row number, bisecting each range that fails until the readable rows are separated from the rest."""
         key = columns.partition(",")[0]
         query = (
             f"SELECT {columns} FROM {table} NOT INDEXED WHERE {key} BETWEEN ? AND ? ORDER BY {key} LIMIT {STEP_ROWS}"  # noqa: S608 - of _NUMBERED
@@ -194,7 +193,7 @@ class Salvage:
             if rows is not None:
                 successes += 1
             elif not successes and failures > _PATIENCE:
-                return  # not even the way to the rows can be read
+                return  # not even the inner pages of the tree can be read
             if rows is None:
                 failures += 1
                 narrowest *= 1 + (failures % _PATIENCE == 0)
@@ -206,7 +205,7 @@ class Salvage:
             yield rows
 
     def _by_name(self, table: str, columns: str) -> Iterator[list[Row]]:
-        """Reads a table from its first name on, and from the last one back if something between them cannot be read."""
+        """Reads a table from its first key forward and, if something in between is unreadable, from its last key backward."""
         key = columns.partition(",")[0]
         low: Any = ""
         high: Any = _LAST_KEY
@@ -245,7 +244,7 @@ class Salvage:
 
 
 def _whole_size(header: bytes) -> int:
-    """Returns the size that SQLite has noted of its file, which may be cut off; of an empty one a page, or SQLite deletes the log beside it."""
+    """Returns the size in SQLite's header, as the file may be truncated. One page for an empty file, or SQLite would delete its log."""
     if len(header) < _HEADER_BYTES:
         return _PAGE_BYTES
     page_bytes, pages = struct.unpack_from(">H10xI", header, 16)
@@ -253,7 +252,7 @@ def _whole_size(header: bytes) -> int:
 
 
 def _chunk(file: BinaryIO | Any, offset: int) -> bytes:
-    """Returns a part of the file, with zeros where the disk does not give it."""
+    """Returns a chunk of the file, with zeros where the disk cannot read it."""
     size = min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size - offset)
     with suppress(OSError):
         return _exactly(os.pread(file.fileno(), size, offset), size)
@@ -288,5 +287,5 @@ def _new_store(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous=OFF")
     for step in SCHEMA_STEPS:
         connection.executescript(step)
-    connection.execute("DELETE FROM counters")  # only what was read tells anything
+    connection.execute("DELETE FROM counters")  # only those read from the file count
     return connection

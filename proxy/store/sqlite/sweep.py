@@ -9,7 +9,7 @@ from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE
 from proxy.store.sqlite.file import SQL
 
 STEP_ROWS = 1_000
-SWEPT = "swept"  # of the schedules: what the clock said at the last sweep
+SWEPT = "swept"  # the schedule that holds the time of the last sweep
 
 Step = Callable[[float, sqlite3.Connection], float | None]
 

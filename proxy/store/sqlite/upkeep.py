@@ -25,7 +25,7 @@ from proxy.store.sqlite.file import file_system, wal_path
 
 CHECKPOINT_FRAMES = 1_000  # pages in the log from which it is moved into the file, as in SQLite itself
 ALARM_FRAMES = 8_000  # pages (32 MB) that a checkpoint could not move: something holds it up
-LARGE_LOG_BYTES = 64 << 20  # a log that grew larger, in a burst or behind a reader, is cut once it has been moved
+LARGE_LOG_BYTES = 64 << 20  # a larger log, after a burst or a long-running reader, is truncated once it is checkpointed
 SPARE_PAGES = 2_048  # free pages that stay in the file for what comes next
 VACUUM_PAGES = 64  # given back at a time: a transaction must not get long
 _TICK_SECONDS = 1.0  # between rounds; also without a write, until the store counts as quiet
@@ -33,8 +33,8 @@ _SPACE_CHECK_SECONDS = 1.0
 _HEAD = struct.Struct("=16xI76xI")  # of the log's index: mxFrame and nBackfill, see sqlite.org/walformat.html
 
 _CLOCK_DOUBTED = (
-    "The machine's clock is days away from when old records were last removed, so none are: check the clock. If it is right, they are removed "
-    "after a day."
+    "The machine's clock is more than three days off the last removal of old records, so none are removed. Check the clock; if it is right, "
+    "removal resumes after a day."
 )
 
 log = logging.getLogger("proxy.store")
@@ -88,7 +88,7 @@ class Upkeep:
     def __init__(self, path: Path, *, min_free_bytes: int) -> None:
         self.path = path
         self.counts = Counts()
-        self.adopted: frozenset[str] = frozenset()  # names of stores that were set aside and have been taken back
+        self.adopted: frozenset[str] = frozenset()  # names of stores that were set aside and have been recovered
         self.clock_doubted: float | None = None  # since when, in monotonic seconds
         self._space = Space(path, min_free_bytes=min_free_bytes)
         self._index: LogIndex | None = None
@@ -121,7 +121,7 @@ class Upkeep:
     def trust_clock(self) -> None:
         if self.clock_doubted is not None:
             self.clock_doubted = None
-            log.warning("The machine's clock is trusted again")
+            log.warning("The machine's clock is trusted again, and old records are removed")
 
     def attach(self) -> None:
         self._index = LogIndex(self.path)
@@ -148,7 +148,7 @@ class Upkeep:
         return time.monotonic() - self._ticked >= _TICK_SECONDS
 
     def tick(self, connection: sqlite3.Connection) -> None:
-        """Does what was put off, if nothing was written for a while, and all that makes room, if the disk is nearly full or the log large.
+        """Does deferred work if nothing was written for a while, and frees space if the disk is nearly full or the log is large.
 
         Called after `after_commit`, which counts the frames.
         """
@@ -165,7 +165,7 @@ class Upkeep:
         elif quiet and short and _size(wal_path(self.path)):
             self._cut_log(connection)
         elif self._frames < CHECKPOINT_FRAMES and _size(wal_path(self.path)) > LARGE_LOG_BYTES:
-            self._cut_log(connection)  # also under load: nearly all of it is in the file, so that this takes no time
+            self._cut_log(connection)  # also under load: nearly all of it is checkpointed, so this is quick
 
     def checkpoint(self, connection: sqlite3.Connection) -> None:
         """Moves what it can from the log into the file; delays nobody."""
@@ -205,7 +205,7 @@ class Upkeep:
             yield _held_up(self._frames)
         for name in aside:
             yield (
-                f"{self.path.with_name(name)} was damaged and set aside: what waited in it is not sent. Check the disk, then take it back: "
+                f"{self.path.with_name(name)} was damaged and set aside, and the pushes in it are not sent. Check the disk, then recover them: "
                 f"scq-proxy store adopt {self.path.with_name(name)}"
             )
 

@@ -34,11 +34,11 @@ _IDLE_SECONDS = 1.0  # without a job, until upkeep has its turn
 
 _REOPENING = State.REOPENING  # `submit` runs for every push, and Python 3.11 finds a member of an enumeration slowly
 
-_FAILED = "The store could not write: its log says why."
-_BLOCKED = "Another program has the store locked: its log says which."
+_FAILED = "The store could not write: the log of the proxy says why."
+_BLOCKED = "Another program has the store locked: the log of the proxy says which."
 _LOCKED = (
-    "The store is locked by %s: what has to be written is refused until that ends. Let it copy %s without a lock, as sqlite3's .backup does, "
-    "or end it"
+    "The store is locked by %s, and all writes are refused until the lock is released. Copy %s without locking it, as sqlite3's .backup does, "
+    "or stop that program"
 )
 
 log = logging.getLogger("proxy.store")
@@ -73,11 +73,11 @@ class Writer:
         self._closed: asyncio.Future[None] | None = None  # None until it is being closed; the loop's
         self._recovery = Recovery()  # the thread's; the loop only looks
         self._connection: sqlite3.Connection | None = None  # None while the file is closed
-        self._gone = False  # when it was last closed, another file or none was in its place
+        self._gone = False  # when it was last closed, its path held another file or none
 
     @property
     def writes(self) -> bool:
-        """Whether no transaction has failed since one has written an append."""
+        """Returns whether no transaction has failed since the last append was written."""
         return not self._recovery.failures
 
     async def open(self) -> None:
@@ -141,7 +141,7 @@ class Writer:
         self._keep_up()
 
     def _give_up(self, jobs: list[Job], error: Exception) -> None:
-        """Even without memory to say so with: it is tried until there is some."""
+        """Fails all jobs after a defect. Retries until there is enough memory to do so."""
         while True:
             try:
                 self._disconnect()
@@ -154,7 +154,7 @@ class Writer:
                 return
 
     def _take(self, jobs: list[Job]) -> bool:
-        """Adds all jobs that wait now, none if none came for a while; returns whether they are the last."""
+        """Appends all waiting jobs to the list, or none after an idle timeout; returns whether they are the last."""
         try:
             job = self._jobs.get(timeout=_IDLE_SECONDS)
             while job is not None:
@@ -224,7 +224,7 @@ class Writer:
         return []
 
     def _note_failure(self, jobs: list[Job], error: Exception) -> None:
-        """Logs the first failure in a row; a full disk or somebody's lock is only counted after that."""
+        """Counts a failure. Logs each; of a full disk or a foreign lock, only the first in a row."""
         remedy = remedy_for(error)
         self._recovery = self._recovery.transaction_failed(error)
         self._upkeep.counts.failed_commits += 1
@@ -236,7 +236,7 @@ class Writer:
             log.error("A transaction of %d jobs failed: %s", len(jobs), self._explain(error))
 
     def _be_patient(self, seconds: float) -> None:
-        """Sets how long a transaction waits for somebody else's lock to end."""
+        """Sets the timeout for another program's lock."""
         if self._connection is not None:
             self._connection.execute(f"PRAGMA busy_timeout={int(seconds * 1_000)}")
 
@@ -259,18 +259,18 @@ class Writer:
             self._connect()
         except (StoreRefused, sqlite3.Error, OSError, MemoryError) as error:
             self._recovery = self._recovery.refused(error)
-            log.error("The store could not be opened again: %s", self._explain(error))
+            log.error("The store could not be reopened: %s", self._explain(error))
         else:
             self._upkeep.counts.reopened += 1
             self._upkeep.counts.replaced += self._gone
-            log.warning("The store was closed, checked and opened again")
+            log.warning("The store was closed, checked and reopened")
 
     def _explain(self, error: Exception | None) -> str:
         return explain(error, self._file.path)
 
     def _tell_failure(self) -> None:
-        text = f"The store at {self._file.path} fails again and again: {self._explain(self._recovery.cause)}"
-        log.critical("%s The process ends, so that it can be started anew", text)
+        text = f"The store at {self._file.path} keeps failing: {self._explain(self._recovery.cause)}"
+        log.critical("%s The process exits, so that it can be restarted", text)
         self._answer([(self.failed, text, None)])
 
     def _connect(self) -> None:
@@ -339,7 +339,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         try:
             connection.execute("ROLLBACK")
         except (sqlite3.Error, MemoryError) as error:  # it is closed after either
-            log.error("The roll-back failed too: %s", error)
+            log.error("The rollback failed too: %s", error)
 
 
 def _refusals(jobs: list[Job], message: str = _FAILED) -> list[Outcome]:

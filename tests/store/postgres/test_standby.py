@@ -129,7 +129,7 @@ async def test_what_a_failover_has_lost_is_counted_and_told(
     primary, standby = servers
     both = f"127.0.0.1:{primary.port},127.0.0.1:{standby.port}"
     dsn = primary.database().replace(f"127.0.0.1:{primary.port}", both) + "?target_session_attrs=read-write"
-    assert "1 standby follows without being waited for" in (await assess(dsn)).failover
+    assert "1 standby is asynchronous" in (await assess(dsn)).failover
     outbox = await opened(dsn)
     assert await push(outbox, "before") == "accepted"
     assert (await outbox.stats()).health.failovers == 0  # and the timeline is noted
@@ -143,11 +143,11 @@ async def test_what_a_failover_has_lost_is_counted_and_told(
     standby.promote()
     assert await answered(outbox, "after") == "accepted"
     health = (await outbox.stats()).health
-    told = [record.getMessage() for record in caplog.records if "another server" in record.getMessage()]
+    told = [record.getMessage() for record in caplog.records if "server has changed" in record.getMessage()]
     assert len(told) == 1
-    assert "(timeline 2): of the last 9 pushes that were acknowledged here, 7 are not in it" in told[0]
+    assert "(timeline 2): 7 of the last 9 pushes that this process acknowledged are lost" in told[0]
     assert (health.failovers, health.lost) == (1, 7)
-    assert "at least 7 acknowledged pushes are not in it" in health.problems[0]
+    assert "at least 7 acknowledged pushes are lost" in health.problems[0]
     await outbox.close()
 
 

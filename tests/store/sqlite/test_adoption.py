@@ -1,4 +1,4 @@
-"""A store that was set aside is taken back: what waits, is held and is dead, once, in order, as far as it can be read."""
+"""A store that was set aside is recovered: waiting, held and dead pushes, once, in order, as far as they can be read."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ async def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreRefused, match="is the store in use"):
         await adopts(outbox, outbox.path)
     (tmp_path / "directory").mkdir()
-    with pytest.raises(StoreRefused, match="cannot be taken back now, and nothing was done: Is a directory"):
+    with pytest.raises(StoreRefused, match="cannot be recovered now, and nothing was changed: Is a directory"):
         await adopts(outbox, tmp_path / "directory")
     spare = await opened(tmp_path / "spare.db")
     with pytest.raises(StoreRefused, match="in use by another process"):
@@ -301,4 +301,4 @@ def test_the_command_asks_the_running_server_and_takes_it_back_itself_without_on
         assert (said.code, json.loads(said.out)["waiting"]) == (0, 3), said.err
         arrives(sandbox, address, "+a")
     said = scq("store", "adopt", str(tmp_path / ASIDE), cwd=tmp_path, **store)
-    assert (said.code, said.out) == (0, "All of this file was taken back before: nothing was changed. Remove it.\n")
+    assert (said.code, said.out) == (0, "This file has been recovered before, and nothing was changed. Remove it.\n")

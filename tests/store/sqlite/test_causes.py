@@ -124,9 +124,9 @@ async def test_a_process_without_file_handles_is_told_so(tmp_path: Path) -> None
     with without_handles():
         assert (await outbox.stats()).health.set_aside == 0
     await outbox.close()
-    with without_handles(), pytest.raises(StoreRefused, match=r"no file handles left, of \d+: raise its limit"):
+    with without_handles(), pytest.raises(StoreRefused, match=r"has used all its \d+ file handles: raise its limit"):
         await opened(tmp_path / "scq.db")
-    with without_handles(), pytest.raises(StoreRefused, match="no file handles left"):
+    with without_handles(), pytest.raises(StoreRefused, match="has used all its"):
         await opened(tmp_path / "new.db")
 
 
@@ -141,9 +141,9 @@ async def test_a_disk_without_inodes_is_told_from_one_without_space(small_disk: 
     used = os.statvfs(small_disk)
     count = used.f_files - used.f_ffree
     await asyncio.to_thread(limit_inodes, small_disk, count)
-    with pytest.raises(StoreRefused, match="no inodes left: delete files"):
+    with pytest.raises(StoreRefused, match="out of inodes: delete files"):
         await opened(small_disk / "scq.db")
-    with pytest.raises(StoreRefused, match="no inodes left"):
+    with pytest.raises(StoreRefused, match="out of inodes"):
         await opened(small_disk / "new.db")
     await asyncio.to_thread(limit_inodes, small_disk, count + 100)
     outbox = await opened(small_disk / "scq.db")
@@ -155,7 +155,7 @@ def test_a_process_without_memory_is_told_so(tmp_path: Path) -> None:
     error = sqlite3.DatabaseError("out of memory")
     error.sqlite_errorcode = sqlite3.SQLITE_NOMEM
     for failure in (error, MemoryError()):
-        assert "there is no memory left" in explain(failure, tmp_path / "scq.db")
+        assert "memory ran out" in explain(failure, tmp_path / "scq.db")
     assert explain(sqlite3.DatabaseError("no such table"), tmp_path / "scq.db") == "no such table"
     assert explain(None, tmp_path) == "unknown"
 

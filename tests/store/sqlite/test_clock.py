@@ -92,7 +92,7 @@ async def test_a_start_with_a_clock_a_hundred_days_ahead_erases_nothing(tmp_path
         "await outbox.sweep()",
         "ids = await push(outbox)",
         "await outbox.sweep()",
-        "assert any('check the clock' in each for each in (await health(outbox)).problems)",
+        "assert any('Check the clock' in each for each in (await health(outbox)).problems)",
         "await outbox.close()",
         "outbox = await opened(path)",
         "await outbox.sweep()",

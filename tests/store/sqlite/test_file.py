@@ -158,7 +158,7 @@ async def test_a_read_only_place_is_refused_with_what_to_do(small_disk: Path) ->
         subprocess.run(["mount", "-o", f"remount,{mode}", small_disk], check=True)
 
     remount("ro")
-    with pytest.raises(StoreRefused, match=r"Read-only file system.*let SCQ_STORE name another place"):
+    with pytest.raises(StoreRefused, match=r"Read-only file system.*or change SCQ_STORE"):
         await opened(small_disk / "scq.db")
     remount("rw")
     outbox = await opened(small_disk / "scq.db")

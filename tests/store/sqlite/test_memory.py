@@ -55,7 +55,7 @@ async def test_without_memory_nothing_is_ready_and_with_it_all_is(
     leave(left)
     for number in range(3):
         await refused(outbox, f"{number}@example.com")
-    assert "there is no memory left" in errors(caplog)
+    assert "memory ran out" in errors(caplog)
     give_back()
     after = await can_be_written(outbox)
     await outbox.ready()
@@ -95,8 +95,8 @@ async def test_a_store_without_memory_fails_for_good_in_the_end(
 
     await holds(gave_up)
     async with asyncio.timeout(PATIENCE):
-        assert "there is no memory left" in await outbox.failure()
-    assert "The process ends" in errors(caplog)
+        assert "memory ran out" in await outbox.failure()
+    assert "The process exits" in errors(caplog)
     give_back()
     await outbox.close()
 

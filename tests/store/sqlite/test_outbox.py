@@ -374,9 +374,7 @@ async def test_that_something_is_sent_again_is_said_only_if_it_is(
     assert caplog.messages == []
     delivered = (Settled(lost.pushes[0].seq, Fate.DELIVERED),)
     assert not await outbox.settle(Settlement(lost, delivered))
-    assert caplog.messages == [
-        f"The lease of lane {lost.lane} was lost, and pushes that were sent under it are sent again: 1"
-    ]
+    assert caplog.messages == [f"The lease of lane {lost.lane} was lost; pushes that are sent a second time: 1"]
     assert await outbox.settle(Settlement(lease, delivered))
     assert not await outbox.settle(Settlement(lease, delivered)), "its answer was lost, and it is made again"
     assert len(caplog.messages) == 1

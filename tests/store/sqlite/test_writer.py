@@ -190,7 +190,7 @@ async def test_a_store_that_cannot_be_opened_again_fails_for_good_and_leaves_wha
     async with asyncio.timeout(PATIENCE):
         reason = await outbox.failure()
     assert str(path) in reason
-    assert "The process ends" in errors(caplog)
+    assert "The process exits" in errors(caplog)
     assert path.read_bytes() == b"somebody's text, " * 100
     with pytest.raises(StoreUnavailable):
         await push(outbox)
@@ -208,7 +208,7 @@ def test_writes_that_fail_are_refused_and_the_store_is_opened_again(
             # Every write beyond this place in a file fails from now on. The log of the server stays below it.
             limit = max(size(server.log_path) + 65_536, size(tmp_path / "scq.db-wal") // 2)
             resource.prlimit(server._process.pid, resource.RLIMIT_FSIZE, (limit, unlimited[1]))
-            eventually(lambda: "opened again" in server.log, PATIENCE)
+            eventually(lambda: "reopened" in server.log, PATIENCE)
             resource.prlimit(server._process.pid, resource.RLIMIT_FSIZE, unlimited)
             counted = producers.total
             eventually(lambda: producers.total > counted + 100, PATIENCE)
@@ -228,7 +228,7 @@ def test_a_server_whose_store_fails_for_good_ends_with_1_and_says_why(
         eventually(lambda: "scq_store_up 0.0" in metrics(server), PATIENCE)
         assert server._process is not None
         assert server._process.wait(PATIENCE) == 1
-        assert "fails again and again" in server.log
+        assert "keeps failing" in server.log
         assert "Traceback" not in server.log
 
 
