@@ -1,7 +1,7 @@
 """Remembers, between two requests, what SendX's answers say about the account as a whole and what that allows.
 
 Holds the one gate with its probe, the limit on concurrency and the counts. Puts every answer through the pure rules of `core.gate` and
-`core.retry`. Never sends, claims, settles or stores anything, and logs nothing: `ops.watch` tells of every change.
+`core.retry`. Never sends, claims, settles or stores anything, and logs nothing: `ops.watch` logs every change.
 """
 
 import random
@@ -22,8 +22,8 @@ from proxy.store.rows import increments
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
-    Halt.FORBIDDEN: "SendX, or a gateway before it, refuses what this account sends: check SCQ_API_KEY, SCQ_UPSTREAM, and the account at SendX",
-    Halt.WRONG_URL: "What answers is not SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
+    Halt.FORBIDDEN: "SendX, or a gateway in front of it, refuses this account's requests: check SCQ_API_KEY, SCQ_UPSTREAM, and the account's status at SendX",
+    Halt.WRONG_URL: "the answers are not from SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
 }
 
 # What to do about an answer that is not about one push alone. What a connection runs into has advice of its own, in `unreached`.
@@ -167,10 +167,10 @@ class Account:
             self.gate = self.gate.moved(msgspec.structs.replace(closure, until=self.clock()))
 
     def observe(self, answer: Reply, *, upstream: Upstream, lease: Lease, push: int, ahead: bool = False) -> None:
-        """Updates the account's state from one answer. Ignores an answer to a request that used a key since replaced.
+        """Updates the account's state from one answer. Ignores answers to requests made with a key that was replaced since.
 
-        `push`: the number of the push that was tried. `ahead`: to what was sent ahead of a probe; if that went well, the probe itself is
-        still to come.
+        `push`: the number of the push that was tried. `ahead`: the answer is to a request sent ahead of a probe; if that succeeded, the probe
+        is still to come.
         """
         if upstream is not self.upstream:
             return

@@ -4,7 +4,7 @@ A maintenance page, a captive portal and a wrong base URL answer 200 as well, an
 certificate answers 400 to all that it gets. SendX answers every call with JSON, in wordings that vary, so only what contradicts a success counts
 against one (source: SendX docs, SDKs).
 
-Knows no status and decides nothing: `core.retry` does.
+Does not see the status and decides nothing: `core.retry` does.
 """
 
 import json
@@ -13,7 +13,7 @@ from proxy.core.retry import Call
 
 
 def bears_out(body: bytes, call: Call) -> bool:
-    """Returns whether the body is a JSON object, or a list where one was asked for, that does not say otherwise."""
+    """Returns whether the body is a JSON object that reports no error, or the list that was asked for."""
     try:
         answer = json.loads(body.decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError):
@@ -29,7 +29,7 @@ def is_an_error(body: bytes) -> bool:
 
 
 def _fails(status: object) -> bool:
-    """Returns whether a `status` is "error", or 400 and more as number or text."""
+    """Returns whether a `status` is "error", or at least 400 as a number or text."""
     if isinstance(status, str) and status.strip().lower() == "error":
         return True
     if isinstance(status, bool) or not isinstance(status, str | int | float):

@@ -1,10 +1,10 @@
 """Keeps one connection to one server, sends one request at a time over it, and reconnects when it must.
 
-Whatever a server, a network or a library does to an exchange ends here, as an `Answer` or a `Failure`. Only a request that cannot be
-written down is raised: that is a defect of this program. A task reads each connection from its beginning to its end, so a server that
-closes one, or says what nobody asked for, is noticed before the next request.
+Every exchange ends as an `Answer` or a `Failure`, whatever the server, the network or a library does. Only a request that cannot be
+serialised raises, which is a defect of this program. A task reads each connection all the time, so a close or unsolicited data is noticed
+before the next request.
 
-Connecting and TLS are anyio's, HTTP is h11's. Follows no redirect, decodes no content, uses no proxy of the environment.
+Uses anyio for TCP and TLS, and h11 for HTTP. Follows no redirect, decodes no content, ignores the environment's proxies.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ import httpx
 from proxy.delivery.unreached import CUT_OFF, NO_ANSWER, NO_WHOLE_ANSWER, NOT_IN_TIME, why_unreached
 from proxy.errors import describe
 
-MAX_ANSWER_BYTES = 65_536  # of the body; of all that comes in one exchange, headers and framing too, twice as many
+MAX_ANSWER_BYTES = 65_536  # of the body; twice as many of the whole answer, headers and framing included
 IDLE_SECONDS = 5.0  # servers keep an idle connection for longer
-FRESH_SECONDS = 0.5  # for what cannot be repeated: few servers close that soon, and a request on a dying connection is of unknown outcome
+FRESH_SECONDS = 0.5  # for non-idempotent requests: few servers close that soon, and a request on a closing connection has an unknown outcome
 _RECEIVE_BYTES = 65_536
 
 log = logging.getLogger("proxy.delivery")
@@ -60,7 +60,7 @@ class Answer:
 
     @property
     def body(self) -> bytes:
-        """Returns as much of the body as has come, at most MAX_ANSWER_BYTES."""
+        """Returns the body as far as it was received, at most MAX_ANSWER_BYTES."""
         return bytes(self.content[:MAX_ANSWER_BYTES])
 
     def header(self, name: str, most: int = 200) -> str | None:
@@ -70,7 +70,7 @@ class Answer:
 
 
 class Connection:
-    """`timeout_seconds` is the deadline of a whole exchange, from connecting to the last byte of the answer."""
+    """One connection, reopened as needed. `timeout_seconds`: of a whole exchange, from connecting to the last byte of the answer."""
 
     def __init__(self, tls: ssl.SSLContext, *, timeout_seconds: float) -> None:
         self._tls = tls
@@ -80,7 +80,7 @@ class Connection:
     async def exchange(
         self, method: str, address: str, headers: Mapping[str, str], content: bytes, *, repeatable: bool
     ) -> Answer | Failure:
-        """Sends once. `repeatable`: sending it again would do no harm, so it may go over a connection that was idle for a while."""
+        """Sends a request once. `repeatable`: it is idempotent, so it may use a connection that was idle for a while."""
         url = httpx.URL(address)
         request = _request(method, url, headers, content)
         line: _Line | None = None
@@ -88,13 +88,13 @@ class Connection:
             async with asyncio.timeout(self._timeout_seconds):
                 line = await self._line_to(url, IDLE_SECONDS if repeatable else FRESH_SECONDS)
                 await line.exchange(request, content)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the sender has to know what it may conclude
+        except Exception as error:  # noqa: BLE001 - the sender needs an outcome for every error
             failure = failure_of(error, reached=line is not None)
             return failure if line is None or line.answer is None else _cut_off(line.answer, failure)
         else:
             return line.answer or Failure(_NO_HTTP, reached=True)
         finally:
-            if line is None or not line.whole:  # what comes later would be taken for the answer to the next request
+            if line is None or not line.whole:  # the rest of the answer would be taken for the next one
                 await self.aclose()
 
     async def aclose(self) -> None:
@@ -106,14 +106,14 @@ class Connection:
         line = self._line
         if line is None or line.origin != _origin(url) or not line.serves_another(most_idle):
             await self.aclose()
-            # Half of the time: a connect that fails is known as not applied, a deadline that passes later is not.
+            # Half of the timeout: a request that fails to connect was certainly not applied, one that times out later may have been.
             async with asyncio.timeout(self._timeout_seconds / 2):
                 line = self._line = _Line(_origin(url), await _connected(url, self._tls))
         return line
 
 
 class _Line:
-    """One TCP or TLS connection, with HTTP on it. `answer`: to the last request, as far as it has come; `whole`: it has come to its end."""
+    """One HTTP connection over TCP or TLS. `answer`: to the last request, as far as received; `whole`: it is complete."""
 
     def __init__(self, origin: tuple[bytes, bytes, int | None], stream: anyio.abc.ByteStream) -> None:
         self.origin = origin
@@ -129,7 +129,7 @@ class _Line:
         self._reader = asyncio.create_task(self._keep_reading(), name="delivery-reader")
 
     def serves_another(self, most_idle: float) -> bool:
-        """Returns whether another request may be sent over it: nothing has come that nobody asked for, not even its end."""
+        """Returns whether another request may be sent: the connection is neither closed, too long idle, nor holds unsolicited data."""
         http = self._http
         return (
             time.monotonic() - self._used_at < most_idle
@@ -138,7 +138,7 @@ class _Line:
             and http.our_state is h11.DONE
             and http.their_state is h11.DONE
             and not http.trailing_data[0]
-            and not _has_news(self._socket)  # which the reader has had no time for
+            and not _has_news(self._socket)  # which the reader has not read yet
         )
 
     async def exchange(self, request: h11.Request, content: bytes) -> None:
@@ -180,7 +180,7 @@ class _Line:
             await self._came.wait()
 
     async def _keep_reading(self) -> None:
-        """Reads until the connection ends, however it does."""
+        """Reads until the connection ends or fails."""
         try:
             while self._came_bytes <= 2 * MAX_ANSWER_BYTES:
                 data = await self._stream.receive(_RECEIVE_BYTES)
@@ -222,7 +222,7 @@ async def _connected(url: httpx.URL, tls: ssl.SSLContext) -> anyio.abc.ByteStrea
 
 
 def _has_news(connected: socket.socket) -> bool:
-    """Returns whether there is something to read, the end included."""
+    """Returns whether there is data, or the end of the stream, to read."""
     if connected.fileno() < 0:
         return True
     poll = select.poll()
@@ -236,7 +236,7 @@ def _cut_off(answer: Answer, failure: Failure) -> Answer:
 
 # --- what a connection raises
 
-_NO_HTTP = "the connection closed before the answer, or it was no HTTP"
+_NO_HTTP = "the connection closed without a valid HTTP answer"
 
 _USUAL = (
     *(OSError, EOFError, ValueError, h11.RemoteProtocolError),
@@ -245,9 +245,9 @@ _USUAL = (
 
 
 def failure_of(error: Exception, *, reached: bool) -> Failure:
-    """Returns what any exception of a connection means. What nobody has foreseen is logged, as it may be a defect of this program."""
+    """Converts any exception of a connection into a failure. Logs an unexpected one, as it may be a defect of this program."""
     if not isinstance(error, _USUAL):
-        log.error("A connection to SendX ended in an unforeseen way: %s", describe(error))
+        log.error("A connection to SendX failed with an unexpected error: %s", describe(error))
     timed_out = isinstance(error, TimeoutError)
     if not reached:
         return Failure(NOT_IN_TIME if timed_out else why_unreached(error), reached=False, timed_out=timed_out)

@@ -35,8 +35,8 @@ class Forwarder:
     """Sends what waits in the outbox to SendX.
 
     `concurrency`: senders. `timeout_seconds`: of one whole request. `rate`: the most requests per second, of all senders of the store
-    together; 0 for no limit. `clock` gives Unix seconds, as the outbox's does unless it is given; `rng` spreads the back-offs; `tls` trusts the
-    public authorities unless given.
+    together; 0 for no limit. `clock` returns Unix seconds, by default the outbox's; `rng` spreads the back-offs; `tls` trusts the public
+    authorities by default.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Forwarder:
         return self._account.state(running=self._deadline is not None)
 
     async def _work(self) -> None:
-        """Claims until it is stopped. Whatever ends that, except being cancelled, leaves the senders time for what they have in hand."""
+        """Claims until it is stopped. Unless it is cancelled, lets the senders finish their leases when claiming ends or fails."""
         async with asyncio.TaskGroup() as group:
             for number in range(self._senders):
                 group.create_task(self._keep_sending(), name=f"delivery-sender-{number}")
@@ -209,11 +209,13 @@ class Forwarder:
                 lease, at = item
                 try:
                     await LaneRun(shared, client, lease, at).run()
-                except Exception as error:  # noqa: BLE001 - its lane backs off; nobody else's request is cut off for it
-                    shared.account.tally.last_error = "a defect of this program: the log of the server says where"
+                except Exception as error:  # noqa: BLE001 - its lane backs off; the other senders' requests are not cancelled for it
+                    shared.account.tally.last_error = "a fault in this program: the server's log says where"
                     shared.account.tally.last_verdict = None
                     shared.account.tally.last_error_at = shared.account.clock()
-                    log.error("A defect held up lane %d, which is tried again: %s", lease.lane, describe(error))
+                    log.error(
+                        "A fault in this program delays lane %d, which is retried: %s", lease.lane, describe(error)
+                    )
                 finally:
                     self._busy -= 1
                     shared.changed.set()

@@ -31,7 +31,7 @@ from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, 
 from proxy.store.rows import increments
 
 LEASE_MARGIN_SECONDS = 2.0  # for the settlement
-_NO_DETAIL = "what SendX said could not be stored: the log of the server says why"
+_NO_DETAIL = "SendX's answer could not be stored: the server's log says why"
 
 log = logging.getLogger("proxy.delivery")
 
@@ -69,9 +69,9 @@ class Shared:
                 account.shared = closure  # it has moved on meanwhile
 
     async def store_failed(self, problem: StoreUnavailable) -> None:
-        """Counts the failure, and waits as long as the store asks for. Each sender comes here: `ops.watch` tells of it, once a minute."""
+        """Counts the failure, and waits as long as the store asks for. Logs at debug only: every sender calls this, and `ops.watch` reports it."""
         self.account.tally.store_failures += 1
-        log.debug("The store is not available, next try in %d s: %s", problem.retry_after, problem.message)
+        log.debug("The store is unavailable, next try in %d s: %s", problem.retry_after, problem.message)
         await wait(self.stopping, problem.retry_after)
 
 
@@ -99,8 +99,8 @@ class LaneRun:
                 self._back_off()
             try:
                 await self._end(insist=False)
-            except Exception as second:  # noqa: BLE001 - what ended the run is raised, a cancellation above all
-                log.error("Nor could lane %d be settled: %s", self._lease.lane, describe(second))
+            except Exception as second:  # noqa: BLE001 - the first error is raised, a cancellation above all
+                log.error("Lane %d could not be settled either: %s", self._lease.lane, describe(second))
             raise
         return await self._end(insist=True)
 
@@ -147,7 +147,7 @@ class LaneRun:
     async def _may_risk(self, group: Group[Waiting]) -> bool:
         """Returns whether the group may be sent. An increment cannot be retried.
 
-        While the gate is shut, a request that changes nothing goes ahead of it; the increment is the probe only if that was well answered.
+        While the gate is shut, a harmless request is sent ahead of it; the increment becomes the probe only if that succeeds.
         """
         account = self._shared.account
         if account.gate.closure is None or not increments(group.body):
@@ -167,7 +167,7 @@ class LaneRun:
         return await self._send(group, group.body)
 
     async def _send(self, group: Group[Waiting], body: Attributes | Track | None) -> Reply | None:
-        """Sends a body to the contact of the group; without one, a request that changes nothing.
+        """Sends a body to the contact of the group; without one, a harmless request.
 
         Returns None if nothing was sent, because of the gate, the lease or the stop.
         """
@@ -271,15 +271,19 @@ async def _settle(shared: Shared, settlement: Settlement, *, insist: bool) -> No
             plain = without_details(settlement)
             if settlement == plain:
                 raise
-            log.error("The store took lane %d only without what SendX said: %s", lease.lane, describe(error))
+            log.error(
+                "Lane %d was settled without SendX's error texts, which the store refused: %s",
+                lease.lane,
+                describe(error),
+            )
             settlement = plain
             continue
         if held:
             tally.count(settlement.results)
         else:
             tally.lost_leases += 1
-            # The store says it if anything is sent again for that.
-            log.info("The lease of lane %d had ended before it was settled, and nothing was changed", lease.lane)
+            # The store logs a warning if that causes pushes to be sent again.
+            log.info("The lease of lane %d expired before it was settled, and nothing was changed", lease.lane)
         return
 
 
@@ -317,7 +321,7 @@ def results_of(lease: Lease, known: Mapping[int, Settled]) -> tuple[Settled, ...
 
 
 def without_details(settlement: Settlement) -> Settlement:
-    """Returns the settlement with one fixed detail in place of every other: a text from outside is the one thing in it that can be refused."""
+    """Returns the settlement with a fixed text for every detail: texts from outside are the only part that a store can refuse."""
     results = (_replace(each, detail=_NO_DETAIL if each.detail else "") for each in settlement.results)
     return _replace(settlement, results=tuple(results))
 
@@ -350,7 +354,7 @@ def goes_on(group: Group[Waiting], step: Step) -> bool:
 
 
 def _clears_lane(step: Step) -> bool:
-    """An ambiguous or exhausted push stops its lane: SendX being down is not a reason to lose increment after increment. So does a lone refusal."""
+    """Returns whether the lane goes on. An ambiguous, exhausted or lone refused push stops it: an outage must not cost increment after increment."""
     return isinstance(step, Delivered) or (
         isinstance(step, Dead) and step.reason in ("rejected", "missing") and not step.lone
     )

@@ -1,8 +1,8 @@
 """Speaks to SendX: turns a push into a request in one of its two dialects, and the answer into a verdict.
 
 Requests are byte for byte what SendX's own SDKs send (source: SendX docs and runs of its Python and Node SDKs). A verdict is
-read from the HTTP status; of the body, at most 64 KB are read, to see whether SendX took what it answers with a success, and to tell the
-operator what it said, without addresses and keys. The bulk call is not used: its behaviour on partial failure is undocumented.
+read from the HTTP status; at most 64 KB of the body are read, to verify a success and to quote SendX's error to the operator, without
+addresses and keys. The bulk call is not used: its behaviour on partial failure is undocumented.
 
 Sends when told to. `lane` decides when, in what order, and what follows from the answer.
 """
@@ -30,7 +30,7 @@ from proxy.delivery.answers import bears_out, is_an_error
 from proxy.delivery.connection import MAX_ANSWER_BYTES, Answer, Connection, Failure
 
 MAX_DETAIL = 200  # characters
-_QUOTED = 80  # characters of what is not an answer of SendX
+_QUOTED = 80  # characters of an answer that is not SendX's
 _MAX_MASKED = 1_000
 _URI_COMPONENT = "-_.!~*'()"  # what JavaScript's encodeURIComponent leaves as it is
 _ADDRESS = re.compile(r"[^\s\"'<>,;:()\[\]{}=&?]+(?:@|%40)[^\s\"'<>,;:()\[\]{}=&?]+", re.IGNORECASE)
@@ -54,9 +54,9 @@ class SendxRequest:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """The address and dialect of SendX's API. `base_url` without a slash at the end; `team_id` with `legacy` only.
+    """The address and dialect of SendX's API. `base_url` without a trailing slash; `team_id` with `legacy` only.
 
-    `acceptance`: what makes a success one of SendX.
+    `acceptance`: which 2xx answers count as delivered.
     """
 
     dialect: Dialect
@@ -161,7 +161,7 @@ _PHRASES = {known.value: known.phrase for known in HTTPStatus}
 
 
 def error_detail(status: int, body: bytes, *, hide: tuple[str, ...] = ()) -> str:
-    """Returns the status and what SendX said (`.message`, else `.error`; source: SendX docs), without addresses and secrets.
+    """Returns the status and SendX's error (`.message`, else `.error`; source: SendX docs), without addresses and secrets.
 
     `hide`: texts that must not appear: the key, the contact's address.
     """
@@ -179,7 +179,7 @@ def quoting_detail(status: int, body: bytes, media_type: str | None, *, hide: tu
     known = _MEDIA_TYPE.match(media_type or "")
     size = f"{len(body):,} bytes" if len(body) < MAX_ANSWER_BYTES else "64 KB or more"
     words = _masked(_text(body), hide)[:_QUOTED]
-    came = f"{known[0].lower() if known else 'of no type'}, {size}" if body else "an empty body"
+    came = f"{known[0].lower() if known else 'no content type'}, {size}" if body else "empty body"
     quoted = f': "{words}"' if words else ""
     counted = f", which SCQ_DELIVERED={Acceptance.JSON} does not count as delivered" if status // 100 == 2 else ""
     return f"{_phrase(status)}{counted} ({came}{quoted})"
@@ -190,7 +190,7 @@ def _phrase(status: int) -> str:
 
 
 def _text(body: bytes) -> str:
-    """Returns a body as it reads: no markup, and no escapes that an address could hide behind."""
+    """Returns the text of a body without markup, and without escapes that could hide an address."""
     text = body.decode("utf-8", "replace")
     try:
         text = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace").decode()
@@ -221,7 +221,7 @@ def _said(body: bytes) -> str:
 
 
 def _printable(text: str) -> str:
-    """Returns one line that any store, log or terminal takes: no control, no half of a surrogate pair, nothing invisible."""
+    """Returns one line that is safe for any store, log or terminal: no control characters, lone surrogates or invisible characters."""
     seen = (" " if each.isspace() or unicodedata.category(each) == "Cc" else each for each in text)
     return " ".join("".join(each for each in seen if each.isprintable()).split())
 
@@ -229,8 +229,8 @@ def _printable(text: str) -> str:
 class Client:
     """One sender's connection to SendX: one request at a time, no environment proxies, no redirects followed.
 
-    `timeout_seconds` is the deadline of a whole request, from connecting to the last byte of the answer. `tls`: trusts the public
-    authorities unless given. Use as an async context manager.
+    `timeout_seconds` is the deadline of a whole request, from connecting to the last byte of the answer. `tls` trusts the public authorities
+    by default. Use as an async context manager.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Client:
         await self._connection.aclose()
 
     async def send(self, request: SendxRequest, *, repeatable: bool = True) -> Reply:
-        """Sends once. A failure of the network is an answer; an exception is a defect of this program. `repeatable`: see `Connection`."""
+        """Sends a request once. Returns network failures as a reply; an exception is a defect of this program. `repeatable`: see `Connection`."""
         started = time.monotonic()
         received = await self._connection.exchange(
             request.method, request.url, request.headers, request.content, repeatable=repeatable
@@ -256,7 +256,7 @@ class Client:
             return _no_answer(received, latency)
         reply = self._answer(request, received, latency)
         if reply.verdict is Verdict.BUSY:
-            # A 421 is about this connection (RFC 9110, 15.5.20), and behind a 408 it is being closed.
+            # A 421 is about this connection (RFC 9110, 15.5.20), and a server closes it after a 408.
             await self._connection.aclose()
         return reply
 

@@ -1,6 +1,6 @@
 """Explains why a connection to SendX failed: a fixed text for each cause, and advice for each text.
 
-Library messages are not shown: they may quote a host name or a URL, and they change between versions.
+Never shows library messages, which may quote a host name or a URL and change between versions.
 """
 
 import socket
@@ -13,26 +13,26 @@ NO_ANSWER = "no answer in time"
 NO_WHOLE_ANSWER = "no whole answer in time"
 CUT_OFF = "the connection broke within an answer"
 
-_NO_NAME = "no connection: its host name is not found (DNS)"
-_REFUSED = "no connection: refused, nothing listens there"
-_NO_ROUTE = "no connection: its network cannot be reached"
-_EXPIRED = "no connection: its certificate has expired"
-_TOO_EARLY = "no connection: its certificate is not valid yet"
-_OTHER_HOST = "no connection: its certificate is for another host name"
-_UNTRUSTED = "no connection: its certificate is not trusted"
-_NO_TLS = "no connection: TLS failed"
+_NO_NAME = "no connection: host name not found (DNS)"
+_REFUSED = "no connection: connection refused"
+_NO_ROUTE = "no connection: network unreachable"
+_EXPIRED = "no connection: the certificate has expired"
+_TOO_EARLY = "no connection: the certificate is not valid yet"
+_OTHER_HOST = "no connection: the certificate is for another host name"
+_UNTRUSTED = "no connection: the certificate is not trusted"
+_NO_TLS = "no connection: TLS handshake failed"
 
 _ROUTE = "Check this machine's network and firewall, and SCQ_UPSTREAM."
-_SLOW = "If SendX is slow and not down, raise SCQ_UPSTREAM_TIMEOUT (50 seconds at most)."
-_CLOCK = "Check this machine's clock. If it is right, the server's certificate has to be renewed: tell SendX, or whoever runs that server."
+_SLOW = "If SendX is slow but not down, raise SCQ_UPSTREAM_TIMEOUT (50 seconds at most)."
+_CLOCK = "Check this machine's clock. If it is right, the server's certificate must be renewed: contact SendX or the server's operator."
 
 ADVICE: Mapping[str, str] = {
     NO_CONNECTION: _ROUTE,
     NOT_IN_TIME: _ROUTE,
     NO_ANSWER: _SLOW,
     NO_WHOLE_ANSWER: _SLOW,
-    _NO_NAME: "Check the host name in SCQ_UPSTREAM, and the DNS resolver of this machine.",
-    _REFUSED: "Check host name and port in SCQ_UPSTREAM; if they are right, wait for SendX.",
+    _NO_NAME: "Check the host name in SCQ_UPSTREAM, and this machine's DNS resolver.",
+    _REFUSED: "Check the host name and port in SCQ_UPSTREAM; if they are right, wait for SendX.",
     _NO_ROUTE: _ROUTE,
     _EXPIRED: _CLOCK,
     _TOO_EARLY: _CLOCK,
@@ -46,7 +46,7 @@ _CERTIFICATES = {9: _TOO_EARLY, 10: _EXPIRED, 62: _OTHER_HOST, 64: _OTHER_HOST}
 
 
 def why_unreached(error: BaseException) -> str:
-    """Returns the text for a connection that could not be made, which is in `ADVICE`."""
+    """Returns the text for a failed connection, a key of `ADVICE`."""
     return next((text for cause in _causes(error) if (text := _text(cause)) is not None), NO_CONNECTION)
 
 
@@ -66,7 +66,7 @@ _UNROUTED = frozenset((101, 113))  # ENETUNREACH, EHOSTUNREACH
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields the error and all behind it, those of several tried addresses too. Bounded, whatever refers to whatever."""
+    """Yields the error and its causes, including those in groups. Bounded, as causes may form a cycle."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < 32:
         cause = waiting.pop(0)

@@ -28,7 +28,7 @@ from tests.support.upstream import ALERT, WHOLE, Cut, Reply, Request, upstream
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 BROKE = Failure("the connection broke", reached=True)
-NO_HTTP = Failure("the connection closed before the answer, or it was no HTTP", reached=True)
+NO_HTTP = Failure("the connection closed without a valid HTTP answer", reached=True)
 
 
 class Server:
@@ -261,8 +261,8 @@ def backlog_full() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("url", "detail"),
     [
-        ("http://127.0.0.1:PORT", "no connection: refused, nothing listens there"),
-        (f"http://{'x' * 64}.invalid", "no connection: its host name is not found (DNS)"),
+        ("http://127.0.0.1:PORT", "no connection: connection refused"),
+        (f"http://{'x' * 64}.invalid", "no connection: host name not found (DNS)"),
     ],
 )
 async def test_a_connect_that_fails_has_not_reached_the_server(url: str, detail: str) -> None:
@@ -278,8 +278,8 @@ async def test_a_connect_that_gets_no_answer_has_not_reached_the_server() -> Non
 @pytest.mark.parametrize(
     ("trusted", "host", "detail"),
     [
-        ("localhost", "127.0.0.1", "its certificate is for another host name"),
-        ("other.example", "localhost", "its certificate is not trusted"),
+        ("localhost", "127.0.0.1", "the certificate is for another host name"),
+        ("other.example", "localhost", "the certificate is not trusted"),
     ],
 )
 async def test_a_certificate_that_does_not_vouch_for_the_host_is_named(trusted: str, host: str, detail: str) -> None:
@@ -296,7 +296,7 @@ async def test_tls_with_a_server_that_does_not_speak_it_has_not_reached_it() -> 
 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         failure = await post(connection(), f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    assert failure == Failure("no connection: TLS failed", reached=False)
+    assert failure == Failure("no connection: TLS handshake failed", reached=False)
 
 
 # --- every exception is of a known kind
@@ -312,8 +312,8 @@ def expired() -> ssl.SSLCertVerificationError:
     ("error", "unreached", "reached"),
     [
         (TimeoutError(), "no connection in time", "no answer in time"),
-        (expired(), "no connection: its certificate has expired", BROKE.detail),
-        (ssl.SSLError(), "no connection: TLS failed", BROKE.detail),
+        (expired(), "no connection: the certificate has expired", BROKE.detail),
+        (ssl.SSLError(), "no connection: TLS handshake failed", BROKE.detail),
         (ConnectionResetError(), "no connection", BROKE.detail),
         (OSError(24, "Too many open files"), "no connection", BROKE.detail),
         (UnicodeError(), "no connection", BROKE.detail),
@@ -336,12 +336,10 @@ def test_what_a_connection_raises_is_of_a_known_kind(
 @pytest.mark.parametrize(
     "error", [RuntimeError("of ann@example.com"), ExceptionGroup("of ann@example.com", [KeyError(), KeyError()])]
 )
-def test_what_nobody_has_foreseen_is_a_failure_too_and_is_logged(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unexpected_error_is_a_failure_too_and_is_logged(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         assert failure_of(error, reached=True) == BROKE
-    assert "unforeseen" in caplog.text
+    assert "unexpected" in caplog.text
     assert "ann@example.com" not in caplog.text
 
 

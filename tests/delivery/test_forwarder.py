@@ -608,7 +608,7 @@ async def test_a_defect_in_one_lane_cuts_off_nobody_else_and_is_told(
     async with running(forwarder(defective, url, rng=Jitter(7))) as delivery:
         await until(lambda: sandbox.total == 1)
         await push(outbox, ANN, HELLO)
-        await until(lambda: "A defect held up lane" in caplog.text)
+        await until(lambda: "A fault in this program delays lane" in caplog.text)
         assert "the log of the server says where" in str(delivery.state().last_error)
         await until(lambda: delivery.state().delivered == 1)
         defective.defects.clear()
@@ -647,9 +647,9 @@ async def test_what_sendx_said_is_left_out_where_the_store_does_not_take_it(
     (letter,) = await outbox.dead_letters(DeadFilter(), 0, 9)
     assert (letter.reason, letter.detail) == (
         DeadReason.REJECTED,
-        "what SendX said could not be stored: the log of the server says why",
+        "SendX's answer could not be stored: the server's log says why",
     )
-    assert "without what SendX said: TypeError at" in caplog.text
+    assert "without SendX's error texts, which the store refused: TypeError at" in caplog.text
 
 
 async def test_a_lane_that_cannot_be_settled_at_all_holds_up_nobody_else(
@@ -658,7 +658,7 @@ async def test_a_lane_that_cannot_be_settled_at_all_holds_up_nobody_else(
     sandbox, url = sendx
     await push(outbox, ANN, HELLO)
     async with running(forwarder(Defective(outbox, "settle"), url)):
-        await until(lambda: "A defect held up lane" in caplog.text)
+        await until(lambda: "A fault in this program delays lane" in caplog.text)
         await push(outbox, BOB, HELLO)
         await until(lambda: sandbox.contacts.get(BOB))
     assert sandbox.total == 2, "its lease has not ended yet"

@@ -202,8 +202,8 @@ def test_a_request_shows_neither_address_nor_key_nor_body() -> None:
         (Fault(status=500, body='{"error":"boom"}'), Verdict.UNAVAILABLE, "500 Internal Server Error: boom"),
         (Fault(kind="html", status=502), Verdict.UNAVAILABLE, "502 Bad Gateway"),
         (Fault(status=201), Verdict.DELIVERED, "201 Created"),
-        (Fault(kind="empty", status=200), Verdict.UNCLEAR, f"200 OK, {NOT_COUNTED} (an empty body)"),
-        (Fault(status=204), Verdict.UNCLEAR, f"204 No Content, {NOT_COUNTED} (an empty body)"),
+        (Fault(kind="empty", status=200), Verdict.UNCLEAR, f"200 OK, {NOT_COUNTED} (empty body)"),
+        (Fault(status=204), Verdict.UNCLEAR, f"204 No Content, {NOT_COUNTED} (empty body)"),
         (
             Fault(kind="html", status=200, body=MAINTENANCE),
             Verdict.UNCLEAR,
@@ -244,7 +244,7 @@ async def test_a_failed_connect_is_known_as_not_sent() -> None:
     answer = await send(rest(f"http://127.0.0.1:{free_port()}"), Attributes())
     assert (answer.verdict, answer.detail, answer.timed_out) == (
         Verdict.UNREACHED,
-        "no connection: refused, nothing listens there",
+        "no connection: connection refused",
         False,
     )
 

@@ -93,7 +93,7 @@ async def test_a_certificate_for_another_host_and_one_that_nobody_vouches_for(tm
 
 async def test_a_server_that_speaks_no_tls() -> None:
     async with server(None) as port:
-        assert "TLS failed" in await why(f"https://localhost:{port}")
+        assert "TLS handshake failed" in await why(f"https://localhost:{port}")
 
 
 async def test_a_port_that_refuses() -> None:

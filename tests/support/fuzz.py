@@ -39,10 +39,10 @@ LAG_SECONDS = (
 )
 COUNTER_FIELD = "Visits"
 DEFECTS = (
-    "A defect",
-    "in an unforeseen way",
-    "only without what SendX said",
-    "Nor could",
+    "A fault in this program",
+    "with an unexpected error",
+    "without SendX's error texts",
+    "could not be settled either",
 )  # what the log calls our own fault
 
 # --- what the upstream says
