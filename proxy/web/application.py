@@ -30,7 +30,7 @@ class Application(Starlette):
     """Its routes are for the lifespan to fill.
 
     `direct`: endpoints by path that are asked without routes and middleware, which cost as much as a push. Leave it empty with `hosts`, which
-    come first. `defects`: what its endpoints raise, which the server counts there.
+    come first. `defects`: counts the exceptions of its endpoints, which the server reports.
     """
 
     direct: Mapping[str, ASGIApp] = MappingProxyType({})

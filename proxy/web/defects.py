@@ -1,4 +1,4 @@
-"""Counts the faults of this program that requests run into, so that none is silent and none can fill a disk with its log."""
+"""Counts requests that fail because of a fault in this program. Logs each fault at a limited rate, so that none is silent or fills the disk."""
 
 import logging
 import time
@@ -12,24 +12,22 @@ log = logging.getLogger("proxy.web")
 
 
 class Defects:
-    """`count`: requests, since the start, that were answered 503 or not at all because of a fault of this program, or because memory ran out."""
+    """Counts faults. `count`: requests since the start answered 503 or not at all because of a fault in this program or because memory ran out."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._logged: dict[str, float] = {}  # when (monotonic seconds), by place: there are only so many
+        self._logged: dict[str, float] = {}  # monotonic seconds by place in the code, of which there are few
 
     def note(self, error: BaseException) -> None:
-        """Never raises: there may be no memory left to say anything with."""
+        """Counts and logs a fault. Never raises: there may be no memory left for the log line."""
         self.count += 1
         with suppress(Exception):
             now = time.monotonic()
-            if isinstance(error, MemoryError):  # in whatever place it is missing
-                place = what = (
-                    "there is no memory left. Raise the memory limit of this process, or find out what uses it"
-                )
+            if isinstance(error, MemoryError):  # one fault, wherever it is raised
+                place = what = "memory ran out. Raise the memory limit of this process, or find out what uses it"
             else:
                 what = "a fault in this program: " + describe(error)
                 place = what.partition(" < ")[0]
             if now - self._logged.get(place, float("-inf")) >= LOG_SECONDS:
                 self._logged[place] = now
-                log.error("A request could not be judged: %s", what)
+                log.error("A request failed: %s", what)

@@ -4,16 +4,16 @@ uvicorn's own reading trusts its peer. Behind a web server that sends many peopl
 a request is answered to somebody else; and what one peer sends without end costs everybody memory. So a connection here has one request at
 a time, and is closed over anything else:
 
-- An upgrade is never made. A request that asks for one is answered and is the last. One that has a body too, whose end the parser does not
-  find, is refused, unless it offers HTTP/2 (h2c), as Java's HttpClient does with each request: it is read again without the offer.
+- It never upgrades. A request that asks for an upgrade is answered, and the connection closed. One with a body, whose end the parser does not
+  find, is refused, unless it offers HTTP/2 (h2c), as Java's HttpClient does with each request: then it is parsed again without the offer.
 - Requests are not pipelined: one that begins before the answer to the last has begun is not read. No browser and no web server does that.
 - A head (request line and headers) has MAX_HEAD bytes. So has whatever else the parser reads without a word: chunk extensions, trailers.
 - Trailers are no headers.
 - The rest of a body whose request is answered already has as long to arrive as an idle connection may wait.
 
-What a peer sends wrong is refused (400, 431) and leaves nothing in the log, which strangers must not fill. Anything else that goes wrong here is
-a fault of ours, or of what this is built on: 503 and the end of the connection, counted in `defects`. The two are never taken for each
-other, because a page drops what was refused for good and keeps what was not. It knows no path and no setting.
+A peer's error is refused (400, 431) and not logged, because strangers must not fill the log. Any other failure is a fault in this program or its
+libraries: it is answered 503, closes the connection and is counted in `defects`. The two are never confused, because a page drops pushes that
+were refused for good and keeps the others. Knows no path and no setting.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Http1(HttpToolsProtocol):
 
     defects: ClassVar[Defects] = Defects()  # see `http1`
     _deaf = False  # nothing more is read
-    _plain: bytes | None = None  # the head of a request that offers HTTP/2, without the offer, until it is read again
+    _plain: bytes | None = None  # the head of a request that offers HTTP/2, without the offer, until it is parsed again
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
 
@@ -105,7 +105,7 @@ class Http1(HttpToolsProtocol):
                 self._refuse(_UPGRADE)
                 raise _Enough
             self._plain = self._head_without_offer()
-            return  # the parser ends the request here, and raises behind it
+            return  # the parser ends the request here, and then raises
         self._begin(self._describe())
         self._request = self.cycle
         self._silent_bytes = 0
@@ -125,7 +125,7 @@ class Http1(HttpToolsProtocol):
         return offers == [b"h2c"] and self.parser.get_http_version() == "1.1" and self.parser.get_method() != b"CONNECT"
 
     def _head_without_offer(self) -> bytes:
-        """What else the peer asks of the connection goes too: it is closed behind this request."""
+        """Returns the head without the offer and with `connection: close`, as this request is the connection's last."""
         kept = [(name, value) for name, value in self.headers if name not in _OF_THE_OFFER]
         lines = [b"%s: %s\r\n" % header for header in (*kept, (b"connection", b"close"))]
         return b"".join([self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n", *lines, b"\r\n"])
@@ -135,14 +135,14 @@ class Http1(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(
             lenient_data_after_close=True
-        )  # as uvicorn's: what comes behind is not read, and no error
+        )  # as in uvicorn: anything after the last request is ignored
         self._silent_bytes = 0
         self._read(head)
         if rest and not self._deaf:
             self._read(rest)
 
     def _describe(self) -> Any:
-        """The request as ASGI has it; one whose address is none is refused."""
+        """Returns the ASGI scope; refuses a request whose target is not a valid URL."""
         scope: Any = self.scope
         version = self.parser.get_http_version()
         url: Any  # its path can be missing, whatever httptools declares
@@ -208,7 +208,7 @@ class Http1(HttpToolsProtocol):
         self._end(_raw(error, self.server_state.default_headers))
 
     def _fail(self, error: BaseException) -> None:
-        """The same for a fault of ours."""
+        """Closes after a fault in this program; answers 503 unless the request at fault has begun to be answered."""
         self.defects.note(error)
         self._end(_DEFECT_ANSWER)
 
@@ -224,7 +224,7 @@ class Http1(HttpToolsProtocol):
 
 
 def http1(defects: Defects) -> type[Http1]:
-    """Returns the protocol that counts its faults there: uvicorn is given a class, and makes the connections itself."""
+    """Returns a protocol class bound to `defects`: uvicorn takes a class, and creates the connections itself."""
     return type("Http1", (Http1,), {"defects": defects})
 
 
@@ -235,7 +235,7 @@ class _Cycle(RequestResponseCycle):
     _start: Any = None  # the head, which waits for the first part of the body
 
     async def run_asgi(self, app: Any) -> None:
-        """As uvicorn does, but for what the application raises: that is no 500 and no traceback in the log, which can quote what was sent."""
+        """Runs the application as uvicorn does, but answers 503 to an exception and logs no traceback, which could quote payload."""
         try:
             await app(self.scope, self.receive, self.send)
             if not self.response_complete and not self.disconnected:
@@ -293,7 +293,7 @@ class _Cycle(RequestResponseCycle):
 
 
 def _closing(start: Any) -> Any:
-    """Returns the head that says that it is the last: uvicorn says so by itself from 0.53 on."""
+    """Returns the head with `connection: close`, which uvicorn adds itself from 0.53 on."""
     headers = list(start.get("headers", ()))
     if any(name.lower() == b"connection" for name, _ in headers):
         return start
@@ -326,7 +326,7 @@ def _raw(error: RequestError, default_headers: Iterable[Header]) -> bytes:
 
 
 def _ignore() -> None:
-    """Takes the place of a method of the connection, which would keep the two of them for the collector."""
+    """Replaces a method of the connection, which would form a reference cycle."""
 
 
 def _head_of(answer: bytes) -> bytes:

@@ -87,7 +87,7 @@ class PushEndpoint:
         except Gone:
             return
         except Exception:
-            # A defect of ours, which the server counts and logs. Nothing was stored, so the shim keeps its pushes.
+            # A defect, which the server counts and logs. Nothing was stored, so the shim keeps its pushes.
             message = "The pushes could not be stored: the log of the proxy says more."
             await send_error(send, RequestError(503, "defect", message, retry_after=30), cors)
             raise
@@ -151,7 +151,7 @@ class PushEndpoint:
 
 
 def _log_results(answer: PushAnswer) -> None:
-    """One line a push. An id has no address in it: it is letters, digits, - and _."""
+    """Logs one line per push. An id cannot contain an address: it is letters, digits, - and _."""
     for result in answer.results:
         outcome = result.reason or result.status
         log.debug(

@@ -27,14 +27,14 @@ from proxy.web.http1 import Http1, http1
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048
-ASK_SECONDS = 30.0  # within which the server has to answer itself
+ASK_SECONDS = 30.0  # the timeout of the self-test
 
 
 @dataclass(frozen=True)
 class Site:
-    """An application and where it listens. `port` 0: any free one. `listener`: that is already bound there.
+    """An application and where it listens. `port` 0: any free one. `listener`: a socket that is already bound there.
 
-    `asks`: a path that has to answer 200 before the site counts as served; "" for none.
+    `asks`: a path that must answer 200 before the site counts as served; "" skips this self-test.
     """
 
     app: Starlette
@@ -55,9 +55,8 @@ async def serve(
     """Serves all sites until a signal. `on_listening` gets their ports once each serves. `watched`: by a parent, which kills.
 
     Lifespans are entered here and not by uvicorn, so that what they raise reaches the caller as it is. Raises `ConfigError` for an
-    address that cannot be listened on, and `ScqError` if a site does not answer what it is asked at first. An
-    application that cannot go on finishes the future in its `state.failure`: everything is stopped as by a signal, then `SystemExit(1)` is
-    raised, so that whoever supervises the process starts it anew.
+    address that cannot be listened on, and `ScqError` if a site fails its self-test. An application that cannot go on finishes the future in
+    its `state.failure`: everything is stopped as by a signal, then `SystemExit(1)` is raised, so that the supervisor restarts the process.
     """
     async with contextlib.AsyncExitStack() as stack:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
@@ -112,7 +111,7 @@ async def work(app: Starlette, on_started: Callable[[], None]) -> None:
 
 
 def _note_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A connection that ends by a fault before its protocol is asked, as when there is no memory to read into, is counted like the rest."""
+    """Counts a fault that the event loop meets before it calls the protocol, such as a lack of memory for the read buffer."""
     protocol, error = context.get("protocol"), context.get("exception")
     if isinstance(protocol, Http1) and isinstance(error, Exception):
         protocol.defects.note(error)
@@ -159,14 +158,14 @@ def _config(site: Site) -> uvicorn.Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Listens on IPv4 too where `host` is all of IPv6. Raises `ConfigError`."""
+    """Returns a listening socket; `::` also accepts IPv4. Raises `ConfigError`."""
     return _bound(host, port, BACKLOG)
 
 
 def listen_together(host: str, port: int, count: int) -> Sequence[socket.socket]:
-    """Sockets on one port, one for each worker: the kernel spreads connections over those that listen. Raises `ConfigError`.
+    """Returns sockets on one port, one per worker: the kernel spreads connections over those that listen. Raises `ConfigError`.
 
-    The first listens already. The others do once they are served, so that what the first worker asks itself does not wait for them.
+    Only the first listens already. The others do once their workers serve, so that the first worker's self-test does not reach them.
     """
     with listen(host, port) as alone:  # nobody else is there, which sockets that may be shared would not tell
         port = alone.getsockname()[1]
@@ -174,7 +173,7 @@ def listen_together(host: str, port: int, count: int) -> Sequence[socket.socket]
 
 
 def _bound(host: str, port: int, backlog: int | None, *, shared: bool = False) -> socket.socket:
-    """`backlog` None: it does not listen yet. `shared`: other sockets of this user may be bound there too."""
+    """Returns a bound socket. `backlog` None: it does not listen yet. `shared`: other sockets of this user may bind to the port too."""
     address = ip_or_none(host)
     both = address is not None and address.version == 6 and address.is_unspecified
     with contextlib.ExitStack() as stack:
@@ -189,14 +188,14 @@ def _bound(host: str, port: int, backlog: int | None, *, shared: bool = False) -
             if backlog is not None:
                 bound.listen(backlog)
         except OSError as error:
-            wrong = f"{host} port {port} cannot be listened on: {os.strerror(error.errno) if error.errno else error}"
+            wrong = f"cannot listen on {host} port {port}: {os.strerror(error.errno) if error.errno else error}"
             raise ConfigError([Problem("SCQ_PORT", wrong, "SCQ_PORT=8001")]) from None
         stack.pop_all()
     return bound
 
 
 async def _ask(listener: socket.socket, path: str) -> str:
-    """Asks the server behind `listener` as anybody would; returns what is wrong for a person, "" if nothing is."""
+    """Sends a request to the server behind `listener`, as a client would; returns an error message, "" on success."""
     loop, address = asyncio.get_running_loop(), listener.getsockname()
     request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
     with socket.socket(listener.family) as client:
@@ -214,8 +213,8 @@ async def _ask(listener: socket.socket, path: str) -> str:
         return ""
     installed = ", ".join(f"{name} {version(name)}" for name in ("uvicorn", "httptools", "starlette", "uvloop"))
     return (
-        f"This server does not serve, and ends: it asked itself GET {path} and got “{answer}” where 200 is expected. The log above may "
-        f"say why. Installed are {installed}: if these are not versions that scq-proxy asks for, install it again, with pip install scq-proxy."
+        f"The server failed its self-test and exits: GET {path} returned “{answer}” instead of 200. The log above may say why. "
+        f"Installed are {installed}: if scq-proxy does not support these versions, reinstall it with pip install scq-proxy."
     )
 
 

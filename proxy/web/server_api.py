@@ -73,7 +73,7 @@ class ServerApi:
         except Gone:
             return
         except Exception:
-            # A defect of ours, which the server counts and logs. Nothing was stored.
+            # A defect, which the server counts and logs. Nothing was stored.
             message = "The call could not be stored: the log of the proxy says more."
             await _send_error(send, RequestError(503, "defect", message, retry_after=30))
             raise
@@ -138,7 +138,7 @@ class ServerApi:
 
 
 def _log_outcome(ids: Sequence[str], outcome: Outcome) -> None:
-    """One line a push."""
+    """Logs one line per push."""
     for push_id in ids:
         fields = {"id": push_id, "outcome": outcome.name.lower()}
         log.debug("Push %s: %s", push_id, fields["outcome"], extra={"event": "push", "fields": fields})

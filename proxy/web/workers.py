@@ -25,9 +25,9 @@ log = logging.getLogger("proxy.workers")
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker is given: the socket to serve on, which its successor gets, and what to call once it serves.
+    """A worker's share: the socket to serve on, which a successor inherits, and a callback for when it serves.
 
-    `is_first`: nobody else serves yet, and the others are started once it is ready.
+    `is_first`: no other worker serves yet; the others are started once this one is ready.
     """
 
     listener: socket.socket

@@ -46,7 +46,7 @@ def test_a_port_in_use_is_said_of_the_option(tmp_path: Path, name: str) -> None:
     with taken_port() as port:
         said = scq(name, "--port", str(port), cwd=tmp_path)
     assert (said.code, said.out) == (2, "")
-    assert f"127.0.0.1 port {port} cannot be listened on: Address already in use" in said.err
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in said.err
     assert f"For example: scq-proxy {name} --port" in said.err
     assert "SCQ_" not in said.err
 

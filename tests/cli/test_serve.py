@@ -72,7 +72,7 @@ def test_serve_says_so_when_the_port_is_in_use(tmp_path: Path) -> None:
     with taken_port() as port:
         said = scq("serve", cwd=tmp_path, **settings(tmp_path, SCQ_PORT=str(port)))
     assert said.code == 2
-    assert f"SCQ_PORT: 127.0.0.1 port {port} cannot be listened on: Address already in use" in said.err
+    assert f"SCQ_PORT: cannot listen on 127.0.0.1 port {port}: Address already in use" in said.err
     assert "for example: SCQ_PORT=" in said.err
 
 
@@ -94,7 +94,7 @@ def test_serve_refuses_a_store_in_a_directory_that_does_not_exist(tmp_path: Path
 def test_serve_refuses_a_store_where_no_file_can_be_made(tmp_path: Path) -> None:
     said = scq("serve", cwd=tmp_path, **settings(tmp_path, SCQ_STORE="sqlite:////proc/scq.db"))
     assert said.code == 2
-    assert "/proc/scq.db cannot be made" in said.err
+    assert "/proc/scq.db cannot be created" in said.err
 
 
 @pytest.mark.skipif(ROOT, reason="root may write in a read-only directory")
@@ -104,7 +104,7 @@ def test_serve_and_check_refuse_a_read_only_directory(tmp_path: Path) -> None:
     given = settings(tmp_path, SCQ_STORE=f"sqlite:///{place}/scq.db")
     served, checked = scq("serve", cwd=tmp_path, **given), scq("check", cwd=tmp_path, **given)
     assert (served.code, checked.code) == (2, 1)
-    assert f"{place}/scq.db cannot be made: Permission denied" in served.err
+    assert f"{place}/scq.db cannot be created: Permission denied" in served.err
     assert f"may not write in {place}" in checked.out
 
 
@@ -172,7 +172,7 @@ def test_serve_ends_with_a_sentence_if_it_does_not_answer_itself(tmp_path: Path)
     said = scq("serve", cwd=tmp_path, PYTHONPATH=str(tmp_path), **settings(tmp_path, SCQ_LOG_LEVEL="info"))
     assert said.code == 2
     assert "Serving" not in said.err
-    assert "it asked itself GET /healthz and got “HTTP/1.1 503 Service Unavailable”" in said.err
+    assert "GET /healthz returned “HTTP/1.1 503 Service Unavailable”" in said.err
     assert f"uvicorn {version('uvicorn')}" in said.err
     assert said.err.count("a fault in this program: AttributeError at http1.py") == 1
 
@@ -223,7 +223,7 @@ def test_a_server_asks_itself_through_its_own_socket(tmp_path: Path, family: soc
             run(serve([site], listening))
             assert bool(told[0]) is bool(host)
         else:
-            with pytest.raises(ScqError, match=r"got “HTTP/1\.1 500 "):
+            with pytest.raises(ScqError, match=r"returned “HTTP/1\.1 500 "):
                 run(serve([site], listening))
             assert told == []
 

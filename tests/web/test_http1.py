@@ -512,7 +512,7 @@ def test_a_fault_of_ours_is_503_and_the_end_counted_and_logged_once(
     assert defects.count == 3
     (line,) = caplog.messages
     says = (
-        "no memory left" if isinstance(fault, MemoryError) else f"a fault in this program: {type(fault).__name__} at "
+        "memory ran out" if isinstance(fault, MemoryError) else f"a fault in this program: {type(fault).__name__} at "
     )
     assert says in line
 
