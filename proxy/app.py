@@ -90,13 +90,13 @@ class Service:
         try:
             settings, changed, waiting = rotated(self.settings, self._reread())
         except ConfigError as error:
-            log.error("The secrets are not read again, as these settings need mending:\n%s", error.message)
+            log.error("The secrets were not reloaded, because these settings are invalid:\n%s", error.message)
             return
         self.settings = settings
         self._use_secrets(settings)
         if self._delivery is not None:
             self._delivery.use(_upstream(settings))
-        audit("reload", f"The secrets were read again: {_told(changed)}", by="SIGHUP", changed=changed, waiting=waiting)
+        audit("reload", f"The secrets were reloaded: {_told(changed)}", by="SIGHUP", changed=changed, waiting=waiting)
         if waiting:
             log.warning("These settings have changed too, and count after a restart: %s", ", ".join(waiting))
 
@@ -119,7 +119,7 @@ class Service:
             yield
         finally:
             self._stopping = True
-            watch.cancel()  # first: that nothing is sent during a stop is not a problem
+            watch.cancel()  # first: a forwarder that stops during shutdown is not a problem
             if control is not None:
                 await control.close()
             if self._delivery is not None:
@@ -195,8 +195,8 @@ def create_app(
 ) -> Starlette:
     """The proxy as an ASGI application. `fallback`: answers every path that is not the proxy's (the demo's shop).
 
-    `delivers`: it also sends what waits; without that, other processes have to. `reread`: reads the settings again, or raises `ConfigError`;
-    `state.reload()` then takes over new secrets. `pace`: how often the proxy looks at itself, other than usual.
+    `delivers`: whether it also sends waiting pushes; if not, other processes have to. `reread`: reads the settings again, or raises
+    `ConfigError`; `state.reload()` then applies new secrets. `pace`: overrides the intervals of the health watch.
     """
 
     @contextlib.asynccontextmanager
@@ -266,10 +266,8 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
 
 def _told(changed: Sequence[str]) -> str:
     if changed:
-        return f"changed are {', '.join(changed)}"
-    return (
-        "none has changed (what systemd hands over as credentials are copies made at the start: restart to change them)"
-    )
+        return f"{', '.join(changed)} changed"
+    return "none changed (systemd's credentials are copies made at startup: restart the unit to change them)"
 
 
 def _upstream(settings: Settings) -> Upstream:

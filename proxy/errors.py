@@ -87,9 +87,9 @@ class RequestError(ScqError):
 
 
 def describe(error: BaseException) -> str:
-    """An unexpected error for the log: its type and where it was raised, without its message, which may quote payload.
+    """Describes an unexpected error for the log by type and place, without its message, which may quote payload.
 
-    Of the system's errors also what the number means: `OSError (Too many open files)`. Of a group, the errors in it count, each kind once.
+    Adds the meaning of a system error's number: `OSError (Too many open files)`. Lists the errors in a group, each kind once.
     """
     if isinstance(error, BaseExceptionGroup):
         kinds = dict.fromkeys(describe(each) for each in error.exceptions)

@@ -125,7 +125,7 @@ async def _finish(source: Path) -> None:
 
 
 def database_user(store: StoreUrl) -> str | None:
-    """Returns as whom commands work on a database, None for a file."""
+    """Returns the role that commands connect to a database as, None for a file."""
     if isinstance(store, SqliteUrl):
         return None
     require_psycopg()

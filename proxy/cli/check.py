@@ -112,7 +112,7 @@ async def check_store(settings: Settings) -> list[Finding]:
 
 
 async def _check_file(path: Path) -> list[Finding]:
-    """What the running server sees, or what stands in the file."""
+    """Returns the findings of the running server or, if none runs, of the file."""
     wrong: list[Finding] = []
     server = "a server is running"
     try:

@@ -186,7 +186,7 @@ def _say_delivering(settings: Settings) -> None:
 
 
 def _tell_supervisor() -> None:
-    """Tells systemd that the start is over, if it waits for that (Type=notify, see man 3 sd_notify)."""
+    """Notifies systemd that startup is complete, if it waits for that (Type=notify, see man 3 sd_notify)."""
     place = os.environ.get("NOTIFY_SOCKET", "")
     if place:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier:

@@ -114,7 +114,7 @@ async def _erase(env_file: Path | None, email: str) -> Erased:
 
 store_commands = typer.Typer(
     name="store",
-    help="Take back a store that was set aside.",
+    help="Recover a store that was set aside.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -123,7 +123,7 @@ store_commands = typer.Typer(
 
 @store_commands.callback()
 def _store() -> None:
-    """Keep the name of the command, although there is only one."""
+    """Make typer keep the name of the only command."""
 
 
 @store_commands.command()
@@ -132,35 +132,37 @@ def adopt(
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take back what a damaged store that was set aside still holds.
+    """Recover a damaged store that was set aside, as far as it can be read.
 
-    What waits, is held or is dead in it, and the ids that it knows, go into the store of SCQ_STORE, row by row as far as they can be read. A push
-    that the store knows already is not taken again, so this may be done again at any time. The file stays as it is. Needs no setting but SCQ_STORE.
+    Copies its waiting and held pushes, dead letters and known ids into the store of SCQ_STORE. Pushes that this store already has are skipped, so
+    the command may be repeated. The file stays unchanged. Needs no setting but SCQ_STORE.
     """
     store = store_of(env_file)
     if not isinstance(store, SqliteUrl):
-        raise typer.BadParameter("only an SQLite store takes back a file: let SCQ_STORE name it.", param_hint="FILE")
+        raise typer.BadParameter("only an SQLite store can recover a file. Set SCQ_STORE to one.", param_hint="FILE")
     beside = store.path.absolute().parent / file
     adopted = asyncio.run(_adopt(store, beside if beside.exists() and not file.exists() else file.absolute()))
     if as_json:
         sys.stdout.write(msgspec.json.encode(adopted).decode() + "\n")
     elif adopted.before:
-        sys.stdout.write("All of this file was taken back before: nothing was changed. Remove it.\n")
+        sys.stdout.write("This file has been recovered before, and nothing was changed. Remove it.\n")
     else:
-        sys.stdout.write("Taken back:\n")
+        sys.stdout.write("Recovered:\n")
         print_table(
             [
                 ("waiting pushes", adopted.waiting),
                 ("held pushes", adopted.held),
                 ("dead letters", adopted.dead),
                 ("ids of other pushes", adopted.ids),
-                ("known here already", adopted.known),
+                ("already in this store", adopted.known),
                 ("of people who were erased", adopted.erased),
                 ("could not be read", "some" if adopted.missing is None else adopted.missing),
             ],
             indent="  ",
         )
-        sys.stdout.write("The file is as it was. Once the disk is mended and you need it no more, remove it.\n")
+        sys.stdout.write(
+            "The file is unchanged. Once the disk is repaired and you no longer need the file, remove it.\n"
+        )
 
 
 async def _adopt(store: StoreUrl, file: Path) -> Adopted:

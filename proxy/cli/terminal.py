@@ -118,7 +118,7 @@ async def answers(store: StoreUrl, command: Command) -> AsyncGenerator[Any, None
                 return
     except ConnectionError:
         if answered:  # half of it is done: whoever asks again should know that they do
-            raise StoreRefused("The running server broke off before all was done: ask again.") from None
+            raise StoreRefused("The running server disconnected before all was done. Run the command again.") from None
     caller.set(at_the_command_line(database_user(store)))
     async with open_existing(store) as outbox:
         async for answer in StoreCommands(outbox).handlers[type(command)](command):

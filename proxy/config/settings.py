@@ -98,7 +98,7 @@ class Settings:
     upstream: str = _setting("SCQ_UPSTREAM", parsers.upstream, DEFAULT_UPSTREAMS[Dialect.REST],
         f"base URL of SendX's API, plain http to loopback only; with `legacy` the default is {DEFAULT_UPSTREAMS[Dialect.LEGACY]}")
     delivered: Acceptance = _setting("SCQ_DELIVERED", parsers.choice(Acceptance), "json",
-        "what counts as delivered: `json`, a 2xx whose body is a JSON object that does not say otherwise, or `2xx`, any")
+        "answers that count as delivered: `json`, a 2xx whose body is a JSON object that reports no error, or `2xx`, any 2xx")
     secret_keys: tuple[Secret, ...] = _setting("SCQ_SECRET_KEYS", parsers.keys, None,
         "keys that sign the visitor cookie, comma separated, oldest first: the last signs, all verify; dropping one logs out"
         " the visitors whose cookies it signed", example=_KEYGEN, secret=True)
@@ -165,7 +165,7 @@ class Settings:
     min_free_bytes: int = _setting("SCQ_MIN_FREE_MB", parsers.whole(1, 1_000_000, _MB), "256",
         "free disk space, in MB, below which nothing more is accepted (503); SQLite only")
     log_level: LogLevel = _setting("SCQ_LOG_LEVEL", parsers.choice(LogLevel), "info", "`debug`, `info`, `warning`, `error` or `critical`")
-    log_format: LogFormat = _setting("SCQ_LOG_FORMAT", parsers.choice(LogFormat), "text", "`text`, or `json` for one object a line")
+    log_format: LogFormat = _setting("SCQ_LOG_FORMAT", parsers.choice(LogFormat), "text", "`text`, or `json` for one object per line")
     # fmt: on
 
 
@@ -176,7 +176,7 @@ _KNOWN_NAMES = {*_SPEC_BY_NAME, *(f"{spec.name}_FILE" for spec in SPECS if spec.
 
 
 class Rotation(NamedTuple):
-    """`settings`: with the secrets as they were read again. `changed`: which of them. `waiting`: what else has changed, and is left as it was."""
+    """The settings after a reload. `settings`: with the new secrets. `changed`: secrets that changed. `waiting`: other changes, not applied."""
 
     settings: Settings
     changed: tuple[str, ...]
@@ -184,7 +184,7 @@ class Rotation(NamedTuple):
 
 
 def rotated(settings: Settings, read: Settings) -> Rotation:
-    """Takes over the secrets of the settings that were `read` again."""
+    """Returns the settings with the secrets of those that were `read` again."""
     names = {name: spec for name, spec in _SPEC_BY_FIELD.items() if getattr(settings, name) != getattr(read, name)}
     fresh = {name: getattr(read, name) for name, spec in names.items() if spec.secret and name != "store"}
     changed = tuple(spec.name for name, spec in names.items() if name in fresh)

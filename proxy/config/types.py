@@ -82,7 +82,7 @@ class Dialect(StrEnum):
 
 
 class Acceptance(StrEnum):
-    """What makes a 2xx one of SendX: a JSON object that does not say otherwise, or nothing more."""
+    """The 2xx answers that count as delivered: those whose body is a JSON object that reports no error, or any."""
 
     JSON = "json"
     ANY_2XX = "2xx"

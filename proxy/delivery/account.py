@@ -29,8 +29,8 @@ ADVICE: Mapping[Halt, str] = {
 # What to do about an answer that is not about one push alone. What a connection runs into has advice of its own, in `unreached`.
 VERDICT_ADVICE: Mapping[Verdict, str] = {
     Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
-    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: something else may answer, or SendX is being maintained. If SendX itself answers like this, "
-    "set SCQ_DELIVERED=2xx.",
+    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: another server may be answering, or SendX is under maintenance. If SendX itself answers "
+    "like this, set SCQ_DELIVERED=2xx.",
     Verdict.REFUSED: "Check SCQ_API_KEY, and the account's state at SendX.",
     Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
     Verdict.MISDIRECTED: "Check SCQ_UPSTREAM and SCQ_DIALECT: it is not SendX's API that answers.",

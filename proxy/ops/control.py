@@ -172,7 +172,7 @@ async def ask(store: Path, command: Command) -> AsyncGenerator[Any, None]:
             if "done" in answer:
                 return
             yield answer["ok"]
-        raise StoreRefused("The running server broke off: ask again.")
+        raise StoreRefused("The running server disconnected. Run the command again.")
     finally:
         writer.close()
 

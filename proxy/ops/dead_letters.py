@@ -93,7 +93,7 @@ class Erase(Command, frozen=True):
 
 
 class Adopt(Command, frozen=True):
-    """Takes back the readable contents of a store that was set aside. Answered by `Adopted`: running totals, then the final ones."""
+    """Recovers the readable contents of a store that was set aside. Answered by `Adopted`: running totals, then the final ones."""
 
     file: str
 
@@ -135,7 +135,7 @@ class StoreCommands:
 
     async def adopt(self, command: Adopt) -> AsyncIterator[Adopted]:
         if not isinstance(self._outbox, Adopting):
-            raise StoreRefused("Only an SQLite store can take back a file that was set aside. Set SCQ_STORE to one.")
+            raise StoreRefused("Only an SQLite store can recover a file that was set aside. Set SCQ_STORE to one.")
         async for adopted in self._outbox.adopt(Path(command.file)):
             yield adopted
 

@@ -64,7 +64,7 @@ def _store(report: Report) -> Iterable[Metric]:
         (Counter, "scq_store_commit_seconds", "Time that they took", health.commit_seconds),
         (Counter, "scq_store_jobs", "Jobs that ran in them", health.jobs),
         (Counter, "scq_store_failed_commits", "Transactions that failed", health.failed_commits),
-        (Counter, "scq_store_reopened", "Times it was opened again after a failure", health.reopened),
+        (Counter, "scq_store_reopened", "Times it was reopened after a failure", health.reopened),
         (Counter, "scq_store_replaced", "Times it was deleted or replaced while in use", health.replaced),
         (Gauge, "scq_store_set_aside", "Damaged stores kept beside this one", health.set_aside),
         (

@@ -130,4 +130,4 @@ def test_commands_say_so_when_the_server_hangs_up_on_them(tmp_path: Path) -> Non
             connection.recv(1_000)
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, out) == (2, "")
-    assert "The running server broke off: ask again." in err
+    assert "The running server disconnected. Run the command again." in err

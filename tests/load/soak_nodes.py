@@ -123,9 +123,9 @@ class Node(Mortal):
 
     def rereads(self) -> None:
         """SIGHUP, and it has."""
-        before = self.log.count("The secrets were read again")
+        before = self.log.count("The secrets were reloaded")
         self.signal(signal.SIGHUP)
-        eventually(lambda: self.log.count("The secrets were read again") > before, PATIENCE_SECONDS)
+        eventually(lambda: self.log.count("The secrets were reloaded") > before, PATIENCE_SECONDS)
 
 
 class Cluster:

@@ -59,13 +59,15 @@ def test_an_outage_of_sendx(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path, f"http://127.0.0.1:{port}/api/v1/rest") as server:
         Browser(server).logs_in(new_email())
-        text = is_told(server, "nothing has been delivered since: no connection: refused.*SCQ_UPSTREAM", "failing")
+        text = is_told(
+            server, "nothing has been delivered since: no connection: connection refused.*SCQ_UPSTREAM", "failing"
+        )
         assert re.search(r"last delivery +none yet", text)
-        assert re.search(r"last error +no connection: refused.*, 0:00:0\d ago", text)
+        assert re.search(r"last error +no connection: connection refused.*, 0:00:0\d ago", text)
         with serving(create_sandbox(key=API_KEY, team_id=TEAM), port=port):
             text = is_over(server, "nothing has been delivered since", "failing")
         assert re.search(r"last delivery +0:00:\d\d ago", text)
-        assert re.search(r"last error \(resolved\) +no connection: refused", text)
+        assert re.search(r"last error \(resolved\) +no connection: connection refused", text)
 
 
 def test_an_outage_that_shuts_the_gate(server: Server, sandbox: Sandbox) -> None:
@@ -105,7 +107,7 @@ def test_a_time_out_that_is_too_short_for_sendx_is_named(tmp_path: Path, upstrea
     sandbox.faults.stand("*", Fault("ok", delay=2))
     with running(tmp_path, upstream, SCQ_UPSTREAM_TIMEOUT="1") as server:
         Browser(server).logs_in(new_email())
-        is_told(server, "no answer in time. If SendX is slow and not down, raise SCQ_UPSTREAM_TIMEOUT", "failing")
+        is_told(server, "no answer in time. If SendX is slow but not down, raise SCQ_UPSTREAM_TIMEOUT", "failing")
 
 
 def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path, upstream: str, sandbox: Sandbox) -> None:

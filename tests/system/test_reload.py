@@ -43,7 +43,7 @@ KEYS = [
     *(API_KEY, OLD_API_KEY, COOKIE_KEY, NEW_COOKIE_KEY, IDENTITY_KEY, KID_KEY, NEW_IDENTITY_KEY),
     *(ADMIN_TOKEN, NEW_ADMIN_TOKEN, SERVER_KEY, NEW_SERVER_KEY),
 ]
-TAKEN, KEPT = "The secrets were read again", "The secrets are not read again"
+TAKEN, KEPT = "The secrets were reloaded", "The secrets were not reloaded"
 
 
 class Rotating:
@@ -134,7 +134,7 @@ def test_a_new_sendx_key_ends_the_halt_that_the_old_one_led_to_at_once(rotating:
     Browser(server).push(login(bob), track("cart-1"))  # waits behind the halt, without a request
     assert {record.status for record in requests_about(sandbox, ann)} == {401}
     rotating.rotate(SCQ_API_KEY=API_KEY)
-    assert "The secrets were read again: changed are SCQ_API_KEY; by SIGHUP" in server.log
+    assert "The secrets were reloaded: SCQ_API_KEY changed; by SIGHUP" in server.log
     assert arrives(sandbox, bob, "+cart-1") == ["identify", "+cart-1"]
     assert no_probe_was_awaited(sandbox, ann, bob)
     Browser(server).push(login(eve), track("cart-1"))
