@@ -40,9 +40,9 @@ class CookieCodec:
         return self._signer.sign(payload).decode("ascii")
 
     def decode(self, value: str, now: float) -> Visitor | None:
-        """The visitor, or None for a cookie that is forged, cut off, expired or from more than a day ahead.
+        """Returns the visitor, None for a cookie that is forged, truncated, expired or from more than a day in the future.
 
-        One from the future counts as a day older than it says: nobody knows when it was signed, and an erasure since must not be overlooked.
+        One from the future counts as a day older than it says: the time of signing is unknown, and an erasure since then must apply to it.
         """
         if len(value) > _MAX_COOKIE:
             return None

@@ -3,11 +3,11 @@
 Pure: time and randomness are arguments. The rules:
 
 1. A 429 closes the gate for the whole account (`Retry-After` is a minimum). Then one probe: an answer that is not another 429 opens it.
-2. Sending halts on a 401; on a refusal (403 and its like) that a second lane gets too with no delivery between; on a wrong base URL,
-   which is 3xx, 405, 404 on identify or an unclear success over five lanes with no delivery between; on an unclear one to a probe. Then
-   one probe a minute, and sooner at first if requests were delivered within the hour: a stray refusal ought not to stop everybody for
-   long. Success ends the halt. What is about one push (400, 409, 422, 404 on track and their like) never halts.
-3. So does a run of 5xx, timeouts, failed connects and 408 and its like over five lanes with no other answer between: SendX is down. One probe at a
+2. Sending halts on a 401; on refusals (403 and its like) of two lanes with no delivery between; on a wrong base URL, which is 3xx, 405, 404
+   on identify or an unclear success on five lanes with no delivery between; on an unclear success of a probe. Then one probe a minute,
+   sooner at first if a push was delivered within the last hour: a stray refusal should not stop all contacts for long. A success ends the
+   halt. Answers about one push (400, 409, 422, 404 on track and their like) never halt.
+3. 5xx, timeouts, failed connects, 408 and its like on five lanes with no other answer between shut the gate: SendX is down. One probe at a
    time, half a minute apart at most, on the lane that has failed least; any answer opens the gate. A contact that fails alone shuts nothing.
 4. Answers to requests that were on the wire when the gate shut neither open it nor lengthen its back-off.
 
@@ -28,8 +28,8 @@ RECENT_SECONDS = 3_600.0
 MISDIRECTED_LANES = 5
 DOWN_LANES = 5
 MAX_DOWN_SECONDS = 30.0
-_MAX_DOWN_TRIES = 5  # with which these are reached: a throttle at the end of an outage goes on from there
-_REMEMBERED_REFUSALS = 256  # lanes; beyond that a newcomer waits for room, so that some come to an end
+_MAX_DOWN_TRIES = 5  # failed probes at which a throttle that ends an outage goes on
+_REMEMBERED_REFUSALS = 256  # lanes; further ones wait for a free place, so that the first can complete their hour
 _DOUBLINGS = 6  # of one second, to reach PROBE_SECONDS
 _CUT_SECONDS = 1.0  # one overload shows in many answers at once
 _GROW_AFTER = 20  # successes
@@ -50,8 +50,8 @@ class Permit(Enum):
 class Closure(msgspec.Struct, frozen=True):
     """The cause that shuts the gate.
 
-    `until`: Unix seconds of the next probe, by the outbox's clock. `tries`: how often in a row it was shut, as probes saw it; from this, the
-    wait for the next one is computed. `down`: SendX does not answer; else, unless `halted`, it throttles.
+    `until`: Unix seconds of the next probe, by the outbox's clock. `tries`: failed probes in a row, from which the wait for the next one is
+    computed. `down`: SendX does not answer; else, unless `halted`, it throttles.
     """
 
     until: float
@@ -74,7 +74,7 @@ def merge_closures(stored: Closure | None, before: Closure | None, after: Closur
 
 
 class _Refusal(NamedTuple):
-    """The last refusal of the push at the head of a lane. `at`: Unix seconds; `successes`: of the account, by then."""
+    """The last refusal of the push at the head of a lane. `at`: Unix seconds; `successes`: the account's count at that time."""
 
     push: int
     at: float
@@ -123,7 +123,7 @@ class Gate(msgspec.Struct, frozen=True):
         return "half-open" if now >= self.closure.until else "closed"
 
     def lone(self, lane: int, push: int) -> Lone:
-        """Returns what speaks for this push being refused alone."""
+        """Returns the evidence that only this push is refused."""
         refusal = self.refusals.get(lane)
         return refusal.lone if refusal is not None and refusal.push == push else NOT_LONE
 
@@ -138,7 +138,7 @@ class Gate(msgspec.Struct, frozen=True):
         uniform: float,
         retry_after: float | None = None,
     ) -> "Gate":
-        """Returns the account after one answer, to a push of a lane. `probe`: the request was the one that passed the shut gate."""
+        """Returns the account after one answer to a push of a lane. `probe`: the request was the probe that passed the shut gate."""
         gate = _with_evidence(self, verdict, lane, push, now)
         if (reason := _cause(gate, verdict, probe=probe)) is not None:
             return _halt(gate, reason, probe=probe, now=now, uniform=uniform)
@@ -204,7 +204,7 @@ def _refused_again(gate: Gate, lane: int, push: int, now: float) -> Mapping[int,
 
 
 def _alone_for_longer(before: _Refusal, successes: int, now: float) -> Lone:
-    if successes == before.successes:  # nobody was delivered: it may be the account
+    if successes == before.successes:  # nothing was delivered: it may be the account
         return Lone(before.lone.seconds)
     since = min(
         max(now - before.at, 0.0), LONE_SECONDS / (LONE_TRIES - 1)
@@ -220,7 +220,7 @@ def _cause(gate: Gate, verdict: Verdict, *, probe: bool) -> Halt | None:
         return None
     if len(gate.forbidden) > 1:
         return Halt.FORBIDDEN
-    # An outage that turns into a maintenance page is not over: the next ones could be increments.
+    # An outage that turns into a maintenance page is not over, and the next requests could be increments.
     unclear = probe and verdict is Verdict.UNCLEAR
     return Halt.WRONG_URL if unclear or len(gate.misdirected) >= MISDIRECTED_LANES else None
 

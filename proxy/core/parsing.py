@@ -69,7 +69,7 @@ def read_json(body: bytes) -> Any:
 
 
 def _decode_leniently(body: bytes) -> Any:
-    """What msgspec refuses and is sent: half of a surrogate pair (a cut-off emoji), a number beyond a double, a byte order mark in front.
+    """Decodes JSON that msgspec refuses and clients send: lone surrogates (a truncated emoji), numbers beyond a double, a leading byte order mark.
 
     One such push must not cost its neighbours, so the halves become U+FFFD and the number is refused where it stands. The mark is skipped.
     """

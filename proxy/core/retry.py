@@ -5,13 +5,13 @@ Pure: time and randomness are arguments. The rules, in order of precedence:
 1. An increment (`++n`, `--n`) is never sent twice when it is unknown whether the first was applied: it becomes a dead letter
    `ambiguous`. Only a 429, another 4xx or a failed connect proves that it was not applied.
 2. While sending is halted no attempt is spent and nothing is dead-lettered, rule 1 aside.
-3. `STATUSES` below says what an answer means, `RULES` what becomes of one push. A push is `exhausted` only after many attempts *and* many days.
-   What is said of one push counts only in SendX's own words, which are a JSON object: a page of something in between is a refusal like a 403.
-4. A lone refusal (a firewall that dislikes one name) backs its lane off. After an hour in which other lanes were delivered, and at least
-   six tries of this push, the push itself is at fault. Its lane stays backed off, as the next push will hardly fare better.
-5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be slow to know.
-6. A push that was only asserted is given up after three tries that count if pushes that were vouched for wait behind it: a stranger must not be able
-   to hold back a customer with something that SendX chokes on. Not while SendX as a whole is down.
+3. `STATUSES` below maps an answer to its meaning, `RULES` to the fate of one push. A push is `exhausted` only after many attempts *and* many days.
+   A verdict on one push needs SendX's own body, a JSON object: a gateway's error page is a refusal like a 403.
+4. A lone refusal (a firewall that blocks one name) backs its lane off. After an hour in which other lanes were delivered, and at least
+   six tries of this push, the push itself is at fault. Its lane stays backed off, as the next push is likely to be refused too.
+5. A track that is 404 although its verified contact was just identified is tried three times in all: SendX may be eventually consistent.
+6. An asserted push is given up after three counted tries if verified pushes wait behind it: a stranger must not be able to hold back a
+   customer with a push that SendX cannot process. Not while SendX as a whole is down.
 
 Never reads a body (`delivery.answers` does), judges the account as a whole (`core.gate`) or carries a step out (`delivery.lane`).
 """
@@ -34,32 +34,32 @@ PRESSED_TRIES = 3
 
 
 class Call(Enum):
-    """What was asked of SendX."""
+    """A call of SendX's API."""
 
     IDENTIFY = auto()
     TRACK = auto()
-    LIST_TAGS = auto()  # changes nothing: asked in place of what cannot be repeated
+    LIST_TAGS = auto()  # harmless: sent ahead of an increment while the gate is shut
 
 
 class Verdict(StrEnum):
     """The result of one request."""
 
     DELIVERED = "delivered"
-    UNCLEAR = "unclear"  # a success that does not say that SendX took it: applied or not
+    UNCLEAR = "unclear"  # a 2xx whose body does not confirm it: applied or not
     THROTTLED = "throttled"
     UNAVAILABLE = "unavailable"  # SendX fails, the connection was lost, the deadline passed: applied or not
     UNREACHED = "unreached"  # no connection: certainly not applied
-    BUSY = "busy"  # the moment is at fault
+    BUSY = "busy"  # a transient refusal
     UNAUTHORIZED = "unauthorized"  # the key is at fault
     REFUSED = "refused"  # the account is at fault, or the connection; alone, the push
     MISSING = "missing"  # the contact is unknown
-    REDIRECTED = "redirected"  # to elsewhere: nothing is known of the push
+    REDIRECTED = "redirected"  # to another URL: says nothing about the push
     MISDIRECTED = "misdirected"  # the base URL is wrong
     REJECTED = "rejected"  # the push is at fault
 
 
 class Status(NamedTuple):
-    """One row: what these HTTP statuses mean, and who says so. `track`: the verdict on a track, where that is another."""
+    """One row: the meaning of these HTTP statuses, and its source. `track`: the verdict on a track, where it differs."""
 
     codes: Iterable[int]
     verdict: Verdict
@@ -70,7 +70,7 @@ class Status(NamedTuple):
 # The first row that holds a status decides. RFC numbers without a name are sections of RFC 9110.
 # fmt: off
 STATUSES = (
-    Status(range(200, 300), Verdict.DELIVERED, "SendX docs: 200, 201; RFC 15.3. Its body has to bear it out, else UNCLEAR"),
+    Status(range(200, 300), Verdict.DELIVERED, "SendX docs: 200, 201; RFC 15.3. Its body must confirm it, else UNCLEAR"),
     Status(range(300, 400), Verdict.REDIRECTED, "RFC 15.4; SendX documents none, so something in between or a wrong base URL"),
     Status([400, 409, 422], Verdict.REJECTED, "SendX docs: the body, an address that exists, a malformed address"),
     Status([406, 413, 414, 415, 431], Verdict.REJECTED, "SendX docs: 406; RFC 15.5.7, .14, .15, .16, RFC 6585 5: this one request"),
@@ -87,8 +87,8 @@ STATUSES = (
 _ROWS: Mapping[int, Status] = {code: row for row in reversed(STATUSES) for code in row.codes}
 
 
-# What these say of one push only SendX itself can say. A gateway's page about a request (a client certificate that is missing, a name that is not
-# resolved) may be about all of them.
+# Only SendX itself can give these verdicts on one push. A gateway's error page (a missing client certificate, a name that does not resolve) may
+# apply to every request.
 _BY_OTHERS: Mapping[Verdict, Verdict] = {
     Verdict.DELIVERED: Verdict.UNCLEAR,
     Verdict.REJECTED: Verdict.REFUSED,
@@ -97,9 +97,9 @@ _BY_OTHERS: Mapping[Verdict, Verdict] = {
 
 
 def verdict_for(status: int, call: Call, *, borne_out: bool) -> Verdict:
-    """Returns the verdict on an answer. `borne_out`: its body could be one of SendX with this status.
+    """Returns the verdict on an answer. `borne_out`: its body could be SendX's own with this status.
 
-    Anything that is not a final status is UNAVAILABLE.
+    Anything but a final status is UNAVAILABLE.
     """
     row = _ROWS.get(status)
     if row is None:
@@ -123,7 +123,7 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 class Dead(msgspec.Struct, frozen=True):
-    """It becomes a dead letter. `lone`: for refusals that only its lane gets, so that the lane waits."""
+    """It becomes a dead letter. `lone`: because only its lane is refused, so the lane stays backed off."""
 
     reason: DeadFor
     lone: bool = False
@@ -190,10 +190,10 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lone(msgspec.Struct, frozen=True):
-    """What speaks for a push being refused alone.
+    """The evidence that only this push is refused.
 
-    `seconds`: in which it was refused while other lanes were delivered (of the time between two tries, LONE_SECONDS / (LONE_TRIES - 1) at
-    most). `proven`: others were delivered since the try before this one.
+    `seconds`: for how long it was refused while other lanes were delivered; each gap between two tries counts LONE_SECONDS / (LONE_TRIES - 1)
+    at most. `proven`: others were delivered since the previous try.
     """
 
     seconds: float = 0.0
@@ -208,7 +208,7 @@ def next_step(
 ) -> Step:
     """Returns what becomes of a push after this verdict.
 
-    `retry_at`: when it may be sent again, if it is. `halted`, `lone`: the account's state with this answer in it.
+    `retry_at`: when it may be retried. `halted`, `lone`: the account's state after this answer.
     """
     applied, then = RULES[verdict]
     if then is _Then.DONE:

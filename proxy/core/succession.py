@@ -1,6 +1,6 @@
-"""Ends one visitor and begins the next: who makes way for whom, what is retired, and to whom goes what was held.
+"""Replaces one visitor by the next: whose log-in ends whose visit, which ids are retired, and whose lane gets the held pushes.
 
-The rules that need no more than a visit and facts are in `visits`; these note their changes in the request's `Context`.
+The rules that need only a visit and facts are in `visits`; these record their changes in the request's `Context`.
 """
 
 from math import inf
@@ -20,7 +20,7 @@ _replace = msgspec.structs.replace
 
 
 def make_way(context: Context, visit: Visit, push_id: str, person: str, *, heir: str) -> Visit:
-    """Ends who the browser was before a log-in that cannot be taken in. What follows is for `heir`: that person, or nobody."""
+    """Ends the previous visitor at a log-in that cannot be accepted. Later pushes are for `heir`: that person, or nobody."""
     if visit.is_of(person) or (visit.who.email is None and visit.heir == heir):
         return visit
     facts = context.facts
@@ -38,7 +38,7 @@ def make_way(context: Context, visit: Visit, push_id: str, person: str, *, heir:
 
 
 def part(context: Context, visit: Visit, push_id: str, email: str) -> Visit:
-    """Returns the visit on which this person may log in: a new visitor's if this one is another's, as far as is known."""
+    """Returns the visit on which this person may log in: a new visitor's if the current one is known to be another person's."""
     if visit.who.email is not None:
         return visit
     known = context.facts.visitor(visit.who.id)
@@ -48,7 +48,7 @@ def part(context: Context, visit: Visit, push_id: str, email: str) -> Visit:
 
 
 def start_anew(context: Context, visit: Visit, push_id: str, *, trace: bool = True) -> Visit:
-    """Retires this visitor and its `s`, and goes on as a new anonymous one."""
+    """Retires this visitor and its `s`, and continues as a new anonymous one."""
     if trace:
         context.intake.changes += [
             Retire(visitor) for visitor in visits.to_retire(visit, context.cookie, context.facts, context.request.now)
@@ -59,7 +59,7 @@ def start_anew(context: Context, visit: Visit, push_id: str, *, trace: bool = Tr
 def leaves_trace(context: Context, visit: Visit) -> bool:
     """Returns whether a log-out or a consent is remembered.
 
-    That of a known visitor always is; of unknown ones, only so many an hour: anybody can send them.
+    That of a known visitor always is; those of unknown visitors are limited per hour, because anyone can send them.
     """
     if visit.who.email is not None or visit.heir is not None or visit.held or visit.holding(context.facts):
         return True
@@ -70,7 +70,7 @@ def leaves_trace(context: Context, visit: Visit) -> bool:
 
 
 def bind(context: Context, visit: Visit, email: str, trust: Trust, *, forgotten: bool) -> Visit:
-    """Hands what is held for this visitor to the lane, or refuses it. `forgotten`: the person was erased a short while ago."""
+    """Moves this visitor's held pushes to the lane, or refuses them. `forgotten`: the person was erased recently."""
     visitor, facts, changes = visit.who.id, context.facts, context.intake.changes
     known, held = facts.visitor(visitor), visit.all_held(facts, context.request.now)
     person = NOBODY if forgotten else lane_key(email)

@@ -19,7 +19,7 @@ from proxy.core.reasons import MAX_TOKEN, Reason
 TOKEN_AUDIENCE = "scq"
 TOKEN_AGE = timedelta(hours=1)
 TOKEN_LEEWAY = timedelta(seconds=30)
-_CLOCK = "the clock of the store (the database's, or this machine's with SQLite): compare it with that of the server that signs"
+_CLOCK = "the clock of the store (the database's, or this machine's with SQLite): compare it with the clock of the server that signs tokens"
 _ALL_TIME = 1e11  # seconds; some three thousand years
 
 
