@@ -84,9 +84,9 @@ class Recorded(Struct, frozen=True):
 
 
 class Endpoint(NamedTuple):
-    """The query parameters of a path (only the legacy dialect has any), what reads its body, and what applies it.
+    """One path: its query parameters (only the legacy dialect has any), the parser of its body, and the function that applies it.
 
-    Without a reader, it is a GET that has no body.
+    Without a parser, it is a GET without a body.
     """
 
     parameters: tuple[str, ...]
