@@ -1,4 +1,4 @@
-"""What the log says of an error that nobody expected: what and where, nothing that it quotes, and every error of a group."""
+"""Unexpected errors in the log: type and place, never the message, and every error of a group."""
 
 import pytest
 

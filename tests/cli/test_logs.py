@@ -1,4 +1,4 @@
-"""The log: as text or as JSON, at `debug` one line a push and a request, and a line for what an operator does."""
+"""The log: as text or as JSON, at `debug` one line per push and per request, and a line for each action of an operator."""
 
 from __future__ import annotations
 

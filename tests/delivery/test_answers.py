@@ -1,4 +1,4 @@
-"""What a body of a success must say to count as SendX's."""
+"""The bodies of a 2xx that count as SendX's."""
 
 import pytest
 from hypothesis import given

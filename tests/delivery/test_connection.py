@@ -1,4 +1,4 @@
-"""One connection over real sockets: whatever a server, a network or a library does to it ends as an answer or as a failure of a known kind."""
+"""One connection over real sockets: every exchange ends as an answer or as a known kind of failure, whatever server, network or library do."""
 
 import asyncio
 import logging

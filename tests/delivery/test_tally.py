@@ -1,4 +1,4 @@
-"""What is remembered of SendX's answers for the operator: since when they fail, and how many come too late."""
+"""The statistics of SendX's answers for the operator: since when they fail, and how many time out."""
 
 from __future__ import annotations
 

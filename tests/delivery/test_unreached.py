@@ -1,4 +1,4 @@
-"""A connection that cannot be made, in each of the ways that an operator mends differently."""
+"""Failed connections, one for each cause that needs a different remedy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
 
 
 async def why(url: str, trusted: Path | None = None) -> str:
-    """What is said of a connection to this URL. `trusted`: a certificate that counts as everybody's."""
+    """Returns the explanation for a failed connection to this URL. `trusted`: an additional root certificate."""
     connection = Connection(ssl.create_default_context(cafile=trusted), timeout_seconds=20)
     failure = await connection.exchange("POST", url, {}, b"", repeatable=True)
     await connection.aclose()

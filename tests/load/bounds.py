@@ -76,7 +76,7 @@ def passes(python: Path) -> bool:
 
 
 def try_below() -> bool:
-    """Whether `serve` with a uvicorn that is too old ends, with a sentence that names it."""
+    """Returns whether `serve` refuses a uvicorn that is too old with a message that names it."""
     place = BUILD / "below"
     uv("pip", "install", "--python", sys.executable, "--no-deps", "--target", str(place), TOO_OLD)
     with TemporaryDirectory() as directory:

@@ -1,4 +1,4 @@
-"""Any answer at all, until the oracle is asked: `python -m tests.load.fuzz_answers --answers 100000` (`make fuzz-answers`).
+"""Fuzzes SendX's answers and asks the oracle: `python -m tests.load.fuzz_answers --answers 100000` (`make fuzz-answers`).
 
 A real forwarder on a real store pushes rounds of contacts through the upstream of `tests.support.fuzz`, in the clear and over TLS in
 turn. After each round the oracle judges what became of it, and the memory of the process is read. Exit code 1 if a promise was broken, if the
@@ -80,7 +80,7 @@ class Tally:
 
 
 def growth(values: Sequence[float]) -> float:
-    """From the first fifth of the rounds, but for the very first, to the last fifth."""
+    """Returns the growth from the first fifth of the rounds, without the very first, to the last fifth."""
     some = max(1, len(values) // 5)
     return statistics.median(values[-some:]) - statistics.median(values[1 : 1 + some] or values)
 

@@ -57,7 +57,7 @@ class Pair(Server):
         self.primary.start()
 
     def fail_over(self) -> None:
-        """The standby takes over from a primary that nobody can ask; then there is a new one."""
+        """Promotes the standby of an unreachable primary, and gives it a new standby."""
         before, self.primary = self.primary, self.standby
         self.standby.promote()
         before.kill()
@@ -98,7 +98,7 @@ class StandbyAttack(Attack):
         self._pair.standby.wake()
 
     def _promote(self) -> None:
-        """Now and then the commits that wait for a standby are made visible before, by an operator or a restart."""
+        """Sometimes cancels the commits that wait for a standby first, as an operator or a restart would."""
         self._settle()
         if self._dice.random() < 0.5:
             self._pair.standby.kill()

@@ -1,4 +1,4 @@
-"""The list of conditions: what the process knows in, what is wrong and what to do about it out."""
+"""The conditions: a snapshot of the process in, problems and their remedies out."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def seen(clock: float = CLOCK, **more: Any) -> Seen:
 
 
 def found(*moments: Seen) -> tuple[Condition, ...]:
-    """What is wrong at the last of these moments."""
+    """Returns the conditions at the last of these moments."""
     memory = Memory()
     for moment in moments:
         memory = memory.after(moment)

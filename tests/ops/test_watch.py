@@ -30,7 +30,7 @@ async def outbox(tmp_path: Path) -> AsyncIterator[SqliteOutbox]:
 
 
 class Forwarding:
-    """What a forwarder would say of itself."""
+    """Stands in for the state of a forwarder."""
 
     def __init__(self) -> None:
         self.state: DeliveryState | None = delivery()

@@ -1,4 +1,4 @@
-"""A real forwarder and store, and a SendX that says anything: what it said, what that meant, and whether every promise was kept.
+"""A real forwarder and store against a SendX with fuzzed answers: their meaning, and whether every promise was kept.
 
 Status lines, headers, bodies, framing, single bytes, TLS records and the end of the connection are all drawn from one seed. What an
 answer means is read by h11 on its own, from the bytes that reach the client, and decides what the upstream does with the request, so that
@@ -202,7 +202,7 @@ def read_by_the_client(reply: Reply, *, tls: bool) -> Meaning:
 
 
 def is_clear(meaning: Meaning) -> bool:
-    """Whether a 2xx is SendX's: a JSON object that does not say otherwise."""
+    """Returns whether a 2xx is SendX's: a JSON object that reports no error."""
     if meaning.status is None or meaning.status // 100 != 2:
         return False
     try:

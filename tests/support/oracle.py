@@ -288,7 +288,7 @@ def applied_again(sights: Sequence[Sight]) -> int:
 
 
 class Unarrived(NamedTuple):
-    """Increments that are dead letters although SendX never saw them: what it costs never to send one twice.
+    """Counts increments that are dead letters although SendX never saw them, the price of at most once.
 
     `lost`: on their way, of which nobody tells the sender; `cut_off`: with their sender; `needless`: neither of the two.
     """

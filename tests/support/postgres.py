@@ -142,7 +142,7 @@ class Server:
         eventually(lambda: not any(_runs(child) for child in children))
 
     def freeze(self) -> None:
-        """As if its machine hung: connections stay, and nobody answers."""
+        """Freezes the server, as if its machine hung: connections stay open, without answers."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)  # first, so that there will be no more children
         for child in self._children():
@@ -178,7 +178,7 @@ class Server:
     # --- databases
 
     def wait_for_standbys(self, names: str) -> None:
-        """Commits wait for these from now on, `""` for none."""
+        """Sets the standbys that commits wait for, `""` for none."""
         self.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
         self.execute("SELECT pg_reload_conf()")
 
@@ -225,11 +225,11 @@ class Standby(Server):
         self._run("pg_basebackup", "-d", source, "-D", str(self._data), "-N", "-R", "-c", "fast")
 
     def promote(self) -> None:
-        """Makes it a primary."""
+        """Promotes it to primary."""
         self.execute("SELECT pg_promote()")
 
     def follows(self) -> bool:
-        """Whether it is connected to its primary."""
+        """Returns whether it is connected to its primary."""
         return self._primary.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'") != []
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Contexts(NamedTuple):
-    """The two ends: `client` trusts the `certificate` (PEM) of `server` and no other."""
+    """The contexts of both ends: `client` trusts the `certificate` (PEM) of `server` and no other."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
@@ -20,7 +20,7 @@ class Contexts(NamedTuple):
 
 @cache
 def contexts(name: str) -> Contexts:
-    """Both ends of a certificate that vouches for itself and for the host `name` alone."""
+    """Returns both contexts for a self-signed certificate for the host `name`."""
     with tempfile.TemporaryDirectory(prefix="scq-tls-") as folder:
         key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]

@@ -1,4 +1,4 @@
-"""An upstream that answers with any bytes at all, in the clear or over TLS whose records it may spoil, and closes when it likes.
+"""An upstream that sends arbitrary bytes, in the clear or over TLS whose records it may corrupt, and closes at any time.
 
 It speaks on raw sockets: HTTP libraries would refuse to say most of it. What to answer is decided by whoever uses it.
 """
@@ -142,7 +142,7 @@ async def upstream(answering: Answering, *, tls: bool = False, idle_seconds: flo
 
 
 async def _answered(wire: _Wire, number: int, answering: Answering, idle_seconds: float | None) -> bool:
-    """Whether the connection stays open."""
+    """Returns whether the connection stays open."""
     try:
         async with asyncio.timeout(idle_seconds):
             head = await wire.take(lambda unread: unread.find(b"\r\n\r\n") + 4 if b"\r\n\r\n" in unread else 0)

@@ -1,4 +1,4 @@
-"""What goes wrong, played against a real server: log, `status` and `check` say so, and say when it is over.
+"""Faults of a real server and its surroundings: log, `status` and `check` report each when it begins and when it is resolved.
 
 That a change is seen within five seconds follows from the pace of the watch, which `tests/ops/test_conditions.py` holds.
 """
@@ -29,13 +29,13 @@ MIB = 1_048_576
 
 
 def said(settings: Mapping[str, str], *arguments: str) -> tuple[int, str]:
-    """Exit code and output of a command."""
+    """Returns the exit code and output of a command."""
     ran = CliRunner().invoke(cli, arguments, env=dict(settings))
     return ran.exit_code, ran.output
 
 
 def is_told(server: Server, pattern: str, kind: str) -> str:
-    """Waits until the log, `status` and `check` tell of it; returns what `status` says."""
+    """Waits until the log, `status` and `check` report it; returns the output of `status`."""
     eventually(lambda: re.search(rf"ERROR.*proxy\.health: .*{pattern}", server.log))
     code, text = said(server.settings, "status")
     assert code == 1
@@ -47,7 +47,7 @@ def is_told(server: Server, pattern: str, kind: str) -> str:
 
 
 def is_over(server: Server, pattern: str, kind: str) -> str:
-    """Waits until the log says that it is over, and holds `status` and `check` to that; returns what `status` says."""
+    """Waits until the log says that it is resolved, and checks `status` and `check`; returns the output of `status`."""
     eventually(lambda: re.search(rf"proxy\.health: Resolved after .*{pattern}", server.log))
     assert f"mend {kind}" not in said(server.settings, "check")[1]
     code, text = said(server.settings, "status")

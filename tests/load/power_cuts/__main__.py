@@ -37,7 +37,7 @@ NEEDED = ("checkpoints", "log cuts", "kill -9 and start", "stop and start", "vac
 
 
 def missing() -> str:
-    """Returns what is wrong with strace here, in a sentence; nothing if it works."""
+    """Returns a sentence about the problem with strace on this machine, "" if it works."""
     if shutil.which("strace") is None:
         return "strace is missing. Install it (Debian: apt-get install strace)."
     ran = subprocess.run([*COMMAND, os.devnull, "true"], capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def missing() -> str:
 
 
 def table(cuts: Sequence[Cut], broken: Sequence[Broken]) -> str:
-    """A line for each kind: how many by what had arrived, and how many broke a promise."""
+    """Returns one line per kind of cut: the number by surviving writes, and the number that broke a promise."""
     count = Counter((cut.kind, cut.way) for cut in cuts)
     bad = Counter(each.cut.kind for each in broken)
     rows = [("", *Way, "all", "broken")]
@@ -105,7 +105,7 @@ def _listed(held: Mapping[str, int]) -> str:
 
 
 def _kept(directory: Path, recorded: Record, broken: Sequence[Broken], seed: int) -> int:
-    """Says what is broken, and keeps the images of the first."""
+    """Prints the broken promises, and keeps the disk images of the first."""
     for each in broken[:KEPT_IMAGES]:
         for finding in each.findings[:5]:
             print(f"! cut {each.cut.name}, {each.cut.kind}: {finding.violation}: {finding.what}")

@@ -1,4 +1,4 @@
-"""Which cuts are tried, and what each one leaves: from a record and a seed, always the same."""
+"""Chooses the cuts and builds the disk that each leaves, deterministically from a record and a seed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _KINDS = {
 
 
 def phases(events: Iterable[AnyEvent]) -> Iterator[str]:
-    """Yields of each event what was going on. A server is being opened until it first answers."""
+    """Yields the phase of each event. A server is starting until its first answer."""
     opening = ""
     for event in events:
         if isinstance(event, Start):
@@ -87,7 +87,7 @@ def phases(events: Iterable[AnyEvent]) -> Iterator[str]:
 
 
 def possible(record: Record) -> Iterator[Cut]:
-    """Every boundary, with all that can have become of what was not synced; and every write of more than a sector, torn."""
+    """Yields a cut at every boundary, for each fate of the unsynced writes, and one within every write of more than a sector."""
     disk = Disk()
     for number, (event, kind) in enumerate(zip(record.events, phases(record.events), strict=True)):
         disk.apply(event)
@@ -100,7 +100,7 @@ def possible(record: Record) -> Iterator[Cut]:
 
 
 def chosen(record: Record, seed: int, count: int) -> list[Cut]:
-    """Takes from all kinds and ways alike, so that what is rare is tried whole; draws again if there are too few."""
+    """Samples all kinds and ways evenly, so that rare ones are covered completely; draws again if there are too few."""
     rng = random.Random(seed)  # noqa: S311 - a seeded run
     piles: dict[tuple[str, Way], list[Cut]] = defaultdict(list)
     for cut in possible(record):
@@ -122,7 +122,7 @@ def chosen(record: Record, seed: int, count: int) -> list[Cut]:
 
 
 def images(record: Record, cuts: Sequence[Cut], seed: int) -> Iterator[tuple[Cut, Image, Told]]:
-    """Yields what is on the disk, and what had been told, for each of these cuts, which are in the order of the events."""
+    """Yields the disk and the answers given so far for each of these cuts, which are in the order of the events."""
     disk, told = Disk(), Told(record)
     left = iter(sorted(cuts))
     cut = next(left, None)
@@ -154,7 +154,7 @@ def tried(record: Record, cuts: Sequence[Cut], seed: int) -> list[Broken]:
 def tried_by_processes(
     record: Path, cuts: Sequence[Cut], seed: int, processes: int
 ) -> Iterator[tuple[int, list[Broken]]]:
-    """Yields how many more were tried, and those of them that broke something. `record`: a file with it."""
+    """Yields how many more cuts were tried, and those that broke a promise. `record`: the path of the pickled record."""
     parts = 10 * processes
     size = -(-len(cuts) // parts)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
@@ -172,7 +172,7 @@ def _tried_from_file(path: str, cuts: Sequence[Cut], seed: int) -> list[Broken]:
 
 
 def contents(record: Record) -> Mapping[str, int]:
-    """Counts what a record has to hold."""
+    """Counts the kinds of event that a record must contain."""
     found: Counter[str] = Counter()
     checkpoints, size = False, 0
     for event in record.events:

@@ -1,4 +1,4 @@
-"""The disk under a store: what may stand on it after the power was cut at some moment.
+"""Models the disk under a store: its possible contents after a power cut at any moment.
 
 What is modelled, for each file by itself:
 
@@ -34,7 +34,7 @@ Image = Mapping[str, bytes]  # by name
 
 
 class Way(StrEnum):
-    """What has arrived of what was not synced."""
+    """The part of the unsynced writes that has reached the disk."""
 
     NONE = "nothing"
     ALL = "everything"
@@ -61,7 +61,7 @@ class File:
         return bytes(found)
 
     def after_cut(self, way: Way, rng: random.Random) -> bytes:
-        """Returns what it may hold. TORN: only the last change may be there in part."""
+        """Returns possible contents. TORN: only the last change may be there in part."""
         if way is Way.NONE or not self.pending:
             return bytes(self.durable)
         if way is Way.ALL:
@@ -126,7 +126,7 @@ class File:
 
 
 class Disk:
-    """A directory and its files. `apply` what happened, in order, and look at any moment."""
+    """A directory and its files. `apply` events in order; the possible contents can be read at any moment."""
 
     def __init__(self) -> None:
         self._now: dict[str, File] = {}
@@ -164,7 +164,7 @@ class Disk:
         return {name: file.current() for name, file in self._now.items()}
 
     def after_cut(self, way: Way, rng: random.Random, torn: str | None = None) -> Image:
-        """Returns what may be there. `torn`: with TORN, the file of the last write; all else has arrived."""
+        """Returns possible files. `torn`: with TORN, the file of the last write; all other writes have arrived."""
         return {
             name: file.after_cut(_way_of(name, way, torn, rng), rng) for name, file in self._names(way, rng).items()
         }

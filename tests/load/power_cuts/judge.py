@@ -1,4 +1,4 @@
-"""Opens what a power cut has left, with the product's own code, and says which promise it breaks.
+"""Opens the files that a power cut leaves with the product's own code, and names the promises that they break.
 
 `Told` is what the world had been told when the power was cut: which requests had been acknowledged, what SendX had taken, who had been erased.
 A request that had not been acknowledged may be in the store or not, but only as a whole.
@@ -32,7 +32,7 @@ _STEM = "scq.db"
 
 
 class Told:
-    """`learn` what happened, in order. `acknowledged`: how many requests of each person."""
+    """The answers that clients have received. `learn` events in order. `acknowledged`: the number of requests per person."""
 
     def __init__(self, record: Record) -> None:
         self.people = record.people
@@ -99,7 +99,7 @@ async def _read(path: Path) -> Found:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """What the store logs as an error: that it lost commits, say."""
+    """Collects the errors that the store logs, such as lost commits."""
     found: list[str] = []
 
     class Keep(logging.Handler):
@@ -149,7 +149,7 @@ def _tag(body: bytes | str) -> str:
 
 
 class Due(NamedTuple):
-    """What so many requests of a person have made: the lane in its order, what is held, ids that are remembered."""
+    """The expected effect of a person's first requests: the lane in order, held pushes, remembered ids."""
 
     lane: Sequence[Push]
     held: Sequence[Push]
@@ -172,7 +172,7 @@ def due(requests: Sequence[Request]) -> Due:
 
 
 def judge(found: Found | list[Finding], told: Told) -> list[Finding]:
-    """Every promise that is broken."""
+    """Returns every broken promise."""
     if isinstance(found, list):
         return found
     if found.check != "ok":
@@ -187,7 +187,7 @@ def judge(found: Found | list[Finding], told: Told) -> list[Finding]:
 
 
 def _of_person(found: Found, told: Told, person: Person, acknowledged: int) -> tuple[int, list[Finding]]:
-    """Returns how many pushes have entered, and what is wrong. The request that was under way may be in the store."""
+    """Returns how many pushes were stored, and the violations. The request in flight may have been stored."""
     for requests in (person.requests[: acknowledged + 1], person.requests[:acknowledged]):
         findings = list(_compared(found, told, person, due(requests)))
         if not findings:
@@ -257,7 +257,7 @@ def _of_push(found: Found, told: Told, push: Push, *, waits: bool) -> tuple[Viol
 
 
 def _strangers(found: Found, people: Sequence[Person]) -> Iterator[Finding]:
-    """Finds what nobody has pushed."""
+    """Finds pushes in the store that were never sent."""
     known = {push.tag for person in people for request in person.requests for push in request.pushes}
     emails = {person.email for person in people}
     if others := {*found.waiting} - emails:

@@ -1,4 +1,4 @@
-"""The run that is recorded: a real `scq-proxy serve` under strace, people and servers who push, a SendX that answers, kills and stops.
+"""Records a run: a real `scq-proxy serve` under strace, people and servers that push, a SendX that answers, kills and stops.
 
 Each person pushes in a thread, one request after the other, each repeated with the same ids until it is acknowledged: first not
 identified, so that pushes are held, then logged in, then from pages and from the site's servers by turns. After each life of the server what
@@ -149,7 +149,7 @@ class Caller:
     def ask(
         self, request: Request, path: str, body: bytes, headers: Mapping[str, str]
     ) -> http.client.HTTPResponse | None:
-        """None: no answer came. What has come is read to its end by the caller."""
+        """Returns None if there was no answer. The caller reads the body."""
         try:
             connection = self._connected()
             request.tries.append(Try(self._life, self._port, self._number))
@@ -185,7 +185,7 @@ class Pusher:
         self._person = Person("")
 
     def push(self) -> None:
-        """One person's requests. Returns early if the run is over."""
+        """Sends one person's requests. Returns early if the run is over."""
         rng = self._rng
         number = self._crowd.enter(self)
         self._cookie, self._s, self._tags = "", f"{rng.getrandbits(128):032x}", 0
@@ -239,7 +239,7 @@ class Pusher:
         self._insist(Request([Push(tag, "", increment)], tries=[]), path, body, lambda: headers)
 
     def _insist(self, request: Request, path: str, body: Json, headers: Callable[[], Mapping[str, str]]) -> None:
-        """Until it is acknowledged. A request is known before it is sent."""
+        """Repeats a request until it is acknowledged. Records it before it is sent."""
         self._person.requests.append(request)
         raw = dumps(body)
 
@@ -291,7 +291,7 @@ class Crowd:
 
     @contextmanager
     def pushing(self) -> Iterator[None]:
-        """Everybody pushes while the block runs, and ends wherever it is."""
+        """Lets all people push while the block runs."""
         with ThreadPoolExecutor(PEOPLE, thread_name_prefix="people") as pool:
             self._threads = [pool.submit(self._keep_pushing, place) for place in range(PEOPLE)]
             try:
@@ -301,7 +301,7 @@ class Crowd:
                 self.over.set()
 
     def check(self) -> None:
-        """Raises what somebody has died of."""
+        """Raises the exception of a thread that failed."""
         for thread in self._threads:
             if thread.done():
                 thread.result()
@@ -318,7 +318,7 @@ class Crowd:
             raise _Over
 
     def somebody_finished(self) -> Person:
-        """Returns a person who pushes no more, the last one that was identified."""
+        """Returns the last identified person who has finished pushing."""
 
         def last() -> Person | None:
             self.check()

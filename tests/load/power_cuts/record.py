@@ -1,4 +1,4 @@
-"""What a run under strace has shown: operations on the store's files, answers, people and their pushes, all in one order.
+"""The record of a run under strace: operations on the store's files, answers, people and their pushes, in one order.
 
 Names of files are their endings: `""` is the database, `-wal` its log, `-journal` the rollback journal of the first seconds.
 """

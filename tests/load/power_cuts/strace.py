@@ -1,4 +1,4 @@
-"""Reads what strace writes about a server: what it did to the store's files and when answers left, in the order of the kernel.
+"""Parses strace's output about a server: operations on the store's files and answers, in the order of the kernel.
 
 strace stops a thread where a call begins and where it ends, so that its lines are in an order that could have been seen from outside. A
 write or a sync counts from its end; an answer counts from its beginning, because the client may have it before the call returns.
@@ -130,13 +130,13 @@ class Reader:
         return list(self._events(call))
 
     def _require_alone(self, call: Call, open_calls: dict[int, Call]) -> None:
-        """Two calls at the same time have no order."""
+        """Raises if two calls overlap, as their order is unknown."""
         file = self._file_of(call)
         if file is not None and any(self._file_of(other) == file for other in open_calls.values()):
             raise NotUnderstood(f"two calls at the same time on {file or 'the database'}")
 
     def _leave_open(self, call: Call) -> None:
-        """Notes what may have happened, or not, before the process was killed."""
+        """Records calls that may or may not have happened before the process was killed."""
         file = self._file_of(call)
         if file is None or call.name in _SYNCS:
             return
@@ -214,7 +214,7 @@ class Reader:
         return self._ending(_text(found[1]))
 
     def _answers(self, call: Call, answers: dict[int, int]) -> Iterator[Answer]:
-        """Counts what begins like an answer on each connection. `answers`: how many were, by the client's port."""
+        """Records the start of each answer. `answers`: the count so far, by the client's port."""
         if call.name not in _SENDS:
             return
         connection = _DESCRIPTOR.match(call.arguments)

@@ -1,4 +1,4 @@
-"""The database's clock counts, whatever a node's own says: here it is five minutes ahead of this machine's."""
+"""The database's clock is used, whatever a node's own says: here it is five minutes ahead of this machine's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims and polls stay cheap while somebody holds a snapshot open, and no lane is forgotten for it."""
+"""Claims and polls stay fast while a snapshot is held open, and no lane is missed because of it."""
 
 from __future__ import annotations
 

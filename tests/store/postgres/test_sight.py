@@ -1,4 +1,4 @@
-"""What is concluded from looks at the server: its clock, and whether it is still the same."""
+"""Conclusions from observing the server: its clock, and whether it is still the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that fails to read, or reads differently each time: a shim in front of libc makes it so. The store stays where it is."""
+"""A disk that fails to read, or reads differently each time, simulated by a shim in front of libc. The store stays in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a store fails is said: somebody else's lock, and a machine without file handles, inodes or memory.
+"""The causes of a store's failure are named: another program's lock, or a lack of file handles, inodes or memory.
 
 While another program has the file locked, everybody is refused together and soon, and it is over when that is.
 """

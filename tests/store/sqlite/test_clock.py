@@ -1,4 +1,4 @@
-"""A clock that is wrong, and one that is set right: nothing is erased for it, nobody waits for it. A shim in front of libc sets it."""
+"""A wrong clock, and its correction: nothing is erased, and no wait outlasts it. A shim in front of libc sets the clock."""
 
 from __future__ import annotations
 

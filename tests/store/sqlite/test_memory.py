@@ -1,4 +1,4 @@
-"""A store whose memory runs out: it refuses, says so, and comes back by itself or ends the process. SQLite's own limit takes the memory away."""
+"""A store that runs out of memory refuses, says so, and recovers or ends the process. SQLite's own heap limit simulates it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_without_memory_nothing_is_ready_and_with_it_all_is(
 
 @pytest.mark.parametrize("left", TOO_LITTLE[1:])
 async def test_readiness_comes_back_by_itself(tmp_path: Path, left: int) -> None:
-    """A balancer sends nobody here until then."""
+    """A load balancer sends no requests here until then."""
     outbox = await opened(tmp_path / "scq.db")
     before = await push(outbox, 50)
     leave(left)
