@@ -22,7 +22,8 @@ from proxy.store.rows import increments
 
 ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
-    Halt.FORBIDDEN: "SendX, or a gateway in front of it, refuses this account's requests: check SCQ_API_KEY, SCQ_UPSTREAM, and the account's status at SendX",
+    Halt.FORBIDDEN: "SendX, or a gateway in front of it, refuses this account's requests: check SCQ_API_KEY, SCQ_UPSTREAM, and the "
+    "account's status at SendX",
     Halt.WRONG_URL: "the answers are not from SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
 }
 
