@@ -609,7 +609,7 @@ async def test_a_defect_in_one_lane_cuts_off_nobody_else_and_is_told(
         await until(lambda: sandbox.total == 1)
         await push(outbox, ANN, HELLO)
         await until(lambda: "A fault in this program delays lane" in caplog.text)
-        assert "the log of the server says where" in str(delivery.state().last_error)
+        assert "the server's log says where" in str(delivery.state().last_error)
         await until(lambda: delivery.state().delivered == 1)
         defective.defects.clear()
         await drained(outbox)
