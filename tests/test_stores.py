@@ -234,7 +234,7 @@ async def test_a_target_without_a_schema_is_refused(filled: Path) -> None:
     [
         (["--from", "postgresql://h/d", "--to", "postgresql://h/d"], "this must begin with sqlite://"),
         (["--from", "sqlite:///a.db", "--to", "sqlite:///b.db"], "this must begin with postgresql://"),
-        (["--from", "sqlite:///a.db"], "SCQ_STORE is no PostgreSQL store"),
+        (["--from", "sqlite:///a.db"], "SCQ_STORE is not a PostgreSQL store"),
         (["--from", "scq.db"], "it must begin with sqlite:///"),
     ],
 )

@@ -167,7 +167,7 @@ def _missing_store(path: Path) -> Finding | None:
         return None
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return _mend(f"store: this user may not write in {path.parent}: change its owner, or SCQ_STORE.")
-    return _fine(f"store: {path} does not exist yet, serve makes it")
+    return _fine(f"store: {path} does not exist yet; serve creates it")
 
 
 async def check_send(settings: Settings, email: str) -> list[Finding]:

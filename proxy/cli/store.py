@@ -208,7 +208,7 @@ def copy(source: Source, target: Target = "", env_file: EnvFile = None) -> None:
     file = _given(source, "--from", SqliteUrl)
     database = _given(target, "--to", PostgresUrl) if target else store_of(env_file)
     if isinstance(database, SqliteUrl):
-        raise typer.BadParameter("SCQ_STORE is no PostgreSQL store: name one.", param_hint="--to")
+        raise typer.BadParameter("SCQ_STORE is not a PostgreSQL store. Name one.", param_hint="--to")
     assessment = asyncio.run(assess_database(database))
     if assessment.obstacles:
         raise StoreRefused("\n".join(assessment.obstacles))
@@ -219,7 +219,7 @@ def copy(source: Source, target: Target = "", env_file: EnvFile = None) -> None:
     sys.stdout.write(f"Copied to {database.place}; the numbers of both stores are the same.\n")
     print_table(copied.items(), indent="  ")
     sys.stdout.write(
-        "Now let SCQ_STORE name the new store, and keep the file as a backup: it must not be served again.\n"
+        "Now set SCQ_STORE to the new store, and keep the file as a backup: it must not be served again.\n"
     )
 
 

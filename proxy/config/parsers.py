@@ -215,7 +215,7 @@ def hosts(text: str) -> frozenset[str]:
 
 def _host_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]", text):
-        raise Wrong(f"{shown(text)} is no host name: give it without scheme, port and path, such as www.example.com")
+        raise Wrong(f"{shown(text)} is not a host name: give it without scheme, port and path, such as www.example.com")
     return text.lower().removesuffix(".")
 
 

@@ -290,12 +290,14 @@ def _unknown(name: str) -> Problem:
     usual = re.split(r"[^A-Za-z0-9_]", name[:60], maxsplit=1)[0]
     shown = usual if usual == name else usual + "..."
     if (spec := _SPEC_BY_NAME.get(name.removesuffix("_FILE"))) is not None:
-        return Problem(shown, f"is no setting, as only secrets can stand in a file; set {spec.name}", spec.example)
+        return Problem(
+            shown, f"is not a setting, as only secrets can be read from a file; set {spec.name}", spec.example
+        )
     for nearest in get_close_matches(usual, sorted(_KNOWN_NAMES), n=1):
         known = _SPEC_BY_NAME.get(nearest)
         example = known.example if known else f"{nearest}=/run/secrets/{nearest.lower()}"
-        return Problem(shown, f"is no setting of scq-proxy; did you mean {nearest}?", example)
-    return Problem(shown, "is no setting of scq-proxy; remove it", _ENV_LINE)
+        return Problem(shown, f"is not a setting of scq-proxy; did you mean {nearest}?", example)
+    return Problem(shown, "is not a setting of scq-proxy; remove it", _ENV_LINE)
 
 
 def _read_secret_file(variable: str, path: str) -> str:

@@ -86,7 +86,7 @@ class ServerApi:
             raise RequestError(
                 403,
                 "browser",
-                "This request comes from a browser. Server keys do not belong in pages: whoever reads one can act as anybody. "
+                "This request comes from a browser. Server keys do not belong in pages: anyone who reads one can act as any contact. "
                 "Push from pages with the shim, and replace this key if a page has it.",
             )
         if scope["method"] != "POST":

@@ -36,7 +36,7 @@ def test_check_finds_nothing_to_mend_and_counts_on_no_store(tmp_path: Path) -> N
     said = scq("check", cwd=tmp_path, **settings(tmp_path, SCQ_IDENTIFY="asserted"))
     assert (said.code, said.err) == (0, "")
     assert all(row.startswith("ok ") for row in said.out.splitlines())
-    assert f"{tmp_path}/scq.db does not exist yet, serve makes it" in said.out
+    assert f"{tmp_path}/scq.db does not exist yet; serve creates it" in said.out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -65,7 +65,7 @@ def test_serve_refuses_a_short_secret_and_does_not_show_it(tmp_path: Path, name:
 def test_serve_refuses_an_unknown_setting_and_suggests_the_one_that_was_meant(tmp_path: Path) -> None:
     said = scq("serve", cwd=tmp_path, **settings(tmp_path, SCQ_ORIGIN="https://x.example"))
     assert (said.code, said.out) == (2, "")
-    assert "SCQ_ORIGIN: is no setting of scq-proxy; did you mean SCQ_ORIGINS?" in said.err
+    assert "SCQ_ORIGIN: is not a setting of scq-proxy; did you mean SCQ_ORIGINS?" in said.err
 
 
 def test_serve_says_so_when_the_port_is_in_use(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_serve_refuses_a_store_in_a_directory_that_does_not_exist(tmp_path: Path
     for name in ("serve", "check"):
         said = scq(name, cwd=tmp_path, **given)
         assert said.code == (2 if name == "serve" else 1)
-        assert f"{tmp_path}/nowhere is no directory" in said.out + said.err
+        assert f"{tmp_path}/nowhere is not a directory" in said.out + said.err
     assert not (tmp_path / "nowhere").exists()
 
 

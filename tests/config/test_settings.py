@@ -161,7 +161,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, neares
 
 
 def test_an_unknown_name_that_resembles_nothing_is_refused() -> None:
-    assert only_problem(enough(SCQ_ZZZZZZ="x")).wrong == "is no setting of scq-proxy; remove it"
+    assert only_problem(enough(SCQ_ZZZZZZ="x")).wrong == "is not a setting of scq-proxy; remove it"
 
 
 def test_names_that_are_not_ours_are_ignored() -> None:

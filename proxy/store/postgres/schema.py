@@ -117,7 +117,7 @@ async def _connected(dsn: str) -> AsyncIterator[Connection]:
     try:
         options = connect_options(dsn)
     except psycopg.Error:
-        sentence = "SCQ_STORE is no URL that PostgreSQL's client understands: postgresql://user@host/database."
+        sentence = "SCQ_STORE is not a URL that PostgreSQL's client understands: postgresql://user@host/database."
         raise StoreRefused(sentence) from None
     try:
         connection = await psycopg.AsyncConnection.connect(dsn, **options)

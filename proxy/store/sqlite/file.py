@@ -209,7 +209,7 @@ class StoreFile:
         connection.execute("PRAGMA wal_autocheckpoint=0")  # `upkeep` does it, after the answers are out
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         if tables and not is_ours(connection):
-            raise StoreRefused(f"{self.path} is a database of another program: let SCQ_STORE name a file of its own.")
+            raise StoreRefused(f"{self.path} is a database of another program. Set SCQ_STORE to a file of its own.")
         self._take_in_log(connection)  # first of all that writes: it would be written over
         if not tables:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # in a file with content it would write to no effect
@@ -310,24 +310,24 @@ def _require_durable(connection: sqlite3.Connection, path: Path) -> None:
 def require_place(path: Path, *, create: bool) -> None:
     """Raises `StoreRefused` if a store at the path could not be durable or could not be written. `create`: makes a missing file."""
     if not path.parent.is_dir():
-        raise StoreRefused(f"{path.parent} is no directory: make it, or let SCQ_STORE name another place.")
+        raise StoreRefused(f"{path.parent} is not a directory. Create it or change SCQ_STORE.")
     kind = file_system(path)
     if kind in _NETWORK:
         raise StoreRefused(f"{path} is on a network file system ({kind}), where SQLite's locks and syncs do not hold.")
     if not path.exists():
         if not create:
-            raise StoreRefused(f"There is no store at {path}: scq-proxy serve makes it. Check SCQ_STORE.")
+            raise StoreRefused(f"There is no store at {path}. scq-proxy serve creates it; check SCQ_STORE.")
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         except OSError as error:
             remedy = what_is_missing(path) or "give this user write access, or change SCQ_STORE"
             raise StoreRefused(f"{path} cannot be created ({error.strerror}): {remedy}.") from None
     if not path.is_file():
-        raise StoreRefused(f"{path} is no file: let SCQ_STORE name a file, such as sqlite:///scq.db.")
+        raise StoreRefused(f"{path} is not a file. Set SCQ_STORE to a file, such as sqlite:///scq.db.")
     if path.stat().st_uid != os.geteuid():
         raise StoreRefused(f"{path} belongs to another user: run this command as the user who runs the server.")
     if not os.access(path.parent, os.W_OK | os.X_OK) or not os.access(path, os.W_OK):
-        remedy = "mount or chmod them so, or let SCQ_STORE name another place"
+        remedy = "mount or chmod them so, or change SCQ_STORE"
         raise StoreRefused(f"{path} and its directory must be writable, and are not: {remedy}.")
 
 

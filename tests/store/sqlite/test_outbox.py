@@ -58,7 +58,7 @@ async def test_a_missing_store_is_made_only_by_those_who_may(tmp_path: Path) -> 
 
 
 async def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreRefused, match="is no directory"):
+    with pytest.raises(StoreRefused, match="is not a directory"):
         await opened(tmp_path / "missing" / "scq.db")
 
 
