@@ -3,6 +3,7 @@
 Never shows library messages, which may quote a host name or a URL and change between versions.
 """
 
+import errno
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,10 @@ CUT_OFF = "the connection broke within an answer"
 _NO_NAME = "no connection: host name not found (DNS)"
 _REFUSED = "no connection: connection refused"
 _NO_ROUTE = "no connection: network unreachable"
+_NO_FILES = "no connection: no file handles left on this machine"
+_NO_MEMORY = "no connection: no memory left on this machine"
+_NO_PORT = "no connection: no local ports left on this machine"
+_FORBIDDEN = "no connection: this machine does not permit it"
 _EXPIRED = "no connection: the certificate has expired"
 _TOO_EARLY = "no connection: the certificate is not valid yet"
 _OTHER_HOST = "no connection: the certificate is for another host name"
@@ -34,6 +39,10 @@ ADVICE: Mapping[str, str] = {
     _NO_NAME: "Check the host name in SCQ_UPSTREAM, and this machine's DNS resolver.",
     _REFUSED: "Check the host name and port in SCQ_UPSTREAM; if they are right, wait for SendX.",
     _NO_ROUTE: _ROUTE,
+    _NO_FILES: "Raise the limit of this process (LimitNOFILE of systemd, ulimit -n), or fs.file-max.",
+    _NO_MEMORY: "Find out what uses the memory, or raise the limit of this process.",
+    _NO_PORT: "Find out which program holds so many connections, or widen net.ipv4.ip_local_port_range.",
+    _FORBIDDEN: "Check this machine's firewall, and what confines this process (systemd's RestrictAddressFamilies, SELinux, AppArmor).",
     _EXPIRED: _CLOCK,
     _TOO_EARLY: _CLOCK,
     _OTHER_HOST: "Check the host name in SCQ_UPSTREAM, and that no proxy or captive portal answers in SendX's place.",
@@ -59,10 +68,16 @@ def _text(cause: BaseException) -> str | None:
         return _NO_NAME
     if isinstance(cause, ConnectionRefusedError):
         return _REFUSED
-    return _NO_ROUTE if isinstance(cause, OSError) and cause.errno in _UNROUTED else None
+    return _ERRNOS.get(cause.errno or 0) if isinstance(cause, OSError) else None
 
 
-_UNROUTED = frozenset((101, 113))  # ENETUNREACH, EHOSTUNREACH
+_ERRNOS: Mapping[int, str] = {
+    **dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN), _NO_ROUTE),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _NO_FILES),
+    **dict.fromkeys((errno.ENOMEM, errno.ENOBUFS), _NO_MEMORY),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _FORBIDDEN),
+    errno.EADDRNOTAVAIL: _NO_PORT,
+}
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

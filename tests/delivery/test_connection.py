@@ -315,7 +315,11 @@ def expired() -> ssl.SSLCertVerificationError:
         (expired(), "no connection: the certificate has expired", BROKE.detail),
         (ssl.SSLError(), "no connection: TLS handshake failed", BROKE.detail),
         (ConnectionResetError(), "no connection", BROKE.detail),
-        (OSError(24, "Too many open files"), "no connection", BROKE.detail),
+        (
+            OSError(24, "Too many open files"),
+            "no connection: this machine has no file handles left for it",
+            BROKE.detail,
+        ),
         (UnicodeError(), "no connection", BROKE.detail),
         (EOFError(), "no connection", BROKE.detail),
         (h11.RemoteProtocolError("?"), "no connection", NO_HTTP.detail),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import resource
 import shutil
 import socket
 import ssl
@@ -10,6 +12,8 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from proxy.delivery.connection import Connection, Failure
 from proxy.delivery.unreached import ADVICE, NO_CONNECTION, why_unreached
@@ -99,6 +103,33 @@ async def test_a_server_that_speaks_no_tls() -> None:
 async def test_a_port_that_refuses() -> None:
     assert "refused" in await why(f"http://127.0.0.1:{free_port()}")
     assert "refused" in await why(f"http://localhost:{free_port()}")  # at each of its addresses
+
+
+async def test_file_handles_that_are_used_up_are_not_blamed_on_the_network() -> None:
+    port = free_port()
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # nothing that is open is closed by that
+    try:
+        text = await why(f"http://127.0.0.1:{port}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    assert text == "no connection: this machine has no file handles left for it"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENFILE, "file handles"),
+        (errno.ENOBUFS, "memory"),
+        (errno.EADDRNOTAVAIL, "port"),
+        (errno.EACCES, "does not let it out"),
+        (errno.ENETDOWN, "network"),
+    ],
+)
+def test_what_this_machine_lacks_is_named(number: int, words: str) -> None:
+    text = why_unreached(OSError(number, "ann@example.com"))
+    assert words in text
+    assert text in ADVICE
 
 
 async def test_a_name_that_is_not_found() -> None:

@@ -9,9 +9,11 @@ import psycopg
 from psycopg.errors import lookup
 from psycopg_pool import PoolTimeout
 
-_STATEMENT_MODE = "not allowed in statement pooling mode"  # PgBouncer's words; its code, 08P01, has other causes too
+_STATEMENT_MODE = "not allowed in statement pooling mode"  # PgBouncer's words
+_PROTOCOL = "08P01"  # its one code for all that it says itself
 
 _STANDBY = "it is a standby or read-only: bring the primary back, or name it in SCQ_STORE."
+_BEHIND = "the pooler does not get through to it: start the server, or look into the pooler's log."
 _FULL = "it has no connection left: raise max_connections, or put a pooler before it."
 # Words of libpq, of the server and of PgBouncer about a connection that failed. The first that occur decide.
 _UNREACHED: Mapping[str, str] = {
@@ -37,7 +39,10 @@ _UNREACHED: Mapping[str, str] = {
     "certificate verify failed": "its certificate is not trusted: check sslrootcert.",
     "does not match host name": "its certificate is for another host name: check the host, or sslmode.",
     "does not support SSL": "it does not speak TLS, which sslmode asks for.",
-    "server login has been failing": "the pooler cannot log in to it: the pooler's log says why.",
+    "server login has been failing": _BEHIND,
+    "cannot connect to server": _BEHIND,
+    "server conn crashed": _BEHIND,
+    "query_wait_timeout": "the pooler has no connection to it to spare (query_wait_timeout): raise default_pool_size, or find out what hangs.",
     "does not exist": "it has no such database or role: create it, or correct the URL.",
     "no such database": "the pooler knows no such database: add it there, or correct the URL.",
     "timeout expired": "it does not answer.",
@@ -61,6 +66,9 @@ def cause(error: BaseException) -> str:
     if isinstance(error, PoolTimeout):
         return "all connections to it are busy, so it is slow or hangs: look for locks, and into its log"
     state = sqlstate(error)
+    if state == _PROTOCOL:
+        said = str(error)
+        return next((sentence.removesuffix(".") for words, sentence in _UNREACHED.items() if words in said), state)
     if state is None:
         return f"no answer ({type(error).__name__})"
     try:

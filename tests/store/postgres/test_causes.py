@@ -11,7 +11,7 @@ import pytest
 
 from proxy.errors import StoreUnavailable
 from proxy.ops.watch import Watch
-from proxy.store.postgres.causes import why_unreached
+from proxy.store.postgres.causes import cause, why_unreached
 from proxy.store.postgres.outbox import open_outbox
 from tests.support.postgres import postgres
 
@@ -51,5 +51,19 @@ async def test_the_watch_and_the_log_say_why_no_connection_is_made_any_more(capl
 )
 def test_what_a_server_or_a_pooler_says_is_recognised_and_not_quoted(said: str, words: str) -> None:
     sentence = why_unreached(psycopg.OperationalError(said))
+    assert words in sentence
+    assert "@" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("query_wait_timeout", "default_pool_size"),
+        ("server conn crashed?", "the pooler does not get through to it"),
+        ("something new about ann@example.com", "08P01"),
+    ],
+)
+def test_what_a_pooler_says_within_a_connection_is_recognised(said: str, words: str) -> None:
+    sentence = cause(psycopg.errors.ProtocolViolation(said))
     assert words in sentence
     assert "@" not in sentence
