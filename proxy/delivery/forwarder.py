@@ -16,11 +16,12 @@ from datetime import timedelta
 from proxy.aio import unbroken, wait
 from proxy.core.retry import GiveUp
 from proxy.delivery.account import Account, DeliveryState
-from proxy.delivery.lane import LaneRun, Shared, finish, untouched
+from proxy.delivery.lane import LaneRun, Shared, finish
 from proxy.delivery.pacing import Pacer
 from proxy.delivery.probe import Stage
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreUnavailable, describe
+from proxy.store.leases import untouched
 from proxy.store.outbox import Outbox
 from proxy.store.records import Lease
 

@@ -310,11 +310,6 @@ def _log_push(lane: int, push: Waiting, result: Settled) -> None:
 # --- judging: pure
 
 
-def untouched(lease: Lease) -> Settlement:
-    """Returns the settlement that leaves everything as it was."""
-    return Settlement(lease, results_of(lease, {}), failures=lease.failures, last=lease.last)
-
-
 def results_of(lease: Lease, known: Mapping[int, Settled]) -> tuple[Settled, ...]:
     """Returns the results of all pushes; those that were not reached stay as they were."""
     return tuple(known.get(push.seq) or Settled(push.seq, Fate.KEPT, attempted=False) for push in lease.pushes)

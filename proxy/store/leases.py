@@ -12,7 +12,7 @@ import msgspec
 from proxy.core.calls import Attributes
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Trust
-from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settlement, Waiting
+from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
 from proxy.store.rows import DEAD, WAITING, decode_body, increments
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
@@ -123,6 +123,12 @@ class Changes(msgspec.Struct):
         if delivered or buried:
             tallies |= {WAITING: -delivered - buried, DEAD: buried}
         return tallies
+
+
+def untouched(lease: Lease) -> Settlement:
+    """Returns the settlement that leaves everything as it was."""
+    kept = tuple(Settled(push.seq, Fate.KEPT, attempted=False) for push in lease.pushes)
+    return Settlement(lease, kept, failures=lease.failures, last=lease.last)
 
 
 def changes_of(settlements: Iterable[Settlement], erased: Collection[int] = ()) -> Changes:

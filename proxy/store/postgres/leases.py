@@ -10,12 +10,22 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, merge_closures
 from proxy.errors import StoreUnavailable
-from proxy.store.leases import Changes, LaneRow, changes_of, changes_of_abandoned, head_of, lease_of, new_addresses
+from proxy.store.leases import (
+    Changes,
+    Head,
+    LaneRow,
+    changes_of,
+    changes_of_abandoned,
+    head_of,
+    lease_of,
+    new_addresses,
+    untouched,
+)
 from proxy.store.postgres.database import (
     Database,
     Overtaken,
@@ -37,6 +47,15 @@ from proxy.store.rows import decode_closure, encode_closure
 _GATE = (GATE, "")
 
 
+class _Doubt(NamedTuple):
+    """A claim on its way, all that is needed to end its leases if no answer comes: nobody else knows of them."""
+
+    lanes: Mapping[int, LaneRow]
+    heads: Mapping[int, Head]
+    epoch: int
+    until: float
+
+
 class NodeLeases:
     """Claims lanes. `floor`: bounds the scan for ready lanes. `own`: epochs of this process's unsettled leases, by lane."""
 
@@ -44,6 +63,7 @@ class NodeLeases:
         self.own: dict[int, int] = {}
         self.floor = Floor()
         self._database = database
+        self._doubt: _Doubt | None = None
         self._probe_until: float | None = None  # of the probe that this process has out, on the database's clock
 
     async def claim(self, lanes: int, per_lane: int, seconds: float, probe: Closure | None) -> Claim:
@@ -62,10 +82,12 @@ class NodeLeases:
             closure = decode_closure(gate.value)
             return Claim(await lease(transaction, found.rows if closure == probe else [], probe=True), closure)
 
+        await self._give_back()
         lease = partial(self._lease, per_lane=per_lane, seconds=seconds)
         claim = await self._database.run(claim_all)
         if claim.closure is not None and claim.closure == probe:
             claim = await self._database.run(claim_probe)
+        self._doubt = None
         self.own.update({lease.lane: lease.epoch for lease in claim.leases})
         return claim
 
@@ -87,15 +109,17 @@ class NodeLeases:
         (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": per_lane}))
         by_lane = itertools.groupby(found.rows, itemgetter(-1))
         heads = {lane: head_of(lanes[lane], (row[:-1] for row in pushes)) for lane, pushes in by_lane}
+        epoch = int(self._database.sight.now() * 1e6)
         queries = filled(
             (
-                ("lease", {"lanes": sorted(heads), "seconds": seconds}),
+                ("lease", {"lanes": sorted(heads), "seconds": seconds, "epoch": epoch}),
                 ("vouched", {"lanes": [lane for lane, head in heads.items() if head.asserted]}),
                 ("start", {"seqs": [head.pushes[0].seq for head in heads.values() if head.starts]}),
                 ("probe", {"seconds": seconds if probe and heads else 0}),
                 tally(tallies),
             )
         )
+        self._doubt = _Doubt(lanes, heads, epoch, until)
         results = await transaction.commit(*queries)
         found_by = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
         if "probe" in found_by:
@@ -106,8 +130,21 @@ class NodeLeases:
             for lane, head in heads.items()
         )
 
+    async def _give_back(self) -> None:
+        """Ends the leases of a claim whose commit got no answer, if they hold: nothing was sent under them, so no increment is in doubt."""
+        doubt = self._doubt
+        if doubt is None:
+            return
+        leases = [
+            lease_of(doubt.lanes[lane], head, epoch=doubt.epoch, until=doubt.until, pressed=False)
+            for lane, head in doubt.heads.items()
+        ]
+        await self._database.run(lambda transaction: _settle_all(transaction, [untouched(lease) for lease in leases]))
+        self._doubt = None
+
     async def close(self) -> None:
         """Ends the leases and the probe of this process, so that nobody has to wait for them."""
+        await self._give_back()
         own, probe_until = self.own, self._probe_until
         if not own and probe_until is None:
             return

@@ -198,8 +198,8 @@ ORDER BY l.place, p.seq;
 SELECT l.lane FROM unnest(%(lanes)s::bigint[]) AS l (lane) WHERE EXISTS (SELECT FROM pushes p WHERE p.lane = l.lane AND p.trust = 2);
 
 -- name: lease
--- An epoch never comes twice, nor after the database was set back to an older state.
-UPDATE lanes SET epoch = greatest(epoch + 1, ({now} * 1e6)::bigint), leased = true, revoked = false, ready_at = {now} + %(seconds)s,
+-- An epoch never comes twice, nor after the database was set back to an older state. %(epoch)s: the time in microseconds.
+UPDATE lanes SET epoch = greatest(epoch + 1, %(epoch)s::bigint), leased = true, revoked = false, ready_at = {now} + %(seconds)s,
 put_off = false WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch;
 
 -- name: start

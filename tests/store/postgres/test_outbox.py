@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,13 +23,13 @@ from proxy.core.decision import Decision, Enqueue, Facts, Hold, NotOffered, Reme
 from proxy.core.gate import Closure
 from proxy.core.visitors import Trust
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.store.postgres.database import SETTINGS, SQL, Database, Transaction
+from proxy.store.postgres.database import ANSWER_SECONDS, SETTINGS, SQL, Database, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.outbox import PostgresOutbox, open_outbox
 from proxy.store.postgres.schema import SCHEMA_STEPS, assess, migrate, server_obstacles
 from proxy.store.postgres.sweep import BATCH_ROWS
-from proxy.store.records import Fate, Settlement
-from tests.contract.test_outbox import carry_out, claim, ids, push_id, queued, settled
+from proxy.store.records import Fate, Lease, Settlement
+from tests.contract.test_outbox import INCREMENT, carry_out, claim, ids, push_id, queued, settled
 from tests.support.live import eventually, free_port
 from tests.support.postgres import Server, database, postgres
 
@@ -37,8 +37,9 @@ KNOWN = len(SCHEMA_STEPS)  # version of the schema
 SECRET = "s3cret-and-not-to-be-shown"
 
 
-async def opened(dsn: str, *, unsafe: bool = False) -> PostgresOutbox:
-    return await open_outbox(dsn, hold_age=timedelta(days=30), dead_age=timedelta(days=90), unsafe=unsafe)
+async def opened(dsn: str, *, unsafe: bool = False, answer_seconds: float = ANSWER_SECONDS) -> PostgresOutbox:
+    hold_age, dead_age = timedelta(days=30), timedelta(days=90)
+    return await open_outbox(dsn, hold_age=hold_age, dead_age=dead_age, unsafe=unsafe, answer_seconds=answer_seconds)
 
 
 @pytest.fixture
@@ -398,6 +399,31 @@ async def test_the_store_is_unavailable_while_the_database_is_and_comes_back_wit
     told = [record.getMessage() for record in caplog.records if record.name == "proxy.store"]
     assert "could not do what it was asked" in told[0]
     assert told[-1] == "The database takes pushes again"
+
+
+async def test_a_claim_whose_answer_is_lost_is_given_back_and_no_increment_is_in_doubt(server: Server) -> None:
+    outbox = await opened(server.database(), answer_seconds=0.5)
+    counting = queued("a@example.com", INCREMENT)
+    await carry_out(outbox, counting, queued("b@example.com"))
+    server.wait_for_standbys("nobody")
+    with pytest.raises(StoreUnavailable):
+        await outbox.claim(9, 9, 3_600)
+    server.wait_for_standbys("")
+    leases = await _claimed(outbox)
+    assert counting.id in {push for lease in leases for push in ids(lease)}
+    assert len(leases) == 2
+    assert [await outbox.settle(settled(lease, Fate.DELIVERED)) for lease in leases] == [True, True]
+    stats = await outbox.stats()
+    assert (stats.waiting, stats.dead) == (0, 0)
+    await outbox.close()
+
+
+async def _claimed(outbox: PostgresOutbox) -> Sequence[Lease]:
+    while True:
+        try:
+            return (await outbox.claim(9, 9, 3_600)).leases
+        except StoreUnavailable:
+            continue
 
 
 async def test_a_restart_between_two_appends_is_not_noticed(server: Server) -> None:
