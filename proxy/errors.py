@@ -60,12 +60,14 @@ class StoreError(ScqError):
 class StoreUnavailable(StoreError):
     """The store cannot take this now (disk at its floor, busy, connection lost).
 
-    `retry_after` is the number of seconds to wait before the next try.
+    `retry_after` is the number of seconds to wait before the next try. `message` may be shown to anybody. `cause` is for the operator alone,
+    since it names files and processes.
     """
 
-    def __init__(self, message: str, *, retry_after: int) -> None:
+    def __init__(self, message: str, *, retry_after: int, cause: str = "") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.cause = cause or message
 
 
 class StoreRefused(StoreError):

@@ -126,7 +126,7 @@ async def _check_file(path: Path) -> list[Finding]:
             async with open_existing(SqliteUrl(path)) as outbox:
                 durability, wrong = await outbox.durability(), _wrong(await read_report(outbox))
     except StoreError as error:
-        return [*wrong, _mend(f"store: {error.message}")]
+        return wrong or [_mend(f"store: {error.message}")]
     return [_fine(f"store: {durability.promise} ({_listed(durability.facts)}); {server}"), *wrong]
 
 

@@ -23,13 +23,13 @@ from typing import Any, TypeVar, Union
 
 import msgspec
 
-from proxy.errors import ScqError, StoreRefused, describe
+from proxy.errors import ScqError, StoreRefused, StoreUnavailable, describe
 from proxy.ops.audit import at_the_socket, caller
 
 MAX_PATH = 100  # bytes; the kernel's limit is 108 with the terminating zero
 MAX_LINE = 1_048_576
 _SECONDS = 30.0
-_WATCH_SECONDS = 10.0
+_WATCH_SECONDS = 1.0
 
 log = logging.getLogger("proxy.control")
 
@@ -140,6 +140,8 @@ class Control:
                 await writer.drain()
             writer.write(b'{"done":true}\n')
             await writer.drain()
+        except StoreUnavailable as error:
+            writer.write(msgspec.json.encode({"error": error.cause}) + b"\n")
         except ScqError as error:
             writer.write(msgspec.json.encode({"error": error.message}) + b"\n")
         except (ConnectionError, TimeoutError):

@@ -19,6 +19,8 @@ from proxy.ops.report import Report, make_report
 from proxy.store.outbox import Outbox
 from proxy.store.records import Stats
 
+_NO_ANSWER = "It does not answer: look for what locks it or stands in the way to it, and check that it runs and has room on its disk."
+
 log = logging.getLogger("proxy.health")
 
 
@@ -31,7 +33,7 @@ class Pace(msgspec.Struct, frozen=True):
     look: float = 1.0
     repeat: float = 60.0
     lately: float = LATELY_SECONDS
-    patience: float = 3.0
+    patience: float = 2.0
 
 
 class _Lasting(msgspec.Struct):
@@ -66,6 +68,7 @@ class Watch:
         self._memory = Memory()
         self._lasting: dict[str, _Lasting] = {}
         self._reading: asyncio.Task[Stats] | None = None
+        self._cause: str | None = None  # of the last reading that failed, None once one has succeeded
 
     async def run(self) -> None:
         while True:
@@ -100,15 +103,22 @@ class Watch:
         """Reads the store's numbers; returns why that failed, if it did. A store that hangs is asked once, not once a second."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._outbox.stats(), name="health-stats")
-            self._reading.add_done_callback(_retrieved)
+            self._reading.add_done_callback(self._read_late)
         try:
             async with asyncio.timeout(self._pace.patience):
                 self._stats = await asyncio.shield(self._reading)
         except StoreUnavailable as error:
-            return self._outbox.trouble or error.message
+            self._cause = self._outbox.trouble or error.cause
+            return self._cause
         except TimeoutError:
-            return self._outbox.trouble or "It does not answer: check its disk, and for a process that locks it."
+            return self._outbox.trouble or self._cause or _NO_ANSWER
+        self._cause = None
         return None
+
+    def _read_late(self, reading: "asyncio.Task[Stats]") -> None:
+        """Keeps the cause of a failure that came when nobody waited for it any more: the next look asks again, and may wait in vain too."""
+        if not reading.cancelled() and isinstance(error := reading.exception(), StoreUnavailable):
+            self._cause = error.cause
 
     def _tell(self, found: tuple[Condition, ...], clock: float) -> None:
         before, self._lasting = self._lasting, {}
@@ -146,9 +156,3 @@ def _log_one(level: int, event: str, lasting: _Lasting, clock: float, text: str,
 
 def _age(seconds: float) -> timedelta:
     return timedelta(seconds=int(seconds))
-
-
-def _retrieved(reading: "asyncio.Task[Stats]") -> None:
-    """Retrieves an exception that came after the timeout, which asyncio would log: the next check asks again."""
-    if not reading.cancelled():
-        reading.exception()

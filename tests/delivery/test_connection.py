@@ -317,7 +317,7 @@ def expired() -> ssl.SSLCertVerificationError:
         (ConnectionResetError(), "no connection", BROKE.detail),
         (
             OSError(24, "Too many open files"),
-            "no connection: this machine has no file handles left for it",
+            "no connection: no file handles left on this machine",
             BROKE.detail,
         ),
         (UnicodeError(), "no connection", BROKE.detail),

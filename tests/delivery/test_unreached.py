@@ -113,7 +113,7 @@ async def test_file_handles_that_are_used_up_are_not_blamed_on_the_network() -> 
         text = await why(f"http://127.0.0.1:{port}")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    assert text == "no connection: this machine has no file handles left for it"
+    assert text == "no connection: no file handles left on this machine"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_file_handles_that_are_used_up_are_not_blamed_on_the_network() -> 
         (errno.ENFILE, "file handles"),
         (errno.ENOBUFS, "memory"),
         (errno.EADDRNOTAVAIL, "port"),
-        (errno.EACCES, "does not let it out"),
+        (errno.EACCES, "does not permit it"),
         (errno.ENETDOWN, "network"),
     ],
 )

@@ -6,9 +6,13 @@ That a change is seen within five seconds follows from the pace of the watch, wh
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 import signal
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -118,6 +122,27 @@ def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path, upstream: str, sa
         ballast.unlink()
         text = is_over(server, "The disk is nearly full", "store")
         assert re.search(r"disk space above SCQ_MIN_FREE_MB +0\.0 GB", text)
+
+
+def test_a_store_that_another_program_has_locked(tmp_path: Path, upstream: str) -> None:
+    with running(tmp_path, upstream) as server, closing(sqlite3.connect(server.store, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        is_told(server, rf"The store is locked by \S+ .process {os.getpid()}.: .*or end it", "store-unavailable")
+        refused = httpx.get(server.url + "/readyz")
+        assert (refused.status_code, "process" in refused.text) == (503, False)  # which is not for everybody
+        shell.execute("ROLLBACK")
+        is_over(server, "The store is locked", "store-unavailable")
+
+
+def test_a_directory_that_is_removed(tmp_path: Path, upstream: str) -> None:
+    place = tmp_path / "store"
+    place.mkdir()
+    with running(tmp_path, upstream, SCQ_STORE=f"sqlite:///{place}/scq.db") as server:
+        shutil.rmtree(place)
+        eventually(lambda: re.search("ERROR.*proxy.health: Pushes are refused.*is no directory: make it", server.log))
+        place.mkdir()
+        eventually(lambda: re.search("proxy.health: Over after .*Pushes are refused", server.log))
+        eventually(lambda: "! The store was deleted or replaced" in said(server.settings, "status")[1], 5)
 
 
 def test_a_store_that_is_deleted(

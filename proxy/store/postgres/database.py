@@ -359,7 +359,9 @@ class Database:
         if self.trouble != reason:
             log.error("The database could not do what it was asked: %s", reason)
         self.trouble = reason
-        return StoreUnavailable(_SENTENCE, retry_after=RETRY_AFTER)
+        return StoreUnavailable(
+            _SENTENCE, retry_after=RETRY_AFTER, cause=f"The database could not take this: {reason}."
+        )
 
     def _note_commit(self, seconds: float) -> None:
         if self.trouble is not None:

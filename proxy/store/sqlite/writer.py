@@ -40,6 +40,7 @@ _LOCKED = (
     "The store is locked by %s, and all writes are refused until the lock is released. Copy %s without locking it, as sqlite3's .backup does, "
     "or stop that program"
 )
+_BROKEN = "It could not write, and is checked and opened again: %s"
 
 log = logging.getLogger("proxy.store")
 
@@ -73,6 +74,7 @@ class Writer:
         self._closed: asyncio.Future[None] | None = None  # None until it is being closed; the loop's
         self._recovery = Recovery()  # the thread's; the loop only looks
         self._connection: sqlite3.Connection | None = None  # None while the file is closed
+        self._why = ""  # the last failure, as it was logged; "" once an append is written
         self._gone = False  # when it was last closed, its path held another file or none
 
     @property
@@ -96,7 +98,7 @@ class Writer:
         if self._closed is not None:
             raise StoreUnavailable("The store is being closed.", retry_after=_RETRY_AFTER)
         if self._recovery.state is _REOPENING:
-            raise StoreUnavailable("The store is being checked: its log says why.", retry_after=_RETRY_AFTER)
+            raise _refused("The store is being checked: its log says why.", self._why)
         if self._jobs.qsize() >= MAX_QUEUE:
             raise StoreUnavailable("The disk does not keep up with what is pushed.", retry_after=_RETRY_AFTER)
         future: asyncio.Future[T] = self._loop.create_future()
@@ -146,7 +148,7 @@ class Writer:
             try:
                 self._disconnect()
                 self._recovery = self._recovery.defect_found(error)
-                self._answer(_refusals(jobs))
+                self._answer(self._refusals(jobs))
                 self._tell_failure()
             except MemoryError:
                 time.sleep(_IDLE_SECONDS)
@@ -170,7 +172,7 @@ class Writer:
         """Runs and answers them; returns those that have to be run again, because of another that failed."""
         connection = self._connection
         if connection is None:
-            self._answer(_refusals(jobs))
+            self._answer(self._refusals(jobs))
             return []
         started, changes = time.monotonic(), connection.total_changes
         try:
@@ -215,8 +217,8 @@ class Writer:
             for job in jobs:  # what one of them gathered cannot be written: each for itself
                 self._transaction([job])
             return []
-        self._answer(_refusals(jobs, _BLOCKED if remedy_for(error) is Remedy.WAIT else _FAILED))
         self._note_failure(jobs, error)
+        self._answer(self._refusals(jobs, _BLOCKED if remedy_for(error) is Remedy.WAIT else _FAILED))
         if remedy_for(error) is Remedy.MAKE_ROOM:
             self._keep_up(urgent=True)
         elif self._recovery.state is State.BROKEN:
@@ -231,9 +233,12 @@ class Writer:
         if remedy is Remedy.WAIT:
             self._be_patient(0.0)
             if self._recovery.failures == 1:
-                log.error(_LOCKED, locked_by(self._file.path), self._file.path)
+                self._why = _LOCKED % (locked_by(self._file.path), self._file.path)
+                log.error(self._why)
         elif self._recovery.failures == 1 or remedy is not Remedy.MAKE_ROOM:
-            log.error("A transaction of %d jobs failed: %s", len(jobs), self._explain(error))
+            reason = self._explain(error)
+            self._why = _BROKEN % reason
+            log.error("A transaction of %d jobs failed: %s", len(jobs), reason)
 
     def _be_patient(self, seconds: float) -> None:
         """Sets the timeout for another program's lock."""
@@ -244,6 +249,7 @@ class Writer:
         if self._recovery.failures:
             self._be_patient(LOCK_SECONDS)
             log.warning("The store writes again, after %d transactions that failed", self._recovery.failures)
+            self._why = ""
         self._recovery = self._recovery.wrote()
 
     def _reopen(self) -> None:
@@ -259,11 +265,15 @@ class Writer:
             self._connect()
         except (StoreRefused, sqlite3.Error, OSError, MemoryError) as error:
             self._recovery = self._recovery.refused(error)
-            log.error("The store could not be reopened: %s", self._explain(error))
+            self._why = f"The store could not be reopened: {self._explain(error)}"
+            log.error(self._why)
         else:
             self._upkeep.counts.reopened += 1
             self._upkeep.counts.replaced += self._gone
             log.warning("The store was closed, checked and reopened")
+
+    def _refusals(self, jobs: list[Job], message: str = _FAILED) -> list[Outcome]:
+        return [(future, None, _refused(message, self._why)) for _, future, _ in jobs]
 
     def _explain(self, error: Exception | None) -> str:
         return explain(error, self._file.path)
@@ -342,9 +352,5 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             log.error("The rollback failed too: %s", error)
 
 
-def _refusals(jobs: list[Job], message: str = _FAILED) -> list[Outcome]:
-    return [(future, None, _refused(message)) for _, future, _ in jobs]
-
-
-def _refused(message: str = _FAILED) -> StoreUnavailable:
-    return StoreUnavailable(message, retry_after=_RETRY_AFTER)
+def _refused(message: str = _FAILED, why: str = "") -> StoreUnavailable:
+    return StoreUnavailable(message, retry_after=_RETRY_AFTER, cause=why)
