@@ -78,6 +78,7 @@ class Service:
             lambda: self.restarts,
             lambda: defects.count,
             timeout_seconds=settings.upstream_timeout_seconds,
+            turned_away=lambda: defects.turned_away,
             pace=pace,
         )
         self.pages = OperatorPages(outbox, self._watch, ClientAddresses(settings.trusted_proxies))

@@ -22,6 +22,7 @@ from proxy.store.records import Stats
 
 LAG = timedelta(minutes=5)  # an older push is reported
 SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
+TURNED_AWAY_SECONDS = 10.0  # after the last one, until there is room again
 LATELY_SECONDS = 600.0  # for which a past event is shown
 FAILING_SECONDS = 1.0  # a single failure that the next request recovers from is not reported
 SILENT_SECONDS = 3.0  # without an answer while requests are in flight
@@ -46,6 +47,7 @@ class Kind(StrEnum):
     REPLACED = "replaced"
     UNAVAILABLE = "store-unavailable"
     DEFECT = "defect"
+    CONNECTIONS = "connections"
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -65,7 +67,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """A snapshot of the process. `now`: Unix seconds; `clock`: monotonic seconds.
 
     `stats`: the latest that the store returned. `trouble`: why the store could not be read now. `delivery`: None if this process does not
-    deliver. `defects`: requests since the start that failed because of a fault in this program. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
+    deliver. `defects`: requests since the start that failed because of a fault in this program; `turned_away`: connections
+    refused for want of file handles. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
     """
 
     stats: Stats
@@ -75,6 +78,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     delivery: DeliveryState | None = None
     restarts: int = 0
     defects: int = 0
+    turned_away: int = 0
     timeout_seconds: float = 0.0
 
 
@@ -104,6 +108,7 @@ class Memory(msgspec.Struct, frozen=True):
     replaced: Happened = Happened()
     restarted: Happened = Happened()
     failed: Happened = Happened()
+    turned_away: Happened = Happened()
     delivered: tuple[tuple[float, int], ...] = ()
     answers: int = 0
     silent_since: float | None = None
@@ -120,6 +125,7 @@ class Memory(msgspec.Struct, frozen=True):
             replaced=self.replaced.counted(health.replaced, clock),
             restarted=self.restarted.counted(seen.restarts, clock),
             failed=self.failed.counted(seen.defects, clock),
+            turned_away=self.turned_away.counted(seen.turned_away, clock),
             delivered=(*(each for each in self.delivered if each[0] > clock - RATE_SECONDS), sample),
             answers=answers,
             silent_since=self.silent_since if same else clock if busy else None,
@@ -162,6 +168,12 @@ def _of_the_store(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[K
 
 
 def _of_requests(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:
+    if memory.turned_away.ago(seen.clock, TURNED_AWAY_SECONDS) is not None:
+        yield (
+            Kind.CONNECTIONS,
+            f"Connections are turned away (503, {seen.turned_away} since the start), because this process has no file handles to spare: raise "
+            "its limit (LimitNOFILE of systemd, ulimit -n), or find out who keeps so many connections open.",
+        )
     if (ago := memory.failed.ago(seen.clock, lately)) is not None:
         yield (
             Kind.DEFECT,

@@ -47,7 +47,8 @@ class _Lasting(msgspec.Struct):
 class Watch:
     """Evaluates the conditions on demand and once a second. `delivery`: the forwarder's state, None if this process has none.
 
-    `restarts`: how often the forwarder was restarted. `defects`: requests that failed because of a fault in this program.
+    `restarts`: how often the forwarder was restarted. `defects`: requests that failed because of a fault in this program; `turned_away`: connections
+    refused for want of file handles.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Watch:
         defects: Callable[[], int],
         *,
         timeout_seconds: float,
+        turned_away: Callable[[], int] = lambda: 0,
         pace: Pace | None = None,
     ) -> None:
         self._outbox, self.delivery, self.restarts, self.defects = outbox, delivery, restarts, defects
+        self._turned_away = turned_away
         self._timeout_seconds = timeout_seconds
         self._pace = pace or Pace()
         self._started = time.monotonic()
@@ -89,6 +92,7 @@ class Watch:
             delivery=self.delivery(),
             restarts=self.restarts(),
             defects=self.defects(),
+            turned_away=self._turned_away(),
             timeout_seconds=self._timeout_seconds,
         )
         self._memory = self._memory.after(seen)

@@ -12,10 +12,13 @@ log = logging.getLogger("proxy.web")
 
 
 class Defects:
-    """Counts faults. `count`: requests since the start answered 503 or not at all because of a fault in this program or because memory ran out."""
+    """Counts faults. `count`: requests since the start answered 503 or not at all because of a fault in this program or because memory ran out.
+
+    `turned_away`: connections since the start that were refused for want of file handles.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.turned_away = 0
         self._logged: dict[str, float] = {}  # monotonic seconds by place in the code, of which there are few
 
     def note(self, error: BaseException) -> None:

@@ -17,6 +17,7 @@ were refused for good and keeps the others. Knows no path and no setting.
 """
 
 import asyncio
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -44,6 +45,7 @@ _UPGRADE = RequestError(400, "malformed", "No upgrade is made here: send the bod
 _TOO_LARGE = RequestError(431, "headers-too-large", f"The request line and headers are larger than {MAX_HEAD} bytes.")
 _DEFECT = RequestError(503, "defect", "The proxy failed here: its log says more.", retry_after=30)
 _STOPPING = RequestError(503, "stopping", "The proxy is being stopped: try again.", retry_after=5)
+_NO_ROOM = RequestError(503, "too-many-connections", "Too many connections are open: try again.", retry_after=5)
 _OF_THE_OFFER = (b"upgrade", b"http2-settings", b"connection")
 
 
@@ -55,10 +57,17 @@ class Http1(HttpToolsProtocol):
     """One connection; uvicorn makes it. Which of uvicorn's parts it builds upon, `tests/web/test_http1.py` checks."""
 
     defects: ClassVar[Defects] = Defects()  # see `http1`
+    room: ClassVar[int] = sys.maxsize  # connections at once, see `http1`
     _deaf = False  # nothing more is read
     _plain: bytes | None = None  # the head of a request that offers HTTP/2, without the offer, until it is parsed again
     _silent_bytes = 0  # read since the parser last found the end of a head, or a part of a body
     _request: RequestResponseCycle | None = None  # the last whose head is complete; None while the next one's is read
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.room:
+            self.defects.turned_away += 1
+            self._refuse(_NO_ROOM)
 
     def data_received(self, data: bytes) -> None:
         while data and not self._deaf:
@@ -223,9 +232,12 @@ class Http1(HttpToolsProtocol):
             self.transport.close()
 
 
-def http1(defects: Defects) -> type[Http1]:
-    """Returns a protocol class bound to `defects`: uvicorn takes a class, and creates the connections itself."""
-    return type("Http1", (Http1,), {"defects": defects})
+def http1(defects: Defects, room: int = sys.maxsize) -> type[Http1]:
+    """Returns a protocol class bound to `defects`: uvicorn takes a class, and creates the connections itself.
+
+    `room`: the most connections at once. Further ones are answered 503, so that file handles are left for the store, SendX and the operator.
+    """
+    return type("Http1", (Http1,), {"defects": defects, "room": room})
 
 
 class _Cycle(RequestResponseCycle):

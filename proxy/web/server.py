@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,6 +29,7 @@ from proxy.web.http1 import Http1, http1
 
 DRAIN_SECONDS = 10  # for requests under way, at a stop
 BACKLOG = 2_048
+SPARE_HANDLES = 128  # for the store, 64 requests to SendX, and commands
 ASK_SECONDS = 30.0  # the timeout of the self-test
 
 
@@ -145,7 +148,7 @@ class _Server(uvicorn.Server):
 def _config(site: Site) -> uvicorn.Config:
     return uvicorn.Config(
         site.app,
-        http=http1(getattr(site.app, "defects", None) or Defects()),
+        http=http1(getattr(site.app, "defects", None) or Defects(), _room()),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -155,6 +158,12 @@ def _config(site: Site) -> uvicorn.Config:
         backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
+
+
+def _room() -> int:
+    """Returns how many connections may be open at once: what the limit on file handles leaves when there is enough for everything else."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if most == resource.RLIM_INFINITY else most - min(SPARE_HANDLES, most // 2)
 
 
 def listen(host: str, port: int) -> socket.socket:

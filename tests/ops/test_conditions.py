@@ -87,6 +87,7 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
             stats=stats(waiting=1),
         ),
     ),
+    "no file handles for connections": (Kind.CONNECTIONS, "3 since the start.*ulimit -n", seen(turned_away=3)),
     "a maintenance page with nothing delivered since": (
         Kind.FAILING,
         "200 OK, .*something else may answer.*SCQ_DELIVERED=2xx",

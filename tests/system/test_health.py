@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -143,6 +145,30 @@ def test_a_directory_that_is_removed(tmp_path: Path, upstream: str) -> None:
         place.mkdir()
         eventually(lambda: re.search("proxy.health: Over after .*Pushes are refused", server.log))
         eventually(lambda: "! The store was deleted or replaced" in said(server.settings, "status")[1], 5)
+
+
+@contextmanager
+def few_handles() -> Iterator[int]:
+    """Gives processes that are started meanwhile few file handles; yields how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(int(handle.name) for handle in Path("/proc/self/fd").iterdir()) + 60
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))
+    try:
+        yield few
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_file_handles_that_run_out(tmp_path: Path, upstream: str) -> None:
+    with ExitStack() as stack:
+        with few_handles() as few:
+            server = stack.enter_context(running(tmp_path, upstream))
+        with ExitStack() as connections:
+            for _ in range(few):
+                connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            is_told(server, "Connections are turned away .*ulimit -n", "connections")
+            assert b"too-many-connections" in server.raw(b"")
+        is_over(server, "Connections are turned away", "connections")
 
 
 def test_a_store_that_is_deleted(
