@@ -59,7 +59,11 @@ async def _report(store: StoreUrl) -> Report:
         with contextlib.suppress(ConnectionError):
             return await ask_once(store.path, AskReport(), Report)
     async with open_existing(store) as outbox:
-        return await read_report(outbox)
+        report = await read_report(outbox)
+    if isinstance(store, SqliteUrl) and report.waiting:
+        problem = f"No server is running while pushes wait to be sent ({report.waiting}): start scq-proxy serve."
+        return msgspec.structs.replace(report, problems=(problem, *report.problems))
+    return report
 
 
 def _print_report(report: Report, store: StoreUrl) -> None:

@@ -91,6 +91,16 @@ def test_status_exits_1_while_there_are_dead_letters(server: Server, sandbox: Sa
         assert email not in said.out + said.err
 
 
+def test_a_server_that_was_killed_is_missed_while_pushes_wait(server: Server, sandbox: Sandbox) -> None:
+    email = new_email()
+    sandbox.faults.stand(email, Fault(status=503))
+    Browser(server).logs_in(email)
+    server.kill()
+    said = ask(server, "status")
+    assert said.code == 1
+    assert said.out.startswith("! No server is running while pushes wait to be sent (1): start scq-proxy serve.")
+
+
 def test_status_keeps_an_address_in_a_refused_name_to_itself_and_counts_it(server: Server) -> None:
     before, visitor, hidden = report(server)["counters"], Browser(server), new_email("hidden")
     visitor.push(identify(email=new_email(), customFields={hidden: "1", "Shoe size": "44"}, tags=[f"by {hidden}"]))
