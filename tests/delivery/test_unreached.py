@@ -145,9 +145,3 @@ def test_errors_that_refer_to_each_other_come_to_an_end() -> None:
 def test_the_first_cause_that_says_anything_counts() -> None:
     several = ExceptionGroup("tried", [OSError(), socket.gaierror(-2, "ann@example.com")])
     assert "DNS" in why_unreached(several)
-
-
-def test_file_handles_that_are_used_up() -> None:
-    text = why_unreached(OSError(errno.EMFILE, "Too many open files"))
-    assert "no file handles" in text
-    assert "ulimit -n" in ADVICE[text]
