@@ -14,7 +14,7 @@ help:
 	@echo '             make test PYTHON=python3.13 on another Python'
 	@echo 'make test-more   the main job on the lowest versions that pyproject.toml allows, and on the newest; needs the network: some five minutes'
 	@echo 'make fuzz-answers   100,000 fuzzed answers to a real forwarder, and the fate of the pushes: some ten minutes'
-	@echo 'make soak    200 kills under load, with a SendX that misbehaves: some seven minutes'
+	@echo 'make soak    200 kills under load, with a SendX that misbehaves and a bad network path to it: some six minutes'
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
 	@echo 'make soak-standby 40 faults of a synchronous standby and its primary under three nodes: some eight minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'

@@ -19,7 +19,7 @@ from proxy.ops.report import Report, make_report
 from proxy.store.outbox import Outbox
 from proxy.store.records import Stats
 
-_NO_ANSWER = "It does not answer: look for what locks it or stands in the way to it, and check that it runs and has room on its disk."
+_NO_ANSWER = "It does not answer: check its disk, that it runs and can be reached, and for a process that locks it."
 
 log = logging.getLogger("proxy.health")
 

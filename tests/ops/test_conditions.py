@@ -90,7 +90,7 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
     "no file handles for connections": (Kind.CONNECTIONS, "3 since the start.*ulimit -n", seen(turned_away=3)),
     "a maintenance page with nothing delivered since": (
         Kind.FAILING,
-        "200 OK, .*something else may answer.*SCQ_DELIVERED=2xx",
+        "200 OK, .*another server may be answering.*SCQ_DELIVERED=2xx",
         seen(
             delivery=delivery(failing_since=NOW - 30, last_error="200 OK, text/html", last_verdict=Verdict.UNCLEAR),
             stats=stats(waiting=1),

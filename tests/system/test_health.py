@@ -129,7 +129,7 @@ def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path, upstream: str, sa
 def test_a_store_that_another_program_has_locked(tmp_path: Path, upstream: str) -> None:
     with running(tmp_path, upstream) as server, closing(sqlite3.connect(server.store, isolation_level=None)) as shell:
         shell.execute("BEGIN IMMEDIATE")
-        is_told(server, rf"The store is locked by \S+ .process {os.getpid()}.: .*or end it", "store-unavailable")
+        is_told(server, rf"The store is locked by \S+ .process {os.getpid()}.: .*or stop that program", "store-unavailable")
         refused = httpx.get(server.url + "/readyz")
         assert (refused.status_code, "process" in refused.text) == (503, False)  # which is not for everybody
         shell.execute("ROLLBACK")
@@ -141,7 +141,7 @@ def test_a_directory_that_is_removed(tmp_path: Path, upstream: str) -> None:
     place.mkdir()
     with running(tmp_path, upstream, SCQ_STORE=f"sqlite:///{place}/scq.db") as server:
         shutil.rmtree(place)
-        eventually(lambda: re.search("ERROR.*proxy.health: Pushes are refused.*is no directory: make it", server.log))
+        eventually(lambda: re.search("ERROR.*proxy.health: Pushes are refused.*is not a directory. Create it", server.log))
         place.mkdir()
         eventually(lambda: re.search("proxy.health: Over after .*Pushes are refused", server.log))
         eventually(lambda: "! The store was deleted or replaced" in said(server.settings, "status")[1], 5)
@@ -187,7 +187,7 @@ def test_a_store_that_is_deleted(
         assert (code, "mend replaced: The store was deleted" in text) == (1, True)
         admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         assert 'scq_problem{kind="replaced"} 1.0' in httpx.get(f"{url}/metrics", headers=admin).text
-        eventually(lambda: re.search("Resolved after .*deleted or replaced", caplog.text))
+        eventually(lambda: re.search("Resolved after .*The store was deleted or replaced", caplog.text))
         assert said(settings, "status")[0] == 0
         assert "mend replaced" not in said(settings, "check")[1]
         assert 'scq_problem{kind="replaced"} 0.0' in httpx.get(f"{url}/metrics", headers=admin).text

@@ -175,16 +175,16 @@ def test_status_tells_that_sending_is_halted_although_it_asks_no_node(
 def test_status_and_check_ask_the_processes_of_this_machine(tmp_path: Path, dsn: str) -> None:
     with node(tmp_path / "node", f"{nowhere()}/api/v1/rest", dsn) as one:
         Browser(one).logs_in(new_email())
-        eventually(lambda: "nothing was delivered since: no connection: refused" in one.log)
+        eventually(lambda: "nothing has been delivered since: no connection: connection refused" in one.log)
         said = scq("status", cwd=tmp_path, SCQ_STORE=dsn)
-        assert (said.code, "! The last answer was a failure" in said.out) == (1, True)
+        assert (said.code, "! The last request failed" in said.out) == (1, True)
         assert re.search(r"last error +no connection: refused", said.out)
         said = scq("check", cwd=tmp_path, **one.settings)
         assert (said.code, "mend failing: The last answer was a failure" in said.out) == (1, True)
         more = Node(tmp_path / "more", f"{nowhere()}/api/v1/rest", dsn, "--no-delivery")
         more.start()
         both = scq("status", cwd=tmp_path, SCQ_STORE=dsn)
-        assert both.out.count("! The last answer was a failure") == 1
+        assert both.out.count("! The last request failed") == 1
         assert "This is what the database says." in both.out
         more.kill()  # and leaves its socket behind
         assert re.search(r"last error +no connection: refused", scq("status", cwd=tmp_path, SCQ_STORE=dsn).out)

@@ -606,7 +606,7 @@ async def test_a_database_of_another_program_is_not_touched() -> None:
     [
         ("postgresql://scq:{secret}@127.0.0.1:{free}/scq", "nothing listens there"),
         ("postgresql://scq:{secret}@127.0.0.1:{port}/postgres", "does not accept the user or the password"),
-        ("postgresql://scq:{secret}@127.0.0.1:{port}/postgres?nonsense={secret}", "no URL"),
+        ("postgresql://scq:{secret}@127.0.0.1:{port}/postgres?nonsense={secret}", "not a URL"),
     ],
 )
 async def test_what_is_refused_is_told_without_the_password(
