@@ -129,7 +129,9 @@ def test_a_disk_that_is_full(small_disk: Path, tmp_path: Path, upstream: str, sa
 def test_a_store_that_another_program_has_locked(tmp_path: Path, upstream: str) -> None:
     with running(tmp_path, upstream) as server, closing(sqlite3.connect(server.store, isolation_level=None)) as shell:
         shell.execute("BEGIN IMMEDIATE")
-        is_told(server, rf"The store is locked by \S+ .process {os.getpid()}.: .*or stop that program", "store-unavailable")
+        is_told(
+            server, rf"The store is locked by \S+ .process {os.getpid()}., .*or stop that program", "store-unavailable"
+        )
         refused = httpx.get(server.url + "/readyz")
         assert (refused.status_code, "process" in refused.text) == (503, False)  # which is not for everybody
         shell.execute("ROLLBACK")
@@ -141,9 +143,11 @@ def test_a_directory_that_is_removed(tmp_path: Path, upstream: str) -> None:
     place.mkdir()
     with running(tmp_path, upstream, SCQ_STORE=f"sqlite:///{place}/scq.db") as server:
         shutil.rmtree(place)
-        eventually(lambda: re.search("ERROR.*proxy.health: Pushes are refused.*is not a directory. Create it", server.log))
+        eventually(
+            lambda: re.search("ERROR.*proxy.health: Pushes are refused.*is not a directory. Create it", server.log)
+        )
         place.mkdir()
-        eventually(lambda: re.search("proxy.health: Over after .*Pushes are refused", server.log))
+        eventually(lambda: re.search("proxy.health: Resolved after .*Pushes are refused", server.log))
         eventually(lambda: "! The store was deleted or replaced" in said(server.settings, "status")[1], 5)
 
 
