@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from math import exp
 from typing import Generic, TypeVar
 
+from proxy.core.calls import Attributes
 from proxy.core.networks import networks_of
 
 V = TypeVar("V")
 
 MOST_REMEMBERED = 100_000  # networks, or addresses typed by clients
-PUSH_BYTES = 1_000  # what a push of a stranger costs beside its body: its rows and its id, in tables and indexes
+PUSH_BYTES = 700  # what a push of a stranger costs beside its body: its rows and its id, in tables and indexes
 _PART = 8  # of what is free, one part in so many is a network's
 _SMALL_LANE = 32  # pushes that any network may have in a lane, if a lane has room for them
 _DAY, _HOUR = 86_400.0, 3_600.0  # seconds: after so long, 37 % of what was brought still counts
@@ -97,11 +98,12 @@ class Strangers:
             key for key in keys if not within_share([self._pushes.of(hash((each, key)), now) for each in ends], share)
         )
 
-    def repeats(self, client: str, key: str, said: object) -> bool:
-        """Returns whether the client has typed just this about the address before. `said`: hashable by its `repr`."""
-        return self._typed.get(hash((client, key))) == hash(repr(said))
+    def repeats(self, client: str, key: str, said: Attributes) -> bool:
+        """Returns whether what this client says of the address is what it said last, so that it adds nothing."""
+        return self._typed.get(hash((client, key))) == hash(repr(said)) and not said.increments
 
-    def note(self, client: str, key: str, said: object) -> None:
+    def note(self, client: str, key: str, said: Attributes) -> None:
+        """Remembers what was taken."""
         self._typed.put(hash((client, key)), hash(repr(said)))
 
     def charge(self, client: str, keys: Sequence[str], body_bytes: float, now: float) -> None:
