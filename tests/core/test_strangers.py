@@ -112,7 +112,6 @@ def test_a_charge_fades() -> None:
         ([100, 0, 0], 100, False),
         ([60, 60, 20], 100, False),
         ([60, 10, 10], 100, True),
-        ([], 0, True),
     ],
 )
 def test_each_network_may_bring_half_of_what_the_others_of_the_one_around_it_leave(
