@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/time.h>
 #include <time.h>
 
 static time_t offset(void) {
@@ -21,5 +22,13 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
   if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
   int result = real(clock, now);
   if (!result && clock == CLOCK_REALTIME) now->tv_sec += offset();
+  return result;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+  static int (*real)(struct timeval *, void *);
+  if (!real) real = dlsym(RTLD_NEXT, "gettimeofday");
+  int result = real(now, zone);
+  if (!result) now->tv_sec += offset();
   return result;
 }
