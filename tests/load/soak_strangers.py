@@ -47,7 +47,6 @@ from tests.support.server import (
     Browser,
     Server,
     identify,
-    login,
     new_id,
     track,
 )
@@ -319,7 +318,7 @@ def site(store: str, directory: Path) -> Iterator[Site]:
         upstream = stack.enter_context(serving(app))
         if store == "postgresql":
             postgres = Postgres(environment=clock.environment)
-            stack.callback(postgres.close)
+            stack.callback(postgres.remove)
             settings["SCQ_STORE"] = postgres.database()
         server = Server(directory, f"{upstream}/api/v1/rest", **settings, **clock.environment)
         stack.callback(server.close)
