@@ -45,8 +45,13 @@ def _pace(per_hour: int) -> tuple[int, float]:
     return burst, HOUR / max(1, per_hour - burst)
 
 
+def unserved(now: float) -> float:
+    """Returns the weight of a network that never had a turn: less than that of any that had, and less the longer it has been waiting."""
+    return now / 1e9
+
+
 def served(weight: float, now: float) -> float:
-    """Returns the weight of a network that has its turn now; 0 is that of one that never had any.
+    """Returns the weight of a network that has its turn now. `weight`: what it was, see `unserved`.
 
     The number of its turns counts for less by a factor of e with every hour that has passed. As that goes for all networks alike, they can be
     compared, and kept in an index, without a clock: the weight is the logarithm of the number, as of the epoch.

@@ -174,7 +174,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "meta": ("name", "value"),
     "lanes": (
         *("id", "key", "address", "verified", "waiting", "bytes", "ready_at", "epoch", "failures", "put_off"),
-        *("identify_digest", "identify_at"),
+        *("identify_digest", "identify_at", "stranger"),
     ),
     "pushes": ("seq", "lane", "id", "address", "trust", "kind", "body", "since", "attempts", "increments"),
     "held": ("seq", "visitor", "id", "body", "since"),
@@ -190,4 +190,6 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "not_offered": ("setting", "name", "count", "last"),
     "gate": ("closure",),
     "schedules": ("name", "until"),
+    "sign_ups": ("seq", "lane", "client", "at"),
+    "networks": ("name", "parent", "waiting", "weight", "until", "rests"),
 }
