@@ -8,6 +8,7 @@ from math import exp, log1p
 import msgspec
 
 HOUR = 3_600.0  # seconds
+_FADE_HOURS = 4.0  # after which a turn counts for less than 2 %
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,11 @@ def _pace(per_hour: int) -> tuple[int, float]:
 def unserved(now: float) -> float:
     """Returns the weight of a network that never had a turn: less than that of any that had, and less the longer it has been waiting."""
     return now / 1e9
+
+
+def faded(now: float) -> float:
+    """Returns the weight of a network whose turns are so long ago that it need not be told from one that had none."""
+    return now / HOUR - _FADE_HOURS
 
 
 def served(weight: float, now: float) -> float:

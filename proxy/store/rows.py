@@ -4,7 +4,7 @@ Pure. How rows are read and written is each adapter's own.
 """
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -103,6 +103,12 @@ def dropped(pushes: Iterable[tuple[int, int]], lanes: int) -> dict[str, int]:
     gone = list(pushes)
     gauges = {WAITING: -len(gone), SIGN_UPS: -lanes, UNVOUCHED_BYTES: -asserted_bytes(gone)}
     return {"discarded": len(gone), **gauges}
+
+
+def erased(waiting: Sequence[tuple[int, int]], dead: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """Returns the tallies of what is erased with a person: the trust of each push, and the size of its body."""
+    gone = [*waiting, *dead]
+    return {"erased": len(gone), WAITING: -len(waiting), DEAD: -len(dead), UNVOUCHED_BYTES: -asserted_bytes(gone)}
 
 
 def replayed(letters: int) -> dict[str, int]:
