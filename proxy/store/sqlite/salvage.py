@@ -42,7 +42,7 @@ class _Table(NamedTuple):
 
 
 _NUMBERED = {
-    "lanes": _Table("id, key, address, verified, ready_at, put_off", lambda row: lane_key(row[1])),
+    "lanes": _Table("id, key, address, verified, put_off", lambda row: lane_key(row[1])),
     "pushes": _Table(
         "seq, lane, id, address, trust, kind, body, since, attempts, increments, started",
         lambda row: (decode_body(row[5], row[6]), lane_key(row[3]), float(row[7])),
@@ -69,7 +69,7 @@ WITH kept (name, found) AS (
 SELECT coalesce(sum(max(0, value - found)), 0), count(*) = 3 FROM kept JOIN counters USING (name)
 """  # noqa: S608 - names of counters
 _MEND = """
-INSERT OR IGNORE INTO lanes (key) SELECT lane_key(address) FROM pushes WHERE lane NOT IN (SELECT id FROM lanes);
+INSERT OR IGNORE INTO lanes (key, put_off) SELECT lane_key(address), 1 FROM pushes WHERE lane NOT IN (SELECT id FROM lanes);
 INSERT OR IGNORE INTO lanes (key) SELECT lane_key(address) FROM dead WHERE lane NOT IN (SELECT id FROM lanes);
 UPDATE pushes SET lane = (SELECT id FROM lanes WHERE key = lane_key(address)) WHERE lane NOT IN (SELECT id FROM lanes);
 UPDATE dead SET lane = (SELECT id FROM lanes WHERE key = lane_key(address)) WHERE lane NOT IN (SELECT id FROM lanes);
