@@ -76,7 +76,7 @@ class Leases:
         closure, probe_until, strangers = connection.execute(SQL["before_claim"], (now,)).fetchone()
         claiming = _Claiming(connection, now, now + lease_seconds, per_lane, share)
         if closure is None:
-            return Claim(tuple(self._claim_all(claiming, lanes, strangers=bool(strangers))))
+            return Claim(tuple(self._claim_all(claiming, lanes) if strangers else self._claim_vouched(claiming, lanes)))
         shut = decode_closure(closure)
         if shut != probe or (probe_until is not None and now < probe_until <= now + lease_seconds):
             return Claim((), shut)
@@ -92,18 +92,23 @@ class Leases:
         ready = [value(connection, "next_ready"), sign_ups.next_turn(connection, self._share, time.time())]
         return min((at for at in ready if at is not None), default=None)
 
-    def _claim_all(self, claiming: "_Claiming", lanes: int, *, strangers: bool) -> list[Lease]:
+    def _claim_all(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
         """Strangers have their least share, and what vouched lanes leave."""
-        reserved = self._claim_strangers(claiming, min(claiming.share.least, lanes)) if strangers else []
-        vouched = self._claim_ready(claiming, claiming.ready(lanes - len(reserved), stranger=False))
-        left = lanes - len(vouched) - len(reserved)
-        more = self._claim_strangers(claiming, left) if strangers and left else []
+        ready = claiming.ready(lanes, stranger=True).fetchall()  # before any is leased, perhaps for no time at all
+        reserved = self._claim_strangers(claiming, ready, min(claiming.share.least, lanes))
+        vouched = self._claim_vouched(claiming, lanes - len(reserved))
+        more = self._claim_strangers(claiming, ready, lanes - len(vouched) - len(reserved))
         return [*vouched, *reserved, *more]
 
-    def _claim_strangers(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
+    def _claim_vouched(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
+        return self._claim_ready(claiming, claiming.ready(lanes, stranger=False))
+
+    def _claim_strangers(self, claiming: "_Claiming", ready: list[tuple[Any, ...]], lanes: int) -> list[Lease]:
+        """Takes turns, then the first of `ready`, which it removes there."""
         leases = self._claim_turns(claiming, lanes)
         left = lanes - len(leases)
-        return [*leases, *self._claim_ready(claiming, claiming.ready(left, stranger=True))] if left else leases
+        rows, ready[:left] = ready[:left], []
+        return [*leases, *self._claim_ready(claiming, rows)]
 
     def _claim_ready(self, claiming: "_Claiming", rows: Iterable[tuple[Any, ...]]) -> list[Lease]:
         leases = (self._lease(claiming, LaneRow(*row), stranger=bool(stranger)) for stranger, *row in list(rows))
