@@ -2,8 +2,8 @@
 
     claimer ── leases ──▶ N senders, each with its own connection ── one `LaneRun` per lease ──▶ outbox
 
-Each lane waits for itself only; all of them wait when SendX throttles or refuses the account (`gate.Gate`). What happens under one
-lease is `lane`'s business.
+Each lane waits for itself only; all of them wait when SendX throttles or refuses the account (`gate.Gate`). Lanes of strangers take the senders
+that vouched lanes leave, and a small part in any case (`credit`). What happens under one lease is `lane`'s business.
 """
 
 import asyncio
@@ -13,15 +13,19 @@ import ssl
 from collections.abc import Callable
 from datetime import timedelta
 
+import msgspec
+
 from proxy.aio import unbroken, wait
 from proxy.core.retry import GiveUp
+from proxy.core.turns import Share
 from proxy.delivery.account import Account, DeliveryState
+from proxy.delivery.credit import STRANGERS_PER_LANE, Credit
 from proxy.delivery.lane import LaneRun, Shared, finish, untouched
 from proxy.delivery.pacing import Pacer
 from proxy.delivery.probe import Stage
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreUnavailable, describe
-from proxy.store.outbox import Outbox
+from proxy.store.outbox import NO_SHARE, Outbox
 from proxy.store.records import Lease
 
 PER_LANE = 25  # pushes in one lease: bounds what is sent again after a crash
@@ -35,8 +39,8 @@ class Forwarder:
     """Sends what waits in the outbox to SendX.
 
     `concurrency`: senders. `timeout_seconds`: of one whole request. `rate`: the most requests per second, of all senders of the store
-    together; 0 for no limit. `clock` gives Unix seconds, as the outbox's does unless it is given; `rng` spreads the back-offs; `tls` trusts the
-    public authorities unless given.
+    together; 0 for no limit. `share`: how many sign-ups may leave in an hour; what else it says is decided here. `clock` gives Unix seconds, as
+    the outbox's does unless it is given; `rng` spreads the back-offs; `tls` trusts the public authorities unless given.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Forwarder:
         max_age: timedelta,
         identify_refresh: timedelta = timedelta(0),
         rate: float = 0.0,
+        share: Share = NO_SHARE,
         clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
         tls: ssl.SSLContext | None = None,
@@ -67,14 +72,17 @@ class Forwarder:
         self._senders = concurrency
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._leases = asyncio.Queue[tuple[Lease, float | None] | None]()
+        self._share = msgspec.structs.replace(share, per_lane=STRANGERS_PER_LANE)
+        self._credit = Credit()
         self._busy = 0  # lanes that are claimed and not settled
+        self._strangers = 0  # of these, lanes of strangers
         self._found = 0  # lanes, by the last claim
         self._deadline: asyncio.Timeout | None = None  # while it runs
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Delivers until `stop`, or until cancelled. Raises what nobody expected; it may then be called again."""
-        self._leases, self._busy = asyncio.Queue(), 0
+        self._leases, self._busy, self._strangers = asyncio.Queue(), 0, 0
         self._ended.clear()
         self._deadline = deadline = asyncio.timeout(None)
         try:
@@ -160,11 +168,15 @@ class Forwarder:
         account = self._account
         before = account.gate.closure
         probe = before if room > 0 and account.probe.stage is Stage.NONE else None
-        claim = await self._shared.outbox.claim(room, PER_LANE, self._lease_seconds, probe=probe)
+        limit = account.limit
+        share = msgspec.structs.replace(self._share, least=self._credit.least(limit, self._strangers))
+        claim = await self._shared.outbox.claim(room, PER_LANE, self._lease_seconds, probe=probe, share=share)
+        self._credit = self._credit.after(claim.leases, limit)
         if account.gate.closure == before == account.shared:
             account.adopt(claim.closure)
         for lease in claim.leases:
             self._busy += 1
+            self._strangers += lease.stranger
             if (
                 claim.closure is not None
             ):  # None: another sender has opened the gate meanwhile, and this is a lane like any other
@@ -213,4 +225,5 @@ class Forwarder:
                     log.error("A defect held up lane %d, which is tried again: %s", lease.lane, describe(error))
                 finally:
                     self._busy -= 1
+                    self._strangers -= lease.stranger
                     shared.changed.set()
