@@ -121,16 +121,11 @@ class Account:
         self._concurrency = Concurrency.up_to(concurrency)
         self.tally = Tally()
 
-    @property
-    def limit(self) -> int:
-        """Returns how many requests are allowed at the same time now."""
-        return self._concurrency.limit
-
     def room(self, busy: int) -> int:
         """Returns how many lanes may be claimed now, `busy` being out already."""
         permit = self.gate.admits(self.clock())
         if permit is Permit.ALL:
-            return max(0, self.limit - busy)
+            return max(0, self._concurrency.limit - busy)
         return min(1, self._concurrency.maximum - busy) if permit is Permit.PROBE and not self.probe.busy else 0
 
     def admits(self, lease: Lease) -> bool:
@@ -215,7 +210,7 @@ class Account:
             until=self.gate.until,
             halted=self.gate.halted,
             down=self.gate.closure is not None and self.gate.closure.down,
-            limit=self.limit,
+            limit=self._concurrency.limit,
             concurrency=self._concurrency.maximum,
             **counts,
         )

@@ -168,10 +168,10 @@ class Forwarder:
         account = self._account
         before = account.gate.closure
         probe = before if room > 0 and account.probe.stage is Stage.NONE else None
-        limit = account.limit
-        share = msgspec.structs.replace(self._share, least=self._credit.least(limit, self._strangers))
+        least = self._credit.least(self._busy + room, self._strangers)
+        share = msgspec.structs.replace(self._share, least=least)
         claim = await self._shared.outbox.claim(room, PER_LANE, self._lease_seconds, probe=probe, share=share)
-        self._credit = self._credit.after(claim.leases, limit)
+        self._credit = self._credit.after(claim.leases)
         if account.gate.closure == before == account.shared:
             account.adopt(claim.closure)
         for lease in claim.leases:
