@@ -6,6 +6,7 @@
 condition has a sentence for a person, with what to do. Numbers and fixed texts only: no address, no key and no payload gets here.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from datetime import timedelta
@@ -15,17 +16,20 @@ from typing import Self
 import msgspec
 
 from proxy.core.gate import Closure
+from proxy.core.strangers import allowed_bytes
 from proxy.delivery.account import ADVICE, DeliveryState
 from proxy.delivery.unreached import ADVICE as CONNECTION_ADVICE
 from proxy.store.records import Stats
 
 LAG = timedelta(minutes=5)  # the oldest push has waited longer: worth a look
-SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
+SIGN_UPS_LAG = timedelta(minutes=1)  # sign-ups for whose turn it is soon are not worth a word
 LATELY_SECONDS = 600.0  # for which something that has happened is shown
 FAILING_SECONDS = 1.0  # a single failure that the next answer makes good is not worth a word
 SILENT_SECONDS = 3.0  # without an answer, while requests are under way
 RATE_SECONDS = 60.0  # over which the rate of deliveries is taken
 _MANY_SLOW = 0.5
+_NEARLY_FULL = 0.9
+_MB = 1_048_576  # as in SCQ_HOLD_MB
 
 
 class Kind(StrEnum):
@@ -40,6 +44,7 @@ class Kind(StrEnum):
     FORWARDER = "forwarder"
     LAG = "lag"
     SIGN_UPS = "sign-ups"
+    STRANGERS = "strangers"
     STORE = "store"
     REOPENED = "reopened"
     REPLACED = "replaced"
@@ -64,7 +69,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What the process knows at one moment. `now`: Unix seconds; `clock`: monotonic seconds.
 
     `stats`: the latest of the store. `trouble`: why the store could not be asked now. `delivery`: None where nobody sends who could be asked.
-    `defects`: requests, since the start, that were not judged because of a fault of this program. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
+    `defects`: requests, since the start, that were not judged because of a fault of this program. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT;
+    `hold_max_bytes`: SCQ_HOLD_MB, infinite where no server was asked.
     """
 
     stats: Stats
@@ -75,6 +81,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     defects: int = 0
     timeout_seconds: float = 0.0
+    hold_max_bytes: float = math.inf
 
 
 class Happened(msgspec.Struct, frozen=True):
@@ -137,7 +144,7 @@ def conditions(seen: Seen, memory: Memory, *, lately: float = LATELY_SECONDS) ->
     """Returns what is wrong, worst first. `memory`: with this moment in it. `lately`: seconds for which what has happened is shown."""
     found = [
         *(*_of_the_store(seen, memory, lately), *_of_requests(seen, memory, lately)),
-        *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory)),
+        *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory), *_of_strangers(seen)),
     ]
     return tuple(Condition(kind, sentence) for kind, sentence in found)
 
@@ -244,19 +251,40 @@ def _advice(error: str | None) -> str:
 
 
 def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
-    put_off = seen.stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - seen.now
-    lag = lag_seconds(seen)
-    if put_off > 0:
+    lag, sign_ups = lag_seconds(seen), seen.stats.sign_ups
+    if sign_ups and lag > SIGN_UPS_LAG.total_seconds() and seen.stats.closure is None:
         yield (
             Kind.SIGN_UPS,
-            f"More addresses are typed than SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If that is "
-            "no campaign of yours, somebody plays with the form: scq-proxy erase forgets an address.",
+            f"{_counted(sign_ups, 'typed address waits', 'typed addresses wait')} to be sent, as no more leave in an hour than "
+            "SCQ_SIGNUPS_PER_HOUR and SCQ_SIGNUPS_PER_IP say. Customers do not wait, and a newcomer from another network is next. If that is no "
+            "campaign of yours, somebody plays with the form: scq-proxy signups list --networks shows from where, scq-proxy signups drop "
+            "drops them.",
         )
     elif lag > LAG.total_seconds() and seen.stats.closure is None:
         yield (
             Kind.LAG,
             f"The oldest push has waited for {timedelta(seconds=int(lag))}: {_why_it_waits(seen, memory.rate)}",
         )
+
+
+def _of_strangers(seen: Seen) -> Iterable[tuple[Kind, str]]:
+    """Tells of their budget before it is used up to the end: networks have shares of what is left of it. A full disk is the store's to tell."""
+    used, headroom = seen.stats.unvouched_bytes, seen.stats.health.headroom_bytes
+    allowed = allowed_bytes(seen.hold_max_bytes, used, math.inf if headroom is None else headroom)
+    if used <= 0 or used < allowed * _NEARLY_FULL or (headroom is not None and headroom <= 0):
+        return
+    by_disk = allowed < seen.hold_max_bytes
+    bound = "a quarter of the disk that is free above SCQ_MIN_FREE_MB" if by_disk else "SCQ_HOLD_MB"
+    yield (
+        Kind.STRANGERS,
+        f"What nobody has vouched for takes {used / _MB:.1f} of {allowed / _MB:.1f} MB ({bound}): more typed addresses (lane-full) and visitors "
+        "who are not identified (hold-full) are refused, customers are not. scq-proxy signups list --networks shows where sign-ups come from, "
+        f"scq-proxy signups drop drops them; dead letters count too. If you expect as many, {'free disk space' if by_disk else 'raise it'}.",
+    )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _why_it_waits(seen: Seen, rate: float | None) -> str:

@@ -6,6 +6,7 @@ decided in `conditions`. The store may hang or fail: then its latest numbers are
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -56,10 +57,11 @@ class Watch:
         defects: Callable[[], int],
         *,
         timeout_seconds: float,
+        hold_max_bytes: float = math.inf,
         pace: Pace | None = None,
     ) -> None:
         self._outbox, self.delivery, self.restarts, self.defects = outbox, delivery, restarts, defects
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds, self._hold_max_bytes = timeout_seconds, hold_max_bytes
         self._pace = pace or Pace()
         self._started = time.monotonic()
         self._stats = Stats(counters={}, waiting=0, holding=0, dead=0, oldest=None, refused_names=())
@@ -87,6 +89,7 @@ class Watch:
             restarts=self.restarts(),
             defects=self.defects(),
             timeout_seconds=self._timeout_seconds,
+            hold_max_bytes=self._hold_max_bytes,
         )
         self._memory = self._memory.after(seen)
         found = conditions(seen, self._memory, lately=self._pace.lately)
