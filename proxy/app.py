@@ -23,6 +23,7 @@ from proxy.core.request import Limits
 from proxy.core.server_calls import OPERATIONS
 from proxy.core.strangers import Strangers
 from proxy.core.tokens import TokenCodec
+from proxy.core.turns import Share
 from proxy.core.visitors import Trust
 from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
@@ -178,6 +179,7 @@ class Service:
             max_age=settings.max_age,
             identify_refresh=settings.identify_refresh,
             rate=settings.upstream_rate,
+            share=Share(per_hour=settings.sign_ups_per_hour, per_client=settings.sign_ups_per_ip),
         )
 
 
