@@ -92,8 +92,9 @@ class Strangers:
 
     def full_lanes(self, client: str, keys: Iterable[str], now: float) -> frozenset[str]:
         """Returns those of the lane keys for which this client, or its widest network, has brought its share of pushes."""
-        ends = _ends(networks_of(client))
-        share = self._lane_share
+        ends, share = _ends(networks_of(client)), self._lane_share
+        if share <= _SMALL_LANE:
+            ends = ends[:1]
         return frozenset(
             key for key in keys if not within_share([self._pushes.of(hash((each, key)), now) for each in ends], share)
         )
