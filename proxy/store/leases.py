@@ -174,7 +174,9 @@ def _add(changes: Changes, settlement: Settlement) -> None:
     changes.unstarted += [push.seq for push in lease.pushes if increments(push.body) and push.seq not in gone]
     learned, last = settlement.last != lease.last, settlement.last
     freed = sum([push.size for push in lease.pushes if push.seq in gone])
-    changes.unvouched_bytes += asserted_bytes((push.trust, push.size) for push in lease.pushes if push.seq in delivered)
+    changes.unvouched_bytes += asserted_bytes(
+        [(push.trust, push.size) for push in lease.pushes if push.seq in delivered]
+    )
     sign_up = lease.sign_up if not gone else ""
     changes.releases.append(
         Release(lease.lane, len(gone), freed, settlement.failures, settlement.retry_at, learned, last, sign_up)

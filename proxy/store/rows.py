@@ -21,6 +21,9 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
 SHOWN_AGE = timedelta(days=14)  # beyond that of holds, for visitors of whom nothing is known but that they were shown
+_VERIFIED = int(
+    Trust.VERIFIED
+)  # asked for every push that leaves, and Python 3.11 finds a member of an enumeration slowly
 CLOCK_STEP = timedelta(days=3)  # a clock that is further from the last sweep is wrong, or nothing ran for that long
 CLOCK_BELIEVED = timedelta(days=1)  # one that stays there for so long is right
 CLOCK_JITTER = 60.0  # seconds by which the newest row may be ahead of a clock that is right
@@ -77,7 +80,7 @@ def unvouched_bytes(counted: Mapping[str, int]) -> int:
 
 def asserted_bytes(pushes: Iterable[tuple[int, int]]) -> int:
     """Returns how many bytes of `UNVOUCHED_BYTES` these pushes take up: the trust of each, and the size of its body."""
-    return sum(size + PUSH_OVERHEAD for trust, size in pushes if trust != Trust.VERIFIED)
+    return sum([size + PUSH_OVERHEAD for trust, size in pushes if trust != _VERIFIED])
 
 
 def unheld(sizes: Iterable[int]) -> dict[str, int]:

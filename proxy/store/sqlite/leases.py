@@ -111,7 +111,7 @@ class Leases:
         return [*leases, *self._claim_ready(claiming, rows)]
 
     def _claim_ready(self, claiming: "_Claiming", rows: Iterable[tuple[Any, ...]]) -> list[Lease]:
-        leases = (self._lease(claiming, LaneRow(*row), stranger=bool(stranger)) for stranger, *row in list(rows))
+        leases = [self._lease(claiming, LaneRow(*row[1:]), row[0]) for row in list(rows)]
         return [lease for lease in leases if lease is not None]
 
     def _claim_turns(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
@@ -122,25 +122,25 @@ class Leases:
         ):
             self._tallies[SIGN_UPS] -= 1
             row = connection.execute(SQL["claimable_lane"], (turn.lane,)).fetchone()
-            lease = self._lease(claiming, LaneRow(*row), stranger=True, sign_up=turn.client)
+            lease = self._lease(claiming, LaneRow(*row), 1, turn.client)
             if lease is not None:
                 leases.append(lease)
         return leases
 
-    def _lease(self, claiming: "_Claiming", lane: LaneRow, *, stranger: bool, sign_up: str = "") -> Lease | None:
-        connection, share = claiming.connection, claiming.share
+    def _lease(self, claiming: "_Claiming", lane: LaneRow, stranger: int, sign_up: str = "") -> Lease | None:
+        connection, _, until, per_lane, share = claiming
         if lane.leased:
             self._end_lease(connection, lane.id)
-        most = min(claiming.per_lane, share.per_lane) if stranger else claiming.per_lane
+        most = min(per_lane, share.per_lane) if stranger else per_lane
         head = head_of(lane, connection.execute(SQL["lane_head"], (lane.id, most)).fetchall())
         if not head.pushes:
             return None
         epoch = next(self._epochs)
         if head.starts:
             connection.execute(SQL["start"], (head.pushes[0].seq,))
-        vouched_waits = head.asserted and not stranger and value(connection, "vouched_waits", lane.id) is not None
-        lease = lease_of(lane, head, epoch=epoch, until=claiming.until, vouched_waits=vouched_waits, sign_up=sign_up)
-        connection.execute(SQL["lease"], (epoch, claiming.until, int(lease.stranger), lane.id))
+        vouched_waits = not stranger and head.asserted and value(connection, "vouched_waits", lane.id) is not None
+        lease = lease_of(lane, head, epoch=epoch, until=until, vouched_waits=vouched_waits, sign_up=sign_up)
+        connection.execute(SQL["lease"], (epoch, until, int(lease.stranger), lane.id))
         return lease
 
     def move_gate(
