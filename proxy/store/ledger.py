@@ -175,8 +175,11 @@ class Ledger:
         row = HeldRow(None, change.id, _encode(change.track), self.known.now)
         self.writes.held.setdefault(change.visitor, []).append(row)
         self._change_holding(change.visitor, 1)
-        gauges = {UNVOUCHED_BYTES: len(row.body) + HELD_OVERHEAD, id_gauge(row.since): ID_OVERHEAD}
-        self.tallies.update({"held": 1, HOLDING: 1, **gauges})
+        tallies = self.tallies  # one by one: `update` takes far longer
+        tallies["held"] += 1
+        tallies[HOLDING] += 1
+        tallies[UNVOUCHED_BYTES] += len(row.body) + HELD_OVERHEAD
+        tallies[id_gauge(row.since)] += ID_OVERHEAD
 
     def _bind(self, change: decision.Bind) -> None:
         held = {row.id: row for row in self._held(change.visitor)}

@@ -21,9 +21,7 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
 SHOWN_AGE = timedelta(days=14)  # beyond that of holds, for visitors of whom nothing is known but that they were shown
-_VERIFIED = int(
-    Trust.VERIFIED
-)  # asked for every push that leaves, and Python 3.11 finds a member of an enumeration slowly
+_VERIFIED = int(Trust.VERIFIED)  # Python 3.11 finds a member of an enumeration slowly
 CLOCK_STEP = timedelta(days=3)  # a clock that is further from the last sweep is wrong, or nothing ran for that long
 CLOCK_BELIEVED = timedelta(days=1)  # one that stays there for so long is right
 CLOCK_JITTER = 60.0  # seconds by which the newest row may be ahead of a clock that is right
