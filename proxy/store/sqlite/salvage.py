@@ -20,7 +20,7 @@ from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.store.rows import DEAD, HOLDING, WAITING, decode_body, decode_visitor
 from proxy.store.sqlite.causes import explain
-from proxy.store.sqlite.damage import pragma, unreadable_commits
+from proxy.store.sqlite.damage import Remedy, pragma, remedy_for, unreadable_commits
 from proxy.store.sqlite.file import MAGIC, SCHEMA_STEPS, is_ours, require_not_in_use, wal_path
 
 STEP_ROWS = 500
@@ -167,10 +167,10 @@ class Salvage:
             version = pragma(connection, "user_version")
             if version > len(SCHEMA_STEPS):
                 raise StoreRefused(f"{self._file} was written by a newer scq-proxy: install that one.")
-            for step in SCHEMA_STEPS[version:]:
-                connection.executescript(step)
+            self.whole = _bring_up_to_date(connection, version)
             _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self.whole = unreadable_commits(wal_path(path), max(frames, 0)) < 2  # one was being written
+            lost = unreadable_commits(wal_path(path), max(frames, 0))
+            self.whole = self.whole and lost < 2  # one was being written
         except sqlite3.Error as error:
             connection.close()
             raise StoreRefused(f"Nothing in {self._file} can be read ({error}).") from None
@@ -279,6 +279,22 @@ def _is_sound(table: _Table, row: Row) -> bool:
     except (msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError):
         return False
     return isinstance(row[0], (int, str, bytes))
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> bool:
+    """Runs the steps of the schema that a damaged copy has not seen, as far as it can be read; returns whether all of it could."""
+    whole, statement = True, ""
+    for line in "\n".join(SCHEMA_STEPS[version:]).splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            try:
+                connection.execute(statement)
+            except sqlite3.DatabaseError as error:
+                if remedy_for(error) is not Remedy.SUSPECT:
+                    raise
+                whole = False
+            statement = ""
+    return whole
 
 
 def _new_store(path: Path) -> sqlite3.Connection:

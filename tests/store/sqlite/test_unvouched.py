@@ -15,7 +15,7 @@ from proxy.store.records import Adopted, Fate, Settled, Settlement, SignUpFilter
 from proxy.store.rows import HELD_OVERHEAD, ID_OVERHEAD, PUSH_OVERHEAD, SEEN_AGE
 from proxy.store.sqlite.file import APPLICATION_ID, SCHEMA_STEPS
 from proxy.store.sqlite.outbox import SqliteOutbox
-from tests.support.sqlite import opened
+from tests.support.sqlite import PAGE, opened, overwrite
 
 BODY = b'{"addTags":["a"]}'
 DAY = 86_400.0
@@ -69,6 +69,11 @@ def older_file(path: Path) -> None:
     path.chmod(0o600)
 
 
+async def adopts(outbox: SqliteOutbox, file: Path) -> Adopted:
+    *_, adopted = [each async for each in outbox.adopt(file)]
+    return adopted
+
+
 async def test_bookings_of_an_older_version_become_sign_ups_that_wait_for_turns(tmp_path: Path) -> None:
     older_file(tmp_path / "scq.db")
     outbox = await opened(tmp_path / "scq.db")
@@ -91,9 +96,26 @@ async def test_bookings_of_an_older_version_become_sign_ups_that_wait_for_turns(
     await outbox.close()
 
 
-async def adopts(outbox: SqliteOutbox, file: Path) -> Adopted:
-    *_, adopted = [each async for each in outbox.adopt(file)]
-    return adopted
+async def test_a_damaged_file_of_an_older_version_gives_what_it_has(tmp_path: Path) -> None:
+    aside = tmp_path / "aside.db"
+    older_file(aside)
+    with sqlite3.connect(aside) as connection:
+        rows = [(f"more{number}", BODY) for number in range(1_000)]
+        connection.executemany(
+            "INSERT INTO pushes (id, lane, address, trust, kind, body, since) VALUES (?, 4, 'vouched@example.com', 2, 'track', ?, 5.5)",
+            rows,
+        )
+        connection.execute("UPDATE lanes SET waiting = 1001 WHERE id = 4")
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'pushes'").fetchone()
+    connection.close()
+    content = aside.read_bytes()
+    cell = int.from_bytes(content[(root - 1) * PAGE + 12 + 4 :][:2], "big")  # the third of the root names a leaf
+    leaf = int.from_bytes(content[(root - 1) * PAGE + cell :][:4], "big")
+    overwrite(aside, (leaf - 1) * PAGE, bytes(PAGE))
+    outbox = await opened(tmp_path / "scq.db")
+    adopted = await adopts(outbox, aside)
+    assert 800 < adopted.waiting < 1_005
+    await outbox.close()
 
 
 async def test_what_is_taken_back_waits_for_its_turn_again_and_is_counted(tmp_path: Path) -> None:
