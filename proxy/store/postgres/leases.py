@@ -66,25 +66,38 @@ class NodeLeases:
     async def _claim_all(
         self, transaction: Transaction, *, lanes: int, mosts: tuple[int, int], seconds: float, share: Share
     ) -> Claim:
-        least = min(lanes, share.least)
         start = self.floors.due(time.monotonic())
+        floors = start or self.floors.values
         look: list[Query] = [] if start is None else [("next_ready", {**start, "ahead": 0})]
-        query = ("claimable", {"lanes": lanes, "least": least, **(start or self.floors.values)})
-        _, gate, found, queue, *looked = await transaction.run(
-            share_lock(_GATE), ("gate", {}), query, ("standing", {}), *look
+        _, gate, found, *looked = await transaction.run(
+            share_lock(_GATE),
+            ("before_claim", {"stranger_floor": floors["stranger_floor"]}),
+            ("claimable", {"lanes": lanes, "floor": floors["floor"]}),
+            *look,
         )
         for earliest in looked:
             self.floors.found(earliest.rows[0])
-        closure = decode_closure(gate.value)
-        vouched, strangers = [row for row in found.rows if not row[-1]], [row for row in found.rows if row[-1]]
+        ((closure, has_strangers),) = gate.rows
+        rows, taken = found.rows, Taken()
+        if has_strangers and closure is None:
+            room = max(min(lanes, share.least), lanes - len(rows))
+            strangers, taken = await self._strangers(transaction, share, room, floors["stranger_floor"])
+            rows = [*rows[: lanes - len(strangers)], *strangers]
+        self.turn_at = float("inf") if taken.next_turn is None else time.monotonic() + taken.next_turn
+        leases = await self._lease(transaction, rows, taken, mosts=mosts, seconds=seconds)
+        return Claim(leases, decode_closure(closure))
+
+    async def _strangers(
+        self, transaction: Transaction, share: Share, room: int, floor: float
+    ) -> tuple[list[tuple[Any, ...]], Taken]:
+        """Returns up to `room` lanes of strangers, which it locks: turns that are due, then those that are ready."""
+        ready, queue = await transaction.run(
+            ("claimable_strangers", {"stranger_floor": floor, "lanes": room}), ("standing", {})
+        )
         taken = Taken(next_turn=Standing(*queue.rows[0]).next_turn(share))
-        room = max(least, lanes - len(vouched))
-        if taken.next_turn == 0.0 and room and closure is None:
+        if taken.next_turn == 0.0 and room:
             taken = await take_turns(transaction, share, room)
-        self._note_turn(taken)
-        strangers = [*taken.rows, *strangers][:room]
-        rows = [*vouched[: lanes - len(strangers)], *strangers]
-        return Claim(await self._lease(transaction, rows, taken, mosts=mosts, seconds=seconds), closure)
+        return [*taken.rows, *ready.rows][:room], taken
 
     async def _claim_probe(
         self, transaction: Transaction, *, probe: Closure, mosts: tuple[int, int], seconds: float, share: Share
@@ -101,9 +114,6 @@ class NodeLeases:
         taken = Taken() if found.rows else await take_turns(transaction, share, 1)
         rows = [*found.rows, *taken.rows]
         return Claim(await self._lease(transaction, rows, taken, mosts=mosts, seconds=seconds, probe=True), closure)
-
-    def _note_turn(self, taken: Taken) -> None:
-        self.turn_at = float("inf") if taken.next_turn is None else time.monotonic() + taken.next_turn
 
     async def _lease(
         self,
@@ -126,10 +136,12 @@ class NodeLeases:
         (found,) = await transaction.run(("heads", {"lanes": list(lanes), "mosts": [mosts[row[-1]] for row in rows]}))
         by_lane = itertools.groupby(found.rows, itemgetter(-1))
         heads = {lane: head_of(lanes[lane], (row[:-1] for row in pushes)) for lane, pushes in by_lane}
-        leased = [(lane, head.asserted) for lane, head in sorted(heads.items())]
+        vouched = [lane for lane, head in heads.items() if not head.asserted]
+        asserted = [lane for lane, head in heads.items() if head.asserted]
         queries = filled(
             (
-                ("lease", {**columns("lanes asserted", leased), "seconds": seconds}),
+                ("lease", {"lanes": sorted(vouched), "seconds": seconds}),
+                ("lease_asserted", {"lanes": sorted(asserted), "seconds": seconds}),
                 ("start", {"seqs": [head.pushes[0].seq for head in heads.values() if head.starts]}),
                 ("probe", {"seconds": seconds if probe and heads else 0}),
                 tally(tallies),
@@ -139,15 +151,14 @@ class NodeLeases:
         found_by = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
         if "probe" in found_by:
             ((self._probe_until,),) = found_by["probe"]
-        is_stranger = {lane: stranger for lane, _, stranger in found_by.get("lease", ())}
-        epochs = {lane: epoch for lane, epoch, _ in found_by.get("lease", ())}
+        leased = {row[0]: row for row in (*found_by.get("lease", ()), *found_by.get("lease_asserted", ()))}
         return tuple(
             lease_of(
                 lanes[lane],
                 head,
-                epoch=epochs[lane],
+                epoch=leased[lane][1],
                 until=until,
-                vouched_waits=not is_stranger[lane],
+                vouched_waits=not leased[lane][2],
                 sign_up=taken.clients.get(lane, ""),
             )
             for lane, head in heads.items()

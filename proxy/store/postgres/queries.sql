@@ -177,18 +177,20 @@ UPDATE gate SET probe_until = {now} + %(seconds)s RETURNING probe_until;
 -- name: end_probe
 UPDATE gate SET probe_until = NULL WHERE probe_until = %(until)s::float8;
 
+-- name: before_claim
+-- What shuts the gate, and whether there may be lanes of strangers to claim: ready, or put off.
+SELECT closure, EXISTS (SELECT FROM lanes WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now}) OR EXISTS (SELECT FROM sign_ups)
+FROM gate;
+
 -- name: claimable
 -- Claims nothing while the gate is shut; share_lock keeps others from moving the gate until this transaction ends. %(floor)s: see `floor`.
-WITH vouched AS (
-  SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
-  WHERE NOT stranger AND ready_at >= %(floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
-  ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED
-), strangers AS (
-  SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
-  WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
-  ORDER BY ready_at LIMIT greatest(%(least)s, %(lanes)s - (SELECT count(*) FROM vouched)) FOR NO KEY UPDATE SKIP LOCKED
-)
-SELECT * FROM vouched UNION ALL SELECT * FROM strangers;
+SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
+WHERE NOT stranger AND ready_at >= %(floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
+ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: claimable_strangers
+SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
+WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now} ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: may_probe
 -- Whether nobody has a probe out.
@@ -210,11 +212,15 @@ CROSS JOIN LATERAL (SELECT * FROM pushes WHERE lane = l.lane ORDER BY seq LIMIT 
 ORDER BY l.place, p.seq;
 
 -- name: lease
--- An epoch never comes twice, nor after the database was set back to an older state. Behind a head that was only asserted, something vouched may wait.
+-- An epoch never comes twice, nor after the database was set back to an older state.
+UPDATE lanes SET epoch = greatest(epoch + 1, ({now} * 1e6)::bigint), leased = true, revoked = false, ready_at = {now} + %(seconds)s,
+put_off = false, stranger = false WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch, stranger;
+
+-- name: lease_asserted
+-- The same for lanes whose heads were only asserted: something vouched may wait behind.
 UPDATE lanes l SET epoch = greatest(epoch + 1, ({now} * 1e6)::bigint), leased = true, revoked = false, ready_at = {now} + %(seconds)s,
-put_off = false, stranger = c.asserted AND NOT EXISTS (SELECT FROM pushes p WHERE p.lane = l.id AND p.trust = 2)
-FROM unnest(%(lanes)s::bigint[], %(asserted)s::bool[]) AS c (lane, asserted) WHERE l.id = c.lane
-RETURNING l.id, l.epoch, l.stranger;
+put_off = false, stranger = NOT EXISTS (SELECT FROM pushes p WHERE p.lane = l.id AND p.trust = 2)
+WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch, stranger;
 
 -- name: start
 UPDATE pushes SET started = true WHERE seq = ANY (%(seqs)s::bigint[]);

@@ -330,7 +330,9 @@ async def test_the_cost_of_a_claim_does_not_grow_with_the_lanes_that_wait_for_a_
         )
         connection.execute("VACUUM ANALYZE lanes")
         for query, values in (
-            ("claimable", {"lanes": 64, "least": 8, **floors}),
+            ("before_claim", floors),
+            ("claimable", {"lanes": 64, **floors}),
+            ("claimable_strangers", {"lanes": 64, **floors}),
             ("claimable_for_probe", floors),
             ("next_ready", {**floors, "ahead": 1}),
         ):
@@ -358,7 +360,8 @@ async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tabl
         "lock_lanes": {"keys": keys},
         "change_lanes": change,
         "heads": {"lanes": list(range(64)), "mosts": [25] * 64},
-        "lease": {"lanes": list(range(64)), "asserted": [True] * 64, "seconds": 60},
+        "lease_asserted": {"lanes": list(range(64)), "seconds": 60},
+        "lease": {"lanes": list(range(64)), "seconds": 60},
         "join_queue": {
             **dict.fromkeys(("keys", "clients", "ends", "names", "parents"), keys),
             "ats": [None] * 100,
