@@ -79,8 +79,8 @@ class NodeLeases:
             self.floors.found(earliest.rows[0])
         ((closure, has_strangers),) = gate.rows
         rows, taken = found.rows, Taken()
-        if has_strangers and closure is None:
-            room = max(min(lanes, share.least), lanes - len(rows))
+        room = max(min(lanes, share.least), lanes - len(rows))
+        if has_strangers and closure is None and room:
             strangers, taken = await self._strangers(transaction, share, room, floors["stranger_floor"])
             rows = [*rows[: lanes - len(strangers)], *strangers]
         self.turn_at = float("inf") if taken.next_turn is None else time.monotonic() + taken.next_turn
@@ -95,7 +95,7 @@ class NodeLeases:
             ("claimable_strangers", {"stranger_floor": floor, "lanes": room}), ("standing", {})
         )
         taken = Taken(next_turn=Standing(*queue.rows[0]).next_turn(share))
-        if taken.next_turn == 0.0 and room:
+        if taken.next_turn == 0.0:
             taken = await take_turns(transaction, share, room)
         return [*taken.rows, *ready.rows][:room], taken
 
