@@ -190,7 +190,9 @@ class PostgresOutbox:
         await self._appends.caught_up()
         if time.monotonic() - self._database.sight.looked_at > _LOOK_SECONDS:
             await self._database.look()
-        return await read_stats(self._database)
+        stats = await read_stats(self._database)
+        self._budget.bytes = stats.unvouched_bytes
+        return stats
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
         return await read_dead_letters(self._database, matching, after, limit)

@@ -9,7 +9,7 @@ _SECONDS = 1.0  # between two reads of the gauges of ids: there is one for each 
 
 
 class Budget:
-    """`bytes`: all of it, as of the last append. `ids`: of it, what remembered ids take up, as of the last second."""
+    """`bytes`: all of it, as of the last append, or look at the numbers. `ids`: of it, what remembered ids take up, as of the last second."""
 
     def __init__(self, held: int, ids: int) -> None:
         self.bytes, self.ids = held + ids, ids
