@@ -1,6 +1,6 @@
 # `make run` and `make test` need Python 3.11 or newer and, on Debian, root: they install the rest. See .ci/setup.
 
-.PHONY: help run test test-more fuzz-answers soak soak-nodes soak-standby soak-browser power-cuts page-cost scale bench bench-quick sizes lint pins clean
+.PHONY: help run test test-more fuzz-answers soak soak-nodes soak-standby soak-browser soak-strangers silence power-cuts page-cost scale bench bench-quick sizes lint pins clean
 .NOTPARALLEL:
 
 # What is installed in .venv is what runs, whatever the caller's shell points to.
@@ -18,6 +18,8 @@ help:
 	@echo 'make soak-nodes   100 faults of every kind on three nodes with PostgreSQL: some eleven minutes'
 	@echo 'make soak-standby 40 faults of a synchronous standby and its primary under three nodes: some eight minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
+	@echo 'make soak-strangers   a flood of strangers beside customers and newcomers, on both stores: some twenty-five minutes'
+	@echo 'make silence   whether answers tell whose address was typed, by 2,000 pairs of each kind: some two minutes'
 	@echo 'make power-cuts   the power is cut at 4,000 moments of a run that strace recorded: some three minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
@@ -64,6 +66,14 @@ soak-standby:
 soak-browser:
 	@bash .ci/setup test
 	@exec .venv/bin/python -m tests.load.soak_browser --leaves 1000 --engine all $(ARGS)
+
+soak-strangers:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.load.soak_strangers $(ARGS)
+
+silence:
+	@bash .ci/setup test
+	@exec .venv/bin/python -m tests.load.silence $(ARGS)
 
 power-cuts:
 	@bash .ci/setup test

@@ -16,11 +16,15 @@ from starlette.types import ASGIApp
 
 from proxy.config.settings import Settings, rotated
 from proxy.config.types import Gpc, IdentifyMode, PostgresUrl, SqliteUrl
+from proxy.core.context import lane_room
 from proxy.core.cookies import CookieCodec, ProbeCodec
 from proxy.core.policy import Policy
 from proxy.core.request import Limits
 from proxy.core.server_calls import OPERATIONS
+from proxy.core.strangers import Strangers
 from proxy.core.tokens import TokenCodec
+from proxy.core.turns import Share
+from proxy.core.visitors import Trust
 from proxy.delivery.forwarder import Forwarder
 from proxy.delivery.sendx import Upstream
 from proxy.errors import ConfigError, StoreError, StoreRefused, describe
@@ -31,7 +35,7 @@ from proxy.ops.pages import OperatorPages
 from proxy.ops.watch import Pace, Watch
 from proxy.store.outbox import Outbox
 from proxy.stores import open_store
-from proxy.web.access import AddressLimit, ClientAddresses, RateLimit
+from proxy.web.access import ClientAddresses, RateLimit
 from proxy.web.application import Application
 from proxy.web.defects import Defects
 from proxy.web.push import PushEndpoint
@@ -183,6 +187,7 @@ class Service:
             max_age=settings.max_age,
             identify_refresh=settings.identify_refresh,
             rate=settings.upstream_rate,
+            share=Share(per_hour=settings.sign_ups_per_hour, per_client=settings.sign_ups_per_ip),
         )
 
 
@@ -245,7 +250,8 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
         origins=settings.origins,
         client_addresses=ClientAddresses(settings.trusted_proxies),
         rate=RateLimit(settings.rate_per_ip),
-        asserted=AddressLimit(settings.sign_ups_per_ip),
+        strangers=Strangers(lane_room(Trust.ASSERTED, settings.lane_max)),
+        strangers_bytes=settings.hold_max_bytes,
         policy=Policy(
             tags=settings.tags,
             fields=settings.fields,
@@ -257,9 +263,8 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
             verified_for=settings.verified_for,
             lane_max=settings.lane_max,
             hold_max=settings.hold_max,
-            hold_max_bytes=settings.hold_max_bytes,
             honour_gpc=settings.gpc is Gpc.HONOUR,
-            sign_ups_per_hour=settings.sign_ups_per_hour,
+            takes_turns=bool(settings.sign_ups_per_hour or settings.sign_ups_per_ip),
             traces_per_hour=settings.hold_max_bytes / TRACE_BYTES / TRACE_HOURS,
         ),
     )

@@ -34,10 +34,11 @@ from proxy.core.decision import (
 )
 from proxy.core.gate import Closure, Halt
 from proxy.core.reasons import Reason
+from proxy.core.turns import Share
 from proxy.core.visitors import Trust, Visitor
 from proxy.store.outbox import Outbox
 from proxy.store.postgres.outbox import open_outbox as open_postgres
-from proxy.store.records import DeadFilter, DeadReason, Fate, Settled, Settlement
+from proxy.store.records import DeadFilter, DeadReason, Fate, Lease, Settled, Settlement, SignUpFilter
 from proxy.store.sqlite.outbox import open_outbox as open_sqlite
 from tests.support import postgres
 from tests.support.commands import Said, at_a_terminal, scq
@@ -153,6 +154,10 @@ async def emptied(outbox: Outbox) -> list[tuple[str, tuple[str, ...]]]:
     return left
 
 
+def settlement(lease: Lease, fate: Fate) -> Settlement:
+    return Settlement(lease, tuple(Settled(push.seq, fate) for push in lease.pushes))
+
+
 @pytest.fixture
 async def filled(tmp_path: Path) -> Path:
     path = tmp_path / "scq.db"
@@ -182,6 +187,28 @@ async def test_a_copy_knows_all_that_the_original_knows(filled: Path, dsn: str) 
         for outbox in (original, copy):
             await outbox.replay(DeadFilter(), 10)
         assert (await copy.stats()).counters == (await original.stats()).counters
+
+
+async def test_a_copy_has_the_queue_of_sign_ups_and_goes_on_with_it(tmp_path: Path, dsn: str) -> None:
+    path, share = tmp_path / "scq.db", Share(per_hour=1)
+    clients = ("2001:db8:1::/64", "2001:db8:1::/64", "2001:db8:2::/64", "192.0.2.1")
+    async with file(path) as original:
+        for number, client in enumerate(clients):
+            address = f"a{number}@example.com"
+            await carry_out(original, Enqueue(str(number), address, address, Trust.ASSERTED, Track(("a",)), client))
+        for lease in (await original.claim(10, 10, 60, share=share)).leases:
+            await original.settle(settlement(lease, Fate.DELIVERED))
+        queue = await original.sign_ups(SignUpFilter(), 0, 10)
+        before = await original.stats()
+    assert (await asyncio.to_thread(copied, path, dsn)).code == 0
+    async with database(dsn) as copy, file(path) as original:
+        stats = await copy.stats()
+        assert (await copy.sign_ups(SignUpFilter(), 0, 10), stats.sign_ups) == (queue, 3)
+        assert (stats.unvouched_bytes, stats.waiting) == (before.unvouched_bytes, 3)
+        assert not (await copy.claim(10, 10, 60, share=share)).leases, "the hour goes on"
+        for outbox in (original, copy):
+            order = [(await outbox.claim(1, 10, 60)).leases[0].sign_up for _ in range(3)]
+            assert order == ["192.0.2.1", "2001:db8:2::/64", "2001:db8:1::/64"]
 
 
 async def test_a_copy_says_what_was_copied_and_leaves_the_file_as_it_was(filled: Path, dsn: str) -> None:

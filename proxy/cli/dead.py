@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -19,7 +18,18 @@ import msgspec
 import typer
 from typer import Argument, Option
 
-from proxy.cli.terminal import EnvFile, address, answers, print_table, progress_bar, store_of
+from proxy.cli.terminal import (
+    EnvFile,
+    address,
+    confirm,
+    json_line,
+    last_of,
+    print_table,
+    progress_bar,
+    read,
+    store_of,
+    write_json,
+)
 from proxy.config.types import StoreUrl
 from proxy.errors import StoreRefused
 from proxy.ops.dead_letters import STEP, Advance, CountDead, DiscardDead, Letter, ListDead, ReplayDead, Selection
@@ -69,12 +79,12 @@ def list_command(
     selection = _filtered(reason, older_than, contact)
     store = store_of(env_file)
     if as_json and limit is None:
-        asyncio.run(_write_letters(store, selection, sys.stdout))
+        asyncio.run(write_json(_read(store, selection), sys.stdout, _WHAT, STEP))
         return
-    total, letters = asyncio.run(_last_letters(store, selection, limit or SHOWN))
+    total, letters = asyncio.run(last_of(_read(store, selection), limit or SHOWN))
     if as_json:
         for letter in letters:
-            sys.stdout.write(_json_line(letter))
+            sys.stdout.write(json_line(letter))
     elif total:
         _print_table(letters)
         sys.stderr.write(_footer(len(letters), total))
@@ -90,11 +100,11 @@ def show(
 ) -> None:
     """Show one dead letter in full."""
     store = store_of(env_file)
-    _, letters = asyncio.run(_last_letters(store, Selection(ids=(push_id,)), 1))
+    _, letters = asyncio.run(last_of(_read(store, Selection(ids=(push_id,))), 1))
     if not letters:
         raise StoreRefused(f"No dead letter has the id {push_id[:64]!a}: scq-proxy dead list shows the ids.")
     if as_json:
-        sys.stdout.write(_json_line(letters[0]))
+        sys.stdout.write(json_line(letters[0]))
     else:
         _print_letter(letters[0])
 
@@ -119,7 +129,7 @@ def export(
     selection = _filtered(reason, older_than, contact)
     store = store_of(env_file)
     with contextlib.nullcontext(sys.stdout) if output is None else _new_file(output) as file:
-        written = asyncio.run(_write_letters(store, selection, file))
+        written = asyncio.run(write_json(_read(store, selection), file, _WHAT, STEP))
     sys.stderr.write(f"Exported {_letters(written)}{f' to {output.absolute()}' if output else '.'}\n")
 
 
@@ -199,15 +209,8 @@ def _confirmed(store: StoreUrl, selection: Selection) -> Selection:
     now = time.time()
     selection = msgspec.structs.replace(selection, before=min(selection.before or now, now))
     total = asyncio.run(_run(store, CountDead(selection))).total
-    if not total:
-        return selection
-    try:
-        agreed = typer.confirm(f"Discard {_letters(total)} for good?", err=True)
-    except typer.Abort:
-        agreed = False
-    if not agreed:
-        sys.stderr.write("Nothing was discarded.\n")
-        raise typer.Exit(2)
+    if total:
+        confirm(f"Discard {_letters(total)} for good?", "Nothing was discarded.")
     return selection
 
 
@@ -216,46 +219,19 @@ async def _run(store: StoreUrl, command: CountDead | ReplayDead | DiscardDead) -
     last = Advance(0, 0)
     hidden = not isinstance(command, CountDead) and command.letters and sys.stdout.isatty()
     with progress_bar(_WHAT, longer_than=STEP, hidden=hidden) as show_progress:
-        async with contextlib.aclosing(answers(store, command)) as told:
-            async for answer in told:
-                last = msgspec.convert(answer, Advance)
+        async with contextlib.aclosing(read(store, command, Advance)) as told:
+            async for last in told:
                 if last.letter is not None:
                     with contextlib.suppress(
                         BrokenPipeError
                     ):  # a reader that has gone does not stop what was asked for
-                        sys.stdout.write(_json_line(last.letter))
+                        sys.stdout.write(json_line(last.letter))
                 show_progress(_WHAT, last.done, last.total)
     return last
 
 
-async def _read(store: StoreUrl, selection: Selection) -> AsyncGenerator[Letter, None]:
-    async with contextlib.aclosing(answers(store, ListDead(selection))) as told:
-        async for answer in told:
-            yield msgspec.convert(answer, Letter)
-
-
-async def _last_letters(store: StoreUrl, selection: Selection, limit: int) -> tuple[int, list[Letter]]:
-    """How many there are, and the last of them."""
-    letters: deque[Letter] = deque(maxlen=limit)
-    total = 0
-    async with contextlib.aclosing(_read(store, selection)) as read:
-        async for letter in read:
-            letters.append(letter)
-            total += 1
-    return total, list(letters)
-
-
-async def _write_letters(store: StoreUrl, selection: Selection, file: TextIO) -> int:
-    """One line each; how many it were."""
-    written = 0
-    with progress_bar(_WHAT, longer_than=STEP, hidden=file.isatty()) as show_progress:
-        async with contextlib.aclosing(_read(store, selection)) as read:
-            async for letter in read:
-                file.write(_json_line(letter))
-                written += 1
-                if written % STEP == 0:
-                    show_progress(_WHAT, written, None)
-    return written
+def _read(store: StoreUrl, selection: Selection) -> AsyncGenerator[Letter, None]:
+    return read(store, ListDead(selection), Letter)
 
 
 @contextlib.contextmanager
@@ -278,11 +254,6 @@ def _new_file(path: Path) -> Iterator[TextIO]:
     except BaseException:
         path.unlink()
         raise
-
-
-def _json_line(letter: Letter) -> str:
-    """In ASCII, so that it is JSON in every locale and harmless on a terminal."""
-    return json.dumps(msgspec.to_builtins(letter)) + "\n"
 
 
 def _say(sentence: str, as_json: bool) -> None:

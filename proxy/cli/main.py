@@ -28,6 +28,7 @@ from proxy.app import create_app
 from proxy.cli.check import Finding, check_public, check_send, check_settings, check_store, explain_token
 from proxy.cli.dead import dead
 from proxy.cli.logs import start_logging
+from proxy.cli.sign_ups import sign_ups
 from proxy.cli.snippet import snippet
 from proxy.cli.store import copy, erase, migrate, status, store_commands
 from proxy.cli.terminal import EnvFile, address, console, env_file_of, escaped, from_input, public_address
@@ -65,6 +66,7 @@ def _version(asked: bool) -> None:
 
 
 cli.add_typer(dead)
+cli.add_typer(sign_ups)
 cli.add_typer(store_commands)
 
 # The options, each declared once

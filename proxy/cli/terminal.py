@@ -1,12 +1,14 @@
 """What the commands share: options, the way to the store with or without a server, and text made safe for a terminal."""
 
 import contextlib
+import json
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, TypeVar
 
 import httpx
 import msgspec
@@ -33,6 +35,7 @@ EnvFile = Annotated[
         help="Read settings from this file; the environment goes before it. Without this option, .env is read if there is one.",
     ),
 ]
+T = TypeVar("T")
 ShowProgress = Callable[[str, int, int | None], None]  # what is done; how many are, and of how many, if that is known
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")]
 
@@ -123,6 +126,53 @@ async def answers(store: StoreUrl, command: Command) -> AsyncGenerator[Any, None
     async with open_existing(store) as outbox:
         async for answer in StoreCommands(outbox).handlers[type(command)](command):
             yield msgspec.to_builtins(answer)
+
+
+async def read(store: StoreUrl, command: Command, kind: type[T]) -> AsyncGenerator[T, None]:
+    """Yields the answers to a command, each as a `kind`. Raises as `answers` does."""
+    async with contextlib.aclosing(answers(store, command)) as told:
+        async for answer in told:
+            yield msgspec.convert(answer, kind)
+
+
+async def last_of(told: AsyncGenerator[T, None], limit: int) -> tuple[int, list[T]]:
+    """Returns how many there are, and the last of them."""
+    last: deque[T] = deque(maxlen=limit)
+    total = 0
+    async with contextlib.aclosing(told):
+        async for each in told:
+            last.append(each)
+            total += 1
+    return total, list(last)
+
+
+async def write_json(told: AsyncGenerator[T, None], file: TextIO, what: str, step: int) -> int:
+    """Writes one line each, and shows a progress bar about `what`, moved every `step` lines; returns how many it were."""
+    written = 0
+    with progress_bar(what, longer_than=step, hidden=file.isatty()) as show_progress:
+        async with contextlib.aclosing(told):
+            async for each in told:
+                file.write(json_line(each))
+                written += 1
+                if written % step == 0:
+                    show_progress(what, written, None)
+    return written
+
+
+def json_line(value: object) -> str:
+    """Returns it in ASCII, so that it is JSON in every locale and harmless on a terminal."""
+    return json.dumps(msgspec.to_builtins(value)) + "\n"
+
+
+def confirm(question: str, otherwise: str) -> None:
+    """Asks. Says `otherwise` and raises `typer.Exit` unless the answer is yes."""
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:
+        agreed = False
+    if not agreed:
+        sys.stderr.write(otherwise + "\n")
+        raise typer.Exit(2)
 
 
 def host_name(text: str) -> str:

@@ -138,15 +138,16 @@ class Settings:
         "addresses and networks whose `X-Forwarded-*` is believed, comma separated; empty: nobody's", may_be_empty=True)
     rate_per_ip: float = _setting("SCQ_RATE_PER_IP", parsers.number(0, 1_000_000), "50",
         "pushes per second and client address before 429, in each process; 0: no limit")
-    sign_ups_per_ip: int = _setting("SCQ_SIGNUPS_PER_IP", parsers.whole(0, 1_000_000), "20",
-        "addresses that one client address may assert in an hour, in each process; 0: no limit")
+    sign_ups_per_ip: int = _setting("SCQ_SIGNUPS_PER_IP", parsers.whole(0, 1_000_000), "250",
+        "typed addresses not known here that are forwarded in an hour for one client address; more wait their turn; 0: no limit")
     sign_ups_per_hour: int = _setting("SCQ_SIGNUPS_PER_HOUR", parsers.whole(0, 1_000_000), "1000",
-        "asserted addresses not known here that are forwarded in an hour; more wait their turn; 0: no limit")
+        "typed addresses not known here that are forwarded in an hour, half of them at once; more wait their turn; 0: no limit")
     admin_token: Secret | None = _setting("SCQ_ADMIN_TOKEN", parsers.optional(parsers.key), "",
         "opens `/metrics` and the status page to its bearer; without it they do not exist", example=_KEYGEN, secret=True)
     hold_max: int = _setting("SCQ_HOLD_MAX", parsers.whole(1, 1_000_000), "100", "pushes held per anonymous visitor")
     hold_age: timedelta = _setting("SCQ_HOLD_DAYS", parsers.days, "30", "days an anonymous visitor's push is held")
-    hold_max_bytes: int = _setting("SCQ_HOLD_MB", parsers.whole(1, 1_000_000, _MB), "256", "size of all held pushes together, in MB")
+    hold_max_bytes: int = _setting("SCQ_HOLD_MB", parsers.whole(1, 1_000_000, _MB), "256",
+        "size of all that nobody has vouched for, in MB: pushes held, those of typed addresses, their ids; at most a quarter of the free disk")
     lane_max: int = _setting("SCQ_LANE_MAX", parsers.whole(1, 10_000_000), "10000",
         "pushes that may wait per contact, of 4 KB on average; a self-asserted visitor's only up to a quarter of it")
     max_attempts: int = _setting("SCQ_MAX_ATTEMPTS", parsers.whole(1, 100_000), "20",

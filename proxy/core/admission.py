@@ -42,7 +42,6 @@ from proxy.core.decision import (
     Hold,
     Reads,
     Refused,
-    Schedule,
     Verify,
 )
 from proxy.core.emails import lane_key
@@ -99,7 +98,8 @@ def judge(request: Request, facts: Facts, policy: Policy, limits: Limits) -> Dec
             new_cookie = visits.next_cookie(cookie, visit.who, facts, request.now)
     if cookie is not None and context.intake.ids:
         context.intake.changes += visits.to_show(cookie, entered.derived, visit, facts, renewed=new_cookie is not None)
-    return Decision(tuple(context.intake.changes), PushAnswer(tuple(results), new_cookie, new_session))
+    answer = PushAnswer(tuple(results), new_cookie, new_session, tuple(context.intake.unvouched))
+    return Decision(tuple(context.intake.changes), answer)
 
 
 def _bind_stragglers(context: Context, visit: Visit) -> Visit:
@@ -209,7 +209,7 @@ def _track(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
     if context.is_full(key, trust):
         return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
     if trust is Trust.ASSERTED and context.recently_erased(key):
-        context.intake.changes.append(Forgotten())
+        context.intake.forget(key)
     else:
         context.intake.enqueue(Enqueue(push_id, key, email, trust, track))
     return visit, context.accept(push_id)
@@ -220,21 +220,22 @@ def _hold(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
     if context.request.gpc and limits.honour_gpc:
         return _refuse(context, visit, push_id, Refusal(Reason.GPC))
     holding = visit.holding(facts) + len(visit.held)
-    if holding >= limits.hold_max or facts.held_bytes() >= limits.hold_max_bytes:
+    if holding >= limits.hold_max or context.strangers_are_full():
         return _refuse(context, visit, push_id, Refusal(Reason.HOLD_FULL))
     hold = Hold(push_id, visit.who.id, track)
-    context.intake.changes.append(hold)
+    context.intake.hold(hold)
     context.remember(push_id)
     return _replace(visit, held=(*visit.held, hold)), Result(push_id, Status.HELD)
 
 
 class _Identity(msgspec.Struct, frozen=True):
-    """Whose contact an identify is about. `after`: who the browser is from here on, None if that stays as it is."""
+    """Whose contact an identify is about. `after`: who the browser is from here on, None if that stays as it is; `repeats`: as in `Candidate`."""
 
     email: str
     trust: Trust
     after: Visitor | None
     token: Vouched | None = None
+    repeats: bool = False
 
 
 def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, candidate: Candidate) -> _Step:
@@ -247,7 +248,7 @@ def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, 
     if token is not None:
         return _log_in(context, visit, push_id, identify, token)
     if identify.email is not None and not visit.owns(identify.email):
-        return _assert(context, visit, push_id, identify, identify.email, excess=candidate.excess)
+        return _assert(context, visit, push_id, identify, identify.email, repeats=candidate.repeats)
     if who.email is None:
         return _refuse(context, visit, push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1]"))
     identity = _Identity(identify.email or who.email, context.trust(who), who)
@@ -279,27 +280,29 @@ def _log_in(context: Context, visit: Visit, push_id: str, identify: Identify, to
     return _accept_identify(context, visit, push_id, identify, identity)
 
 
-def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, email: str, *, excess: bool) -> _Step:
+def _assert(context: Context, visit: Visit, push_id: str, identify: Identify, email: str, *, repeats: bool) -> _Step:
     if not context.policy.asserted_identify:
         return _refuse(context, visit, push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1].email"))
-    if excess:
-        return _refuse(context, visit, push_id, Refusal(Reason.TOO_MANY_ADDRESSES, "call[1].email"))
     verified = context.trust(visit.who) is Trust.VERIFIED
     visit = succession.part(context, visit, push_id, email)
     after = None if verified else Visitor(visit.who.id, email, Trust.ASSERTED, consent=visit.who.consent)
-    return _accept_identify(context, visit, push_id, identify, _Identity(email, Trust.ASSERTED, after))
+    identity = _Identity(email, Trust.ASSERTED, after, repeats=repeats)
+    return _accept_identify(context, visit, push_id, identify, identity)
 
 
 def _accept_identify(context: Context, visit: Visit, push_id: str, identify: Identify, identity: _Identity) -> _Step:
     """Queues the identify, and behind it what the browser held, if that person is who the browser is from here on."""
     email, trust, after = identity.email, identity.trust, identity.after
     key = lane_key(email)
-    if context.is_full(key, trust):
+    full = context.is_full(key, trust)
+    if full and not identity.repeats:
         return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
     attributes, dropped = _offered(context, identify, identity)
     forgotten = trust is Trust.ASSERTED and context.recently_erased(key)
-    if forgotten:
-        context.intake.changes.append(Forgotten())
+    if full:
+        pass  # it has been said, and would add nothing
+    elif forgotten:
+        context.intake.forget(key)
     elif trust is Trust.ASSERTED:
         context.intake.enqueue(_asserted(context, visit, push_id, email, attributes))
     else:
@@ -332,15 +335,11 @@ def _asserted(context: Context, visit: Visit, push_id: str, email: str, attribut
 
     The answer does not show it: it would tell who is a customer.
     """
-    key, lane = lane_key(email), context.facts.lane(lane_key(email))
-    not_before = 0.0
-    if not (visit.owns(email) or lane.verified or lane.waiting or context.intake.queued.get(key)):
-        # One attacker must not close the form, nor use it to mail the whole world at once: half of an hour's worth goes at once, the rest
-        # evenly, so that in no hour there are more.
-        not_before = context.book(Schedule.SIGN_UPS, context.limits.sign_ups_per_hour / 2)
-    if lane.verified:
+    key = lane_key(email)
+    if context.facts.lane(key).verified:
         attributes = Attributes(tags=attributes.tags)
-    return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, not_before)
+    sign_up = context.request.client if context.limits.takes_turns and not visit.owns(email) else ""
+    return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, sign_up)
 
 
 def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None) -> _Step:

@@ -8,7 +8,8 @@ from proxy.core.decision import (
     Change,
     Enqueue,
     Facts,
-    LaneFacts,
+    Forgotten,
+    Hold,
     NotOffered,
     Remember,
     Schedule,
@@ -21,7 +22,6 @@ from proxy.core.visitors import Trust, Visitor
 
 _TYPED_AGE = timedelta(days=1)
 _NAMES_COUNTED = 20  # per request, of what is not offered
-_STRANGERS_SHARE = 250  # pushes that may wait for an address that nobody has vouched for
 _ASSERTED_SHARE = 4  # pushes of asserted trust may fill one part in this many of a lane
 _HOUR = 3_600.0  # seconds
 
@@ -29,7 +29,7 @@ _HOUR = 3_600.0  # seconds
 class Intake(msgspec.Struct):
     """Gathers what the request has brought so far; it only grows.
 
-    `ids`: accepted or held; `queued`: pushes by lane key; `busy`: schedules as this request leaves them.
+    `ids`: accepted or held; `queued`: pushes by lane key; `busy`: schedules as this request leaves them; `unvouched`: as in `PushAnswer`.
     """
 
     changes: list[Change] = []
@@ -37,10 +37,22 @@ class Intake(msgspec.Struct):
     queued: dict[str, int] = {}
     busy: dict[Schedule, float] = {}
     not_offered: set[tuple[str, str]] = set()
+    unvouched: list[str] = []
 
     def enqueue(self, push: Enqueue) -> None:
         self.queued[push.key] = self.queued.get(push.key, 0) + 1
+        if push.trust is not Trust.VERIFIED:
+            self.unvouched.append(push.key)
         self.changes.append(push)
+
+    def hold(self, push: Hold) -> None:
+        self.unvouched.append("")
+        self.changes.append(push)
+
+    def forget(self, key: str) -> None:
+        """Drops a push for somebody who was erased, and counts it as any other of its kind."""
+        self.unvouched.append(key)
+        self.changes.append(Forgotten())
 
     def note_not_offered(self, name: str, setting: str) -> None:
         if len(self.not_offered) < _NAMES_COUNTED and (name, setting) not in self.not_offered:
@@ -63,10 +75,20 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         return who.trust_at(self.request.now, self.limits.verified_for)
 
     def is_full(self, key: str, trust: Trust) -> bool:
-        """Returns whether the lane has no room left. What this request itself has queued counts as pushes only: its bytes are few."""
+        """Returns whether the lane has no room left for a push of this trust.
+
+        For strangers that depends on what their own network has brought, not on whose lane it is, until they have filled their part of it. What
+        this request itself has queued counts as pushes only: its bytes are few.
+        """
+        if trust is not Trust.VERIFIED and (key in self.request.full or self.strangers_are_full()):
+            return True
         lane = self.facts.lane(key)
-        room = lane_room(lane, trust, self.limits.lane_max)
+        room = lane_room(trust, self.limits.lane_max)
         return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH
+
+    def strangers_are_full(self) -> bool:
+        """Returns whether the client's network, or all strangers together, have brought as many bytes as they may."""
+        return self.request.over or self.facts.unvouched_bytes() >= self.request.most_bytes
 
     def recently_erased(self, key: str) -> bool:
         """Returns whether a typed address may be older than its erasure: the shim keeps one for a day. The answer does not show it."""
@@ -100,15 +122,12 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
             self.intake.changes.append(Remember(push_id, self.shown, after))
 
 
-def lane_room(lane: LaneFacts, trust: Trust, lane_max: int) -> int:
+def lane_room(trust: Trust, lane_max: int) -> int:
     """Returns how many pushes may wait in the lane before one of this trust is refused.
 
     Anybody can assert any address: that must not fill the lane of the person who owns it.
     """
-    if trust is Trust.VERIFIED:
-        return lane_max
-    room = max(1, lane_max // _ASSERTED_SHARE)
-    return room if lane.verified else min(room, _STRANGERS_SHARE)
+    return lane_max if trust is Trust.VERIFIED else max(1, lane_max // _ASSERTED_SHARE)
 
 
 def next_booking(busy_until: float, per_hour: float, now: float) -> tuple[float, float]:

@@ -52,12 +52,13 @@ class VisitorFacts(msgspec.Struct, frozen=True):
 class LaneFacts(msgspec.Struct, frozen=True):
     """Facts about a lane. `verified`: a token or a server key has vouched for its address here; `waiting`: pushes not yet sent.
 
-    `bytes`: size of the bodies that wait.
+    `bytes`: size of the bodies that wait; `put_off`: as sign-ups, until it is their turn.
     """
 
     verified: bool = False
     waiting: int = 0
     bytes: int = 0
+    put_off: bool = False
 
 
 class Alias(msgspec.Struct, frozen=True):
@@ -78,12 +79,15 @@ class HeldPush(msgspec.Struct, frozen=True):
 class Schedule(StrEnum):
     """Something that happens no more often than its rate. The store keeps until when it is busy (Unix seconds)."""
 
-    SIGN_UPS = "sign-ups"  # asserted addresses that are not known here
+    SIGN_UPS = "sign-ups"  # taken by the store, as they leave: see `turns`
     TRACES = "traces"  # log-outs and consents of unknown visitors
 
 
 class Facts(Protocol):
-    """Reads inside the transaction of an append. `site_key`: this store's secret, from which visitor ids are derived."""
+    """Reads inside the transaction of an append. `site_key`: this store's secret, from which visitor ids are derived.
+
+    `unvouched_bytes`: what the store keeps that nobody has vouched for.
+    """
 
     site_key: bytes
 
@@ -93,7 +97,7 @@ class Facts(Protocol):
     def alias(self, key: str) -> Alias | None: ...
     def erased_at(self, key: str) -> float | None: ...
     def held(self, visitor_id: str) -> Sequence[HeldPush]: ...
-    def held_bytes(self) -> int: ...
+    def unvouched_bytes(self) -> int: ...
     def schedule(self, name: Schedule) -> float: ...
 
 
@@ -102,14 +106,17 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Enqueue(Change, frozen=True):
-    """Puts a push at the tail of the lane `key`. `address`: the spelling to send; `not_before`: an empty lane waits until then (Unix seconds)."""
+    """Puts a push at the tail of the lane `key`. `address`: the spelling to send.
+
+    `sign_up`: the client address that typed it, empty if this is not a sign-up. A lane of which nothing is known waits until it is its turn.
+    """
 
     id: str
     key: str
     address: str
     trust: Trust
     body: Attributes | Track
-    not_before: float = 0.0
+    sign_up: str = ""
 
 
 class Hold(Change, frozen=True):

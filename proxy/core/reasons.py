@@ -81,14 +81,12 @@ class Reason(StrEnum):
     TAG_NOT_ALLOWED = (
         "tag-not-allowed", (_PAGE, _HELD), "the tag is not offered to this visitor",
         "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.")
-    TOO_MANY_ADDRESSES = (
-        "too-many-addresses", (_PAGE,), "more than `SCQ_SIGNUPS_PER_IP` addresses were typed from this client address within an hour",
-        "Too many addresses were typed from this network within an hour: see SCQ_SIGNUPS_PER_IP.")
     LANE_FULL = (
-        "lane-full", (_PAGE, _SERVER), "`SCQ_LANE_MAX` pushes wait for this contact, or as many times 4 KB",
-        "Too much is waiting for this contact: see SCQ_LANE_MAX, and scq-proxy status.")
+        "lane-full", (_PAGE, _SERVER),
+        "`SCQ_LANE_MAX` pushes wait for this contact, or as many times 4 KB; of a typed address also: its network has brought its share",
+        "Too much is waiting for this contact, or has come from this network: see SCQ_LANE_MAX, SCQ_HOLD_MB and scq-proxy status.")
     HOLD_FULL = (
-        "hold-full", (_PAGE,), "too much is held for visitors who are not identified",
+        "hold-full", (_PAGE,), "too much is held for visitors who are not identified, or has come from this network",
         "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.")
     HOLD_EXPIRED = (
         "hold-expired", (_HELD,), "the visitor was not identified within `SCQ_HOLD_DAYS`",

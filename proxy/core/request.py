@@ -1,5 +1,6 @@
 """One browser request as `web.push` puts it to `admission`, and the answer to it. Time and randomness come in the `Request`."""
 
+import math
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -16,26 +17,28 @@ LANE_BYTES_PER_PUSH = 4_096
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What is bounded; see the settings. `traces_per_hour`: how many log-outs and consents of unknown visitors are remembered."""
+    """What is bounded; see the settings. `traces_per_hour`: how many log-outs and consents of unknown visitors are remembered.
+
+    `takes_turns`: sign-ups wait for their turn.
+    """
 
     verified_for: timedelta
     lane_max: int
     hold_max: int
-    hold_max_bytes: int
     honour_gpc: bool
-    sign_ups_per_hour: int
+    takes_turns: bool
     traces_per_hour: float
 
 
 class Candidate(msgspec.Struct, frozen=True):
     """A push as parsed. `token`: what its identity token proved, verified before the transaction.
 
-    `excess`: its client address has asserted too many e-mail addresses.
+    `repeats`: its client address has said the same about the same typed address before.
     """
 
     push: Push | BadPush
     token: Vouched | TokenProblem | None = None
-    excess: bool = False
+    repeats: bool = False
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +46,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `stranger`: the visitor id of a browser that shows neither. It is drawn before the request is judged, which may happen more than once,
     and is unused with a session value.
+
+    Of what strangers may bring (see `strangers`): `client`: its address; `over`: a network of it has brought its share of bytes; `full`: lane keys
+    for which it has brought its share of pushes; `most_bytes`: that all strangers together may have in the store.
     """
 
     now: float
@@ -51,6 +57,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     gpc: bool
     candidates: Sequence[Candidate]
     stranger: str
+    client: str = ""
+    over: bool = False
+    full: frozenset[str] = frozenset()
+    most_bytes: float = math.inf
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,8 +75,12 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PushAnswer(msgspec.Struct, frozen=True):
-    """`visitor`: set this cookie, None leaves the browser's as it is; `session`: the new `s`."""
+    """`visitor`: set this cookie, None leaves the browser's as it is; `session`: the new `s`.
+
+    `unvouched`: of the pushes taken that nobody has vouched for, the lane key each, empty for one that is held.
+    """
 
     results: tuple[Result, ...]
     visitor: Visitor | None = None
     session: str | None = None
+    unvouched: tuple[str, ...] = ()

@@ -2,8 +2,8 @@
 
     claimer ── leases ──▶ N senders, each with its own connection ── one `LaneRun` per lease ──▶ outbox
 
-Each lane waits for itself only; all of them wait when SendX throttles or refuses the account (`gate.Gate`). What happens under one
-lease is `lane`'s business.
+Each lane waits for itself only; all of them wait when SendX throttles or refuses the account (`gate.Gate`). Lanes of strangers take the senders
+that vouched lanes leave, and a small part in any case (`credit`). What happens under one lease is `lane`'s business.
 """
 
 import asyncio
@@ -13,16 +13,20 @@ import ssl
 from collections.abc import Callable
 from datetime import timedelta
 
+import msgspec
+
 from proxy.aio import unbroken, wait
 from proxy.core.retry import GiveUp
+from proxy.core.turns import Share
 from proxy.delivery.account import Account, DeliveryState
+from proxy.delivery.credit import STRANGERS_PER_LANE, Credit
 from proxy.delivery.lane import LaneRun, Shared, finish
 from proxy.delivery.pacing import Pacer
 from proxy.delivery.probe import Stage
 from proxy.delivery.sendx import Client, Upstream
 from proxy.errors import StoreUnavailable, describe
 from proxy.store.leases import untouched
-from proxy.store.outbox import Outbox
+from proxy.store.outbox import NO_SHARE, Outbox
 from proxy.store.records import Lease
 
 PER_LANE = 25  # pushes in one lease: bounds what is sent again after a crash
@@ -36,8 +40,8 @@ class Forwarder:
     """Sends what waits in the outbox to SendX.
 
     `concurrency`: senders. `timeout_seconds`: of one whole request. `rate`: the most requests per second, of all senders of the store
-    together; 0 for no limit. `clock` returns Unix seconds, by default the outbox's; `rng` spreads the back-offs; `tls` trusts the public
-    authorities by default.
+    together; 0 for no limit. `share`: the limits on sign-ups; the rest of it is decided here. `clock` returns Unix seconds, by default the
+    outbox's; `rng` spreads the back-offs; `tls` trusts the public authorities by default.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Forwarder:
         max_age: timedelta,
         identify_refresh: timedelta = timedelta(0),
         rate: float = 0.0,
+        share: Share = NO_SHARE,
         clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
         tls: ssl.SSLContext | None = None,
@@ -68,14 +73,17 @@ class Forwarder:
         self._senders = concurrency
         self._lease_seconds = max(MIN_LEASE_SECONDS, 3 * timeout_seconds)
         self._leases = asyncio.Queue[tuple[Lease, float | None] | None]()
+        self._share = msgspec.structs.replace(share, per_lane=STRANGERS_PER_LANE)
+        self._credit = Credit()
         self._busy = 0  # lanes that are claimed and not settled
+        self._strangers = 0  # of these, lanes of strangers
         self._found = 0  # lanes, by the last claim
         self._deadline: asyncio.Timeout | None = None  # while it runs
         self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Delivers until `stop`, or until cancelled. Raises what nobody expected; it may then be called again."""
-        self._leases, self._busy = asyncio.Queue(), 0
+        self._leases, self._busy, self._strangers = asyncio.Queue(), 0, 0
         self._ended.clear()
         self._deadline = deadline = asyncio.timeout(None)
         try:
@@ -161,13 +169,17 @@ class Forwarder:
         account = self._account
         before = account.gate.closure
         probe = before if room > 0 and account.probe.stage is Stage.NONE else None
-        claim = await self._shared.outbox.claim(room, PER_LANE, self._lease_seconds, probe=probe)
+        least = self._credit.least(self._busy + room, self._strangers)
+        share = msgspec.structs.replace(self._share, least=least)
+        claim = await self._shared.outbox.claim(room, PER_LANE, self._lease_seconds, probe=probe, share=share)
+        self._credit = self._credit.after(claim.leases)
         if account.gate.closure == before == account.shared:
             account.adopt(claim.closure)
             if account.gate.closure != before:
                 self._shared.changed.set()  # a probe may be due
         for lease in claim.leases:
             self._busy += 1
+            self._strangers += lease.stranger
             if (
                 claim.closure is not None
             ):  # None: another sender has opened the gate meanwhile, and this is a lane like any other
@@ -219,4 +231,5 @@ class Forwarder:
                     )
                 finally:
                     self._busy -= 1
+                    self._strangers -= lease.stranger
                     shared.changed.set()

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from contextvars import ContextVar
+from datetime import UTC, datetime
 
 log = logging.getLogger("proxy.audit")
 
@@ -39,3 +40,8 @@ def at_the_command_line(database_user: str | None) -> str:
 def pseudonym(key: str, site_key: bytes) -> str:
     """Returns the pseudonym of the person with this lane key."""
     return hmac.digest(site_key, b"audit:" + key.encode("utf-8", "replace"), "sha256").hex()[:16]
+
+
+def utc(at: float) -> str:
+    """Returns a time (Unix seconds) as ISO 8601."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

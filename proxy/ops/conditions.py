@@ -7,6 +7,7 @@ show it. Each condition has a sentence that tells the operator what to do. It ho
 never get here.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from datetime import timedelta
@@ -16,18 +17,21 @@ from typing import Self
 import msgspec
 
 from proxy.core.gate import Closure
+from proxy.core.strangers import allowed_bytes
 from proxy.delivery.account import ADVICE, VERDICT_ADVICE, DeliveryState
 from proxy.delivery.unreached import ADVICE as CONNECTION_ADVICE
 from proxy.store.records import Stats
 
 LAG = timedelta(minutes=5)  # an older push is reported
-SIGN_UPS_AHEAD = timedelta(hours=1)  # an hour's worth of sign-ups goes at once
+SIGN_UPS_LAG = timedelta(minutes=1)  # sign-ups whose turn comes sooner are not reported
 TURNED_AWAY_SECONDS = 10.0  # after the last one, until there is room again
 LATELY_SECONDS = 600.0  # for which a past event is shown
 FAILING_SECONDS = 1.0  # a single failure that the next request recovers from is not reported
 SILENT_SECONDS = 3.0  # without an answer while requests are in flight
 RATE_SECONDS = 60.0  # the window of the delivery rate
 _MANY_SLOW = 0.5
+_NEARLY_FULL = 0.9
+_MB = 1_048_576  # as in SCQ_HOLD_MB
 
 
 class Kind(StrEnum):
@@ -42,6 +46,7 @@ class Kind(StrEnum):
     FORWARDER = "forwarder"
     LAG = "lag"
     SIGN_UPS = "sign-ups"
+    STRANGERS = "strangers"
     STORE = "store"
     REOPENED = "reopened"
     REPLACED = "replaced"
@@ -68,7 +73,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
     `stats`: the latest that the store returned. `trouble`: why the store could not be read now. `delivery`: None if this process does not
     deliver. `defects`: requests since the start that failed because of a fault in this program; `turned_away`: connections
-    refused for want of file handles. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT.
+    refused for want of file handles. `timeout_seconds`: SCQ_UPSTREAM_TIMEOUT; `hold_max_bytes`: SCQ_HOLD_MB, infinite if no server was asked.
     """
 
     stats: Stats
@@ -80,6 +85,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     defects: int = 0
     turned_away: int = 0
     timeout_seconds: float = 0.0
+    hold_max_bytes: float = math.inf
 
 
 class Happened(msgspec.Struct, frozen=True):
@@ -144,7 +150,7 @@ def conditions(seen: Seen, memory: Memory, *, lately: float = LATELY_SECONDS) ->
     """Returns the current conditions, worst first. `memory`: includes this snapshot. `lately`: seconds for which a past event is shown."""
     found = [
         *(*_of_the_store(seen, memory, lately), *_of_requests(seen, memory, lately)),
-        *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory)),
+        *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory), *_of_strangers(seen)),
     ]
     return tuple(Condition(kind, sentence) for kind, sentence in found)
 
@@ -261,19 +267,40 @@ def _advice(delivery: DeliveryState | None) -> str:
 
 
 def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
-    put_off = seen.stats.sign_ups_until - SIGN_UPS_AHEAD.total_seconds() - seen.now
-    lag = lag_seconds(seen)
-    if put_off > 0:
+    lag, sign_ups = lag_seconds(seen), seen.stats.sign_ups
+    if sign_ups and lag > SIGN_UPS_LAG.total_seconds() and seen.stats.closure is None:
         yield (
             Kind.SIGN_UPS,
-            f"Sign-ups exceed SCQ_SIGNUPS_PER_HOUR: the newest is sent in {timedelta(seconds=int(put_off))}. If you are not running "
-            "a campaign, the form is being abused: scq-proxy erase forgets an address.",
+            f"{_counted(sign_ups, 'typed address waits', 'typed addresses wait')} to be sent, because no more are sent in an hour than "
+            "SCQ_SIGNUPS_PER_HOUR and SCQ_SIGNUPS_PER_IP allow. Customers do not wait, and a newcomer from another network is next. If you are not "
+            "running a campaign, the form is being abused: scq-proxy signups list --networks shows from where, scq-proxy signups drop "
+            "drops them.",
         )
     elif lag > LAG.total_seconds() and seen.stats.closure is None:
         yield (
             Kind.LAG,
             f"The oldest push has waited for {timedelta(seconds=int(lag))}: {_why_it_waits(seen, memory.rate)}",
         )
+
+
+def _of_strangers(seen: Seen) -> Iterable[tuple[Kind, str]]:
+    """Tells of their budget before it is used up to the end: networks have shares of what is left of it. A full disk is the store's to tell."""
+    used, headroom = seen.stats.unvouched_bytes, seen.stats.health.headroom_bytes
+    allowed = allowed_bytes(seen.hold_max_bytes, used, math.inf if headroom is None else headroom)
+    if used <= 0 or used < allowed * _NEARLY_FULL or (headroom is not None and headroom <= 0):
+        return
+    by_disk = allowed < seen.hold_max_bytes
+    bound = "a quarter of the disk that is free above SCQ_MIN_FREE_MB" if by_disk else "SCQ_HOLD_MB"
+    yield (
+        Kind.STRANGERS,
+        f"What nobody has vouched for takes {used / _MB:.1f} of {allowed / _MB:.1f} MB ({bound}): more typed addresses (lane-full) and visitors "
+        "who are not identified (hold-full) are refused, customers are not. scq-proxy signups list --networks shows where sign-ups come from, "
+        f"scq-proxy signups drop drops them; dead letters count too. If you expect as many, {'free disk space' if by_disk else 'raise it'}.",
+    )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _why_it_waits(seen: Seen, rate: float | None) -> str:

@@ -1,6 +1,6 @@
 """How a command reaches a running server: a Unix socket beside the store, one JSON line asked, JSON lines answered.
 
-A command is a struct with a tag; `dead_letters` and `pages` define theirs beside what answers them.
+A command is a struct with a tag; `dead_letters`, `sign_ups` and `pages` define theirs beside what answers them.
 
 SQLite belongs to one process, so `scq-proxy status` and its kin ask that process. The socket is for the file's owner only (0600), and made
 again if something removes it. A path too long for a socket (108 bytes) moves to a short one in the directory for temporary files, made from

@@ -6,7 +6,6 @@ commands contain addresses. They never ask for confirmation or check permissions
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import msgspec
 from proxy.core.calls import Attributes, Kind, Track
 from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
-from proxy.ops.audit import audit, pseudonym
+from proxy.ops.audit import audit, pseudonym, utc
 from proxy.ops.control import Command, Handlers
+from proxy.ops.sign_ups import SignUpCommands
 from proxy.store.outbox import Adopting, Outbox
 from proxy.store.records import Adopted, DeadFilter, DeadLetter, DeadReason, Erased
 
@@ -99,7 +99,7 @@ class Adopt(Command, frozen=True):
 
 
 class StoreCommands:
-    """Carries the commands out on an outbox. Raises `StoreRefused` for ids that no dead letter has."""
+    """Carries the commands out on an outbox, those on sign-ups too. Raises `StoreRefused` for ids that no dead letter has."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
@@ -110,6 +110,7 @@ class StoreCommands:
             DiscardDead: self.act,
             Erase: self.erase,
             Adopt: self.adopt,
+            **SignUpCommands(outbox).handlers,
         }
 
     async def list_dead(self, command: ListDead) -> AsyncIterator[Letter]:
@@ -167,7 +168,7 @@ class StoreCommands:
         chosen = {
             "reason": selection.reason,
             "ids": len(selection.ids) or None,
-            "before": _utc(selection.before) if selection.before is not None else None,
+            "before": utc(selection.before) if selection.before is not None else None,
             "person": pseudonym(lane_key(selection.contact), self._outbox.site_key) if selection.contact else None,
         }
         given: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
@@ -199,12 +200,12 @@ def _letter(dead: DeadLetter) -> Letter:
         dead.id,
         dead.address,
         dead.reason,
-        _utc(dead.at),
+        utc(dead.at),
         (dead.kind, _argument(dead.address, dead.body)),
         dead.kind,
         dead.detail,
         dead.attempts,
-        _utc(dead.since),
+        utc(dead.since),
     )
 
 
@@ -216,7 +217,3 @@ def _argument(address: str, body: Attributes | Track) -> Mapping[str, Any]:
     extra: dict[str, Any] = argument.pop("extra", {})
     fields: dict[str, Any] = argument.pop("fields", {})
     return {"email": address} | extra | fields | argument | {"email": address}
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

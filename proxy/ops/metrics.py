@@ -58,6 +58,8 @@ def _store(report: Report) -> Iterable[Metric]:
     rows: list[tuple[type[Gauge | Counter], str, str, float | None]] = [
         (Gauge, "scq_waiting", "Pushes acknowledged and not yet sent", report.waiting),
         (Gauge, "scq_holding", "Pushes of visitors who are not identified", report.holding),
+        (Gauge, "scq_sign_ups", "Typed addresses that wait for their turn", report.sign_ups),
+        (Gauge, "scq_unvouched_bytes", "Bytes kept of what nobody has vouched for", report.unvouched_bytes),
         (Gauge, "scq_dead_letters", "Dead letters that wait for a decision", report.dead),
         (Gauge, "scq_lag_seconds", "Age of the oldest waiting push", report.lag_seconds),
         (Counter, "scq_store_commits", "Transactions that wrote something and were committed", health.commits),

@@ -23,7 +23,8 @@ class Report(msgspec.Struct, frozen=True):
     `delivery` is None if no server runs, or the one that was asked does not deliver. Ages are in seconds. `conditions`: the problems that
     come and go by themselves. `at`: when this was read (Unix seconds). `uptime_seconds`: of the server, None if none was asked. `rate`:
     deliveries per second over the last minute; `backlog_seconds`: the time to drain the backlog at that rate; None where unknown.
-    `defects`: requests that failed because of a fault in this program.
+    `defects`: requests that failed because of a fault in this program. `sign_ups`: typed addresses waiting for
+    their turn; `unvouched_bytes`: the bytes in the store that nobody has vouched for.
     """
 
     problems: tuple[str, ...]
@@ -43,6 +44,8 @@ class Report(msgspec.Struct, frozen=True):
     rate: float | None = None
     backlog_seconds: float | None = None
     defects: int = 0
+    sign_ups: int = 0
+    unvouched_bytes: int = 0
 
 
 def make_report(seen: Seen, memory: Memory, found: tuple[Condition, ...], uptime_seconds: float | None) -> Report:
@@ -64,6 +67,8 @@ def make_report(seen: Seen, memory: Memory, found: tuple[Condition, ...], uptime
         rate=memory.rate,
         backlog_seconds=backlog_seconds(stats.waiting, memory.rate),
         defects=seen.defects,
+        sign_ups=stats.sign_ups,
+        unvouched_bytes=stats.unvouched_bytes,
     )
 
 
@@ -90,7 +95,9 @@ def facts_of(report: Report) -> list[tuple[str, object]]:
     facts: list[tuple[str, object]] = [
         ("waiting", report.waiting),
         ("oldest waiting for", _age(report.lag_seconds)),
+        ("typed addresses waiting for their turn", report.sign_ups),
         ("held for visitors not identified", report.holding),
+        ("kept of what nobody has vouched for", f"{report.unvouched_bytes / 1_048_576:.1f} MB"),
         ("dead letters", report.dead),
         ("delivered so far", report.counters.get("delivered", 0)),
     ]

@@ -6,6 +6,7 @@ store may hang or fail: then its latest numbers are shown, and that is the first
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -60,11 +61,12 @@ class Watch:
         *,
         timeout_seconds: float,
         turned_away: Callable[[], int] = lambda: 0,
+        hold_max_bytes: float = math.inf,
         pace: Pace | None = None,
     ) -> None:
         self._outbox, self.delivery, self.restarts, self.defects = outbox, delivery, restarts, defects
         self._turned_away = turned_away
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds, self._hold_max_bytes = timeout_seconds, hold_max_bytes
         self._pace = pace or Pace()
         self._started = time.monotonic()
         self._stats = Stats(counters={}, waiting=0, holding=0, dead=0, oldest=None, refused_names=())
@@ -94,6 +96,7 @@ class Watch:
             defects=self.defects(),
             turned_away=self._turned_away(),
             timeout_seconds=self._timeout_seconds,
+            hold_max_bytes=self._hold_max_bytes,
         )
         self._memory = self._memory.after(seen)
         found = conditions(seen, self._memory, lately=self._pace.lately)

@@ -56,7 +56,7 @@ class Known:
 
     site_key: bytes
     now: float = 0.0
-    held_bytes: int = 0
+    unvouched_bytes: int = 0
     seen: dict[str, Seen | None] = field(default_factory=dict)
     lanes: dict[str, LaneFacts | None] = field(default_factory=dict)
     aliases: dict[str, Alias | None] = field(default_factory=dict)
@@ -74,14 +74,14 @@ class Known:
 class LaneChange:
     """What a group adds to a lane: `gained` pushes, whose bodies have so many `bytes`.
 
-    If nothing waits in the lane yet, it is ready after `delay` seconds, and `put_off` says whether that delay is a sign-up's. `vouched`:
-    something was added that ends such a delay.
+    `put_off`: if nothing waits in the lane yet, it waits for its turn, as a sign-up. `sign_ups`: clients that typed the address, by each of which
+    a lane that is put off may have its turn. `vouched`: something was added that ends that, and makes it a lane of somebody known.
     """
 
     gained: int = 0
     bytes: int = 0
-    delay: float = 0.0
     put_off: bool = False
+    sign_ups: set[str] = field(default_factory=set)
     vouched: bool = False
     verify: bool = False
 

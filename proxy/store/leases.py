@@ -13,7 +13,7 @@ from proxy.core.calls import Attributes
 from proxy.core.emails import lane_key
 from proxy.core.visitors import Trust
 from proxy.store.records import DeadReason, Fate, LastIdentify, Lease, Settled, Settlement, Waiting
-from proxy.store.rows import DEAD, WAITING, decode_body, increments
+from proxy.store.rows import DEAD, UNVOUCHED_BYTES, WAITING, asserted_bytes, decode_body, increments
 
 _INDETERMINATE = "its outcome is unknown: the process ended, or the lease, while it was being sent"
 
@@ -38,7 +38,7 @@ class Head(msgspec.Struct, frozen=True):
 
     @property
     def asserted(self) -> bool:
-        """Whether its first push was only asserted: the lease is then `pressed` if a vouched push waits in the lane."""
+        """Whether its first push was only asserted: if a vouched push waits in the lane the lease is `pressed`, otherwise it is a stranger's."""
         return self.pushes[0].trust is Trust.ASSERTED
 
 
@@ -60,10 +60,18 @@ def head_of(lane: LaneRow, rows: Iterable[Sequence[Any]]) -> Head:
     return Head(tuple(head), starts=False)
 
 
-def lease_of(lane: LaneRow, head: Head, *, epoch: int, until: float, pressed: bool) -> Lease:
-    last, failures = last_identify(lane), lane.failures
+def lease_of(lane: LaneRow, head: Head, *, epoch: int, until: float, vouched_waits: bool, sign_up: str = "") -> Lease:
+    """Returns the lease. `vouched_waits`: something in the lane was vouched for, asked only if its head is not; `sign_up`: as in `Lease`."""
     return Lease(
-        lane=lane.id, epoch=epoch, until=until, failures=failures, pushes=head.pushes, last=last, pressed=pressed
+        lane=lane.id,
+        epoch=epoch,
+        until=until,
+        failures=lane.failures,
+        pushes=head.pushes,
+        last=last_identify(lane),
+        pressed=head.asserted and vouched_waits,
+        stranger=head.asserted and not vouched_waits,
+        sign_up=sign_up,
     )
 
 
@@ -86,7 +94,8 @@ class Burial(NamedTuple):
 class Release(msgspec.Struct, frozen=True):
     """A lane whose lease ends. `gone`: pushes that leave it, and `freed`: the bytes of their bodies; `retry_at`: as in `Settlement`.
 
-    `learned`: `last` replaces what is known of the contact, unless a merge has voided it meanwhile.
+    `learned`: `last` replaces what is known of the contact, unless a merge has voided it meanwhile. `sign_up`: the client of a sign-up that
+    waits for another turn, and `retry_at` at least for that long.
     """
 
     lane: int
@@ -96,6 +105,7 @@ class Release(msgspec.Struct, frozen=True):
     retry_at: float | None = None
     learned: bool = True
     last: LastIdentify | None = None
+    sign_up: str = ""
 
     def row(self, now: float, *, origin: float = 0.0) -> tuple[object, ...]:
         """Returns the columns of the query `release`. The lane is ready now or at `retry_at`, counted from `origin`."""
@@ -105,7 +115,10 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class Changes(msgspec.Struct):
-    """What the end of leases changes. `delivered`, `attempted` and `unstarted`: numbers of pushes; `unchanged`: delivered without a send."""
+    """What the end of leases changes. `delivered`, `attempted` and `unstarted`: numbers of pushes; `unchanged`: delivered without a send.
+
+    `unvouched_bytes`: of what was only asserted and is delivered.
+    """
 
     releases: list[Release] = []
     delivered: list[int] = []
@@ -113,6 +126,7 @@ class Changes(msgspec.Struct):
     attempted: list[int] = []
     unstarted: list[int] = []
     unchanged: int = 0
+    unvouched_bytes: int = 0
 
     @property
     def tallies(self) -> Mapping[str, int]:
@@ -120,6 +134,8 @@ class Changes(msgspec.Struct):
         tallies = dict(Counter(f"dead:{burial.reason}" for burial in self.buried)) if buried else {}
         if delivered:
             tallies |= {"delivered": delivered, "unchanged": self.unchanged}
+        if self.unvouched_bytes:
+            tallies[UNVOUCHED_BYTES] = -self.unvouched_bytes
         if delivered or buried:
             tallies |= {WAITING: -delivered - buried, DEAD: buried}
         return tallies
@@ -147,7 +163,7 @@ def changes_of(settlements: Iterable[Settlement], erased: Collection[int] = ()) 
 
 
 def _add(changes: Changes, settlement: Settlement) -> None:
-    lease, gone = settlement.lease, set[int]()
+    lease, gone, delivered = settlement.lease, set[int](), set[int]()
     for result in settlement.results:
         if result.fate is Fate.KEPT:
             if result.attempted:
@@ -156,6 +172,7 @@ def _add(changes: Changes, settlement: Settlement) -> None:
         gone.add(result.seq)
         if result.fate is Fate.DELIVERED:
             changes.delivered.append(result.seq)
+            delivered.add(result.seq)
             changes.unchanged += result.unchanged
         else:
             reason = result.reason or DeadReason.REJECTED
@@ -163,8 +180,12 @@ def _add(changes: Changes, settlement: Settlement) -> None:
     changes.unstarted += [push.seq for push in lease.pushes if increments(push.body) and push.seq not in gone]
     learned, last = settlement.last != lease.last, settlement.last
     freed = sum([push.size for push in lease.pushes if push.seq in gone])
+    changes.unvouched_bytes += asserted_bytes(
+        [(push.trust, push.size) for push in lease.pushes if push.seq in delivered]
+    )
+    sign_up = lease.sign_up if not gone else ""
     changes.releases.append(
-        Release(lease.lane, len(gone), freed, settlement.failures, settlement.retry_at, learned, last)
+        Release(lease.lane, len(gone), freed, settlement.failures, settlement.retry_at, learned, last, sign_up)
     )
 
 

@@ -21,7 +21,7 @@ from proxy.core.calls import Kind, Track
 from proxy.core.reasons import DROPPED_VALUES, Reason
 from proxy.core.visitors import Trust
 from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
-from proxy.store.rows import HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING
+from proxy.store.rows import HELD_OVERHEAD, HOLDING, ID_OVERHEAD, PUSH_OVERHEAD, UNVOUCHED_BYTES, WAITING, id_gauge
 
 _encode = msgspec.json.Encoder().encode
 _TRACK, _IDENTIFY = Kind.TRACK.value, Kind.IDENTIFY.value
@@ -68,7 +68,8 @@ class Ledger:
         if change is None:
             return facts
         waiting, size = facts.waiting + change.gained, facts.bytes + change.bytes
-        return decision.LaneFacts(facts.verified or change.verify, waiting, size)
+        put_off = (facts.put_off or (facts.waiting == 0 and change.put_off)) and not change.vouched
+        return decision.LaneFacts(facts.verified or change.verify, waiting, size, put_off)
 
     def alias(self, key: str) -> decision.Alias | None:
         known = self.known.aliases
@@ -86,8 +87,8 @@ class Ledger:
         rows = self._held(visitor_id)
         return [decision.HeldPush(row.id, msgspec.json.decode(row.body, type=Track), row.since) for row in rows]
 
-    def held_bytes(self) -> int:
-        return self.known.held_bytes + self.tallies[HELD_BYTES]
+    def unvouched_bytes(self) -> int:
+        return self.known.unvouched_bytes + self.tallies[UNVOUCHED_BYTES] + self.tallies[id_gauge(self.known.now)]
 
     def schedule(self, name: decision.Schedule) -> float:
         known = self.known.schedules
@@ -138,21 +139,33 @@ class Ledger:
         kind, increments = (_TRACK, 0) if isinstance(body, Track) else (_IDENTIFY, int(body.increments))
         key, trust, since = change.key, change.trust, self.known.now
         stored = _encode(body)
-        self._gain(key, len(stored), change.not_before, verified=trust is Trust.VERIFIED)
+        verified = trust is Trust.VERIFIED
+        self._gain(key, len(stored), change.sign_up, verified=verified)
+        if not verified:
+            self.tallies[UNVOUCHED_BYTES] += len(stored) + PUSH_OVERHEAD
+            self.tallies[id_gauge(since)] += ID_OVERHEAD
         self.writes.pushes.append((key, change.id, change.address, int(trust), kind, stored, since, increments))
         self.tallies["accepted"] += 1
 
-    def _gain(self, key: str, size: int, not_before: float = 0.0, *, verified: bool) -> None:
+    def _gain(self, key: str, size: int, sign_up: str = "", *, verified: bool) -> None:
         known, lane = self.known, self.writes.lanes.get(key)
         if key not in known.lanes:
             self._ask("keys", key)
+        facts = known.lanes.get(key) or _NO_LANE
+        if sign_up and not facts.verified:
+            self.schedule(decision.Schedule.SIGN_UPS)  # a store that cannot answer at once must have locked it
+        else:
+            sign_up = ""
+        if facts.put_off and verified:
+            self.schedule(decision.Schedule.SIGN_UPS)
         if lane is None:
             lane = self.writes.lanes[key] = LaneChange()
         if lane.gained == 0:
-            delay = not_before - known.now
-            lane.delay, lane.put_off = (delay, True) if delay > 0 else (0.0, False)
+            lane.put_off = bool(sign_up)
         elif lane.put_off and verified:
-            lane.delay, lane.put_off = 0.0, False
+            lane.put_off = False
+        if sign_up:
+            lane.sign_ups.add(sign_up)
         lane.gained += 1
         lane.bytes += size
         lane.vouched = lane.vouched or verified
@@ -162,7 +175,11 @@ class Ledger:
         row = HeldRow(None, change.id, _encode(change.track), self.known.now)
         self.writes.held.setdefault(change.visitor, []).append(row)
         self._change_holding(change.visitor, 1)
-        self.tallies.update({"held": 1, HOLDING: 1, HELD_BYTES: len(row.body) + HELD_OVERHEAD})
+        tallies = self.tallies  # one by one: `update` takes far longer
+        tallies["held"] += 1
+        tallies[HOLDING] += 1
+        tallies[UNVOUCHED_BYTES] += len(row.body) + HELD_OVERHEAD
+        tallies[id_gauge(row.since)] += ID_OVERHEAD
 
     def _bind(self, change: decision.Bind) -> None:
         held = {row.id: row for row in self._held(change.visitor)}
@@ -174,6 +191,8 @@ class Ledger:
                 at = (change.key, push_id, change.address, int(change.trust))
                 self.writes.pushes.append((*at, _TRACK, row.body, row.since, 0))
                 self.tallies["bound"] += 1
+                if change.trust is not Trust.VERIFIED:
+                    self.tallies[UNVOUCHED_BYTES] += len(row.body) + PUSH_OVERHEAD
         for push_id, reason in change.refuse:
             row = held.pop(push_id, None)
             if row is not None:
@@ -185,7 +204,7 @@ class Ledger:
         else:
             self.writes.unheld.add(row.seq)
         self._change_holding(visitor, -1)
-        self.tallies.update({HOLDING: -1, HELD_BYTES: -len(row.body) - HELD_OVERHEAD})
+        self.tallies.update({HOLDING: -1, UNVOUCHED_BYTES: -len(row.body) - HELD_OVERHEAD})
 
     def _change_holding(self, visitor: str, difference: int) -> None:
         facts = self.visitor(visitor)

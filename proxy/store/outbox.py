@@ -4,7 +4,7 @@ A *lane* is one person, keyed by address without regard to case; a push is in ex
 
     state      entered by                         left by
     held       append, visitor not identified     bound → waiting · refused · expired · erased
-    waiting    append; bound; replayed            claimed · erased
+    waiting    append; bound; replayed            claimed · dropped · erased
     claimed    claim (under a lease)              delivered (gone) · waiting again · dead · lease expired → waiting · erased
     started    claim of an increment              delivered · waiting (known as not applied) · dead · lease expired → dead · erased
     dead       settle; a started lease expired    replayed → waiting · discarded · aged out · erased
@@ -27,9 +27,24 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
-from proxy.store.records import Adopted, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.core.turns import Share
+from proxy.store.records import (
+    Adopted,
+    Claim,
+    DeadFilter,
+    DeadLetter,
+    Durability,
+    Erased,
+    Lease,
+    Settlement,
+    SignUp,
+    SignUpFilter,
+    Stats,
+    Unvouched,
+)
 
 NO_READS = Reads()
+NO_SHARE = Share()
 
 T = TypeVar("T")
 
@@ -45,8 +60,16 @@ class Outbox(Protocol):
     async def append(self, decide: Decide[T], reads: Reads = NO_READS) -> Decision[T]:
         """Decide and store in one transaction; returns when that is durable. `reads` changes nothing but the time that it takes."""
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        """The heads of up to `lanes` lanes that may be sent now, longest ready first.
+    def unvouched(self) -> Unvouched:
+        """What the store keeps that nobody has vouched for, as of the last append or so."""
+
+    async def claim(
+        self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None, share: Share = NO_SHARE
+    ) -> Claim:
+        """The heads of up to `lanes` lanes that may be sent now: what was vouched for first, longest ready first.
+
+        Lanes of strangers come when there is room, and `share.least` of them in any case: first the sign-ups whose turn it is, by the network that
+        was served least (see `turns`), then those that are ready. Each has `share.per_lane` pushes at most.
 
         Through a shut gate nothing is claimed, except one lane as a probe: if `probe` is the closure in force and no sender has a probe
         out. That probe is out until the gate is moved or its lease ends. The caller knows when one is due.
@@ -90,6 +113,12 @@ class Outbox(Protocol):
 
     async def discard(self, matching: DeadFilter, limit: int) -> int:
         """Drop up to `limit` of them, oldest first; how many it were."""
+
+    async def sign_ups(self, matching: SignUpFilter, after: int, limit: int) -> Sequence[SignUp]:
+        """Up to `limit` of those that wait for their turn, in order, those behind the one numbered `after`."""
+
+    async def drop_sign_ups(self, matching: SignUpFilter, limit: int) -> int:
+        """Drop up to `limit` lanes of them with all that waits in each, which counts as discarded; how many lanes it were."""
 
     async def durability(self) -> Durability: ...
 

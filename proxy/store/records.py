@@ -1,5 +1,6 @@
 """The records that cross the port: what is claimed, what became of it, and what the operator sees."""
 
+import math
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 
@@ -50,6 +51,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """One lane's head, to be sent in order by whoever holds it until `until` (Unix seconds).
 
     An increment comes alone and is already marked as started. `pressed`: its head was only asserted, and what was vouched for waits behind.
+    `stranger`: nothing waits in the lane that was vouched for; `sign_up`: the client whose turn it was, empty for a lane that waited for none. If
+    nothing of a sign-up leaves the lane, it waits for another turn.
     """
 
     lane: int
@@ -59,6 +62,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     pushes: tuple[Waiting, ...]
     last: LastIdentify | None = None
     pressed: bool = False
+    stranger: bool = False
+    sign_up: str = ""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -150,6 +155,32 @@ class DeadFilter(msgspec.Struct, frozen=True):
     before: float | None = None
 
 
+class SignUp(msgspec.Struct, frozen=True):
+    """An address that a client has typed, and that waits for its turn since `at` (Unix seconds): with it, `pushes` of its lane.
+
+    `seq`: its place among them; an address typed by several clients has one for each. `client`: as in `networks`.
+    """
+
+    seq: int
+    lane: int
+    address: str
+    client: str
+    at: float
+    pushes: int
+
+
+class SignUpFilter(msgspec.Struct, frozen=True):
+    """Which sign-ups: every condition that is given holds. `network`: that the client is in, such as 2001:db8::/32; times are Unix seconds.
+
+    `pattern`: of the address, with `*` and `?`, without regard to case.
+    """
+
+    network: str | None = None
+    after: float | None = None
+    before: float | None = None
+    pattern: str | None = None
+
+
 class RefusedName(msgspec.Struct, frozen=True):
     """A tag or field that pages asked for and the lists do not offer. `setting`: the variable that would offer it."""
 
@@ -198,8 +229,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
 
-    `oldest`: Unix seconds when the oldest waiting push was acknowledged; `sign_ups_until`: when the newest sign-up is sent, if it is put off.
-    `closure`: what shuts the gate, None while it is open.
+    `oldest`: Unix seconds when the oldest waiting push was acknowledged; `sign_ups`: lanes that wait for their turn.
+    `unvouched_bytes`: what the store keeps that nobody has vouched for. `closure`: what shuts the gate, None while it is open.
     """
 
     counters: Mapping[str, int]
@@ -209,8 +240,16 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     oldest: float | None
     refused_names: tuple[RefusedName, ...]
     health: Health = Health()
-    sign_ups_until: float = 0.0
+    sign_ups: int = 0
+    unvouched_bytes: int = 0
     closure: Closure | None = None
+
+
+class Unvouched(msgspec.Struct, frozen=True):
+    """What a store keeps that nobody has vouched for. `headroom`: bytes of the disk above its floor, infinite where that is not known."""
+
+    bytes: int = 0
+    headroom: float = math.inf
 
 
 class Durability(msgspec.Struct, frozen=True):

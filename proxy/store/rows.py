@@ -4,7 +4,7 @@ Pure. How rows are read and written is each adapter's own.
 """
 
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,11 +21,13 @@ from proxy.store.records import DeadLetter, DeadReason, RefusedName, Stats
 SEEN_AGE = timedelta(days=9)  # the contract promises 8
 RETIRED_AGE = COOKIE_AGE + timedelta(days=35)  # of visitors and tombstones: a retired cookie must have expired before
 SHOWN_AGE = timedelta(days=14)  # beyond that of holds, for visitors of whom nothing is known but that they were shown
+_VERIFIED = int(Trust.VERIFIED)  # Python 3.11 finds a member of an enumeration slowly
 CLOCK_STEP = timedelta(days=3)  # a clock further from the last sweep is wrong, or the proxy was down for that long
 CLOCK_BELIEVED = timedelta(days=1)  # after which such a clock is trusted
 CLOCK_JITTER = 60.0  # seconds by which the newest row may be ahead of a correct clock
 MAX_REFUSED_NAMES = 500
-HELD_OVERHEAD = 300  # bytes that a held push costs beside its body: its row, its indexes, its id in `seen`
+# Bytes that a row costs beside its body, with its indexes.
+HELD_OVERHEAD, PUSH_OVERHEAD, ID_OVERHEAD = 200, 500, 200
 
 # --- clocks
 
@@ -50,13 +52,39 @@ def clock_set_back(now: float, newest: float | None) -> float:
 # --- counters: each moves in the transaction of the transition that it counts
 
 # What there is now, kept with every transition because counting takes too long.
-HELD_BYTES, WAITING, HOLDING, DEAD = "gauge:held_bytes", "gauge:waiting", "gauge:holding", "gauge:dead"
+WAITING, HOLDING, DEAD = "gauge:waiting", "gauge:holding", "gauge:dead"
+SIGN_UPS = "gauge:sign_ups"  # lanes that are put off
+# What nobody has vouched for: pushes held, and asserted ones that wait or are dead letters. Their ids are counted by the day on which they came,
+# and forgotten with it.
+UNVOUCHED_BYTES, ID_BYTES = "gauge:unvouched_bytes", "gauge:id_bytes:"
+_DAY = 86_400
+
+
+def id_gauge(since: float) -> str:
+    """Returns the gauge of the ids that came on this day (Unix seconds)."""
+    return f"{ID_BYTES}{int(since // _DAY)}"
+
+
+def is_over(gauge: str, now: float) -> bool:
+    """Returns whether all ids that this gauge counts have been forgotten."""
+    return (
+        gauge.startswith(ID_BYTES) and (int(gauge.removeprefix(ID_BYTES)) + 1) * _DAY < now - SEEN_AGE.total_seconds()
+    )
+
+
+def unvouched_bytes(counted: Mapping[str, int]) -> int:
+    return sum(value for name, value in counted.items() if name == UNVOUCHED_BYTES or name.startswith(ID_BYTES))
+
+
+def asserted_bytes(pushes: Iterable[tuple[int, int]]) -> int:
+    """Returns how many bytes of `UNVOUCHED_BYTES` these pushes take up: the trust of each, and the size of its body."""
+    return sum([size + PUSH_OVERHEAD for trust, size in pushes if trust != _VERIFIED])
 
 
 def unheld(sizes: Iterable[int]) -> dict[str, int]:
     """Returns what the gauges lose with held pushes whose bodies are of these sizes (bytes)."""
     bodies = list(sizes)
-    return {HOLDING: -len(bodies), HELD_BYTES: -sum(bodies) - HELD_OVERHEAD * len(bodies)}
+    return {HOLDING: -len(bodies), UNVOUCHED_BYTES: -sum(bodies) - HELD_OVERHEAD * len(bodies)}
 
 
 def expired(sizes: Iterable[int]) -> dict[str, int]:
@@ -65,8 +93,23 @@ def expired(sizes: Iterable[int]) -> dict[str, int]:
     return {"hold_expired": -gauges[HOLDING], Reason.HOLD_EXPIRED.counter: -gauges[HOLDING], **gauges}
 
 
-def discarded(letters: int) -> dict[str, int]:
-    return {"discarded": letters, DEAD: -letters}
+def discarded(letters: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """Returns the tallies of dead letters that are dropped: the trust of each, and the size of its body."""
+    dropped = list(letters)
+    return {"discarded": len(dropped), DEAD: -len(dropped), UNVOUCHED_BYTES: -asserted_bytes(dropped)}
+
+
+def dropped(pushes: Iterable[tuple[int, int]], lanes: int) -> dict[str, int]:
+    """Returns the tallies of `lanes` sign-ups that are dropped with all that waits in them: the trust of each push, and the size of its body."""
+    gone = list(pushes)
+    gauges = {WAITING: -len(gone), SIGN_UPS: -lanes, UNVOUCHED_BYTES: -asserted_bytes(gone)}
+    return {"discarded": len(gone), **gauges}
+
+
+def erased(waiting: Sequence[tuple[int, int]], dead: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """Returns the tallies of what is erased with a person: the trust of each push, and the size of its body."""
+    gone = [*waiting, *dead]
+    return {"erased": len(gone), WAITING: -len(waiting), DEAD: -len(dead), UNVOUCHED_BYTES: -asserted_bytes(gone)}
 
 
 def replayed(letters: int) -> dict[str, int]:
@@ -78,7 +121,6 @@ def make_stats(
     *,
     oldest: float | None,
     refused_names: Iterable[tuple[Any, ...]],
-    sign_ups_until: float | None,
     closure: bytes | None,
 ) -> Stats:
     """Returns what the operator sees of the store. `counted`: counters and gauges; the others are as stored, None without a row."""
@@ -89,7 +131,8 @@ def make_stats(
         dead=counted.get(DEAD, 0),
         oldest=oldest,
         refused_names=tuple(RefusedName(*row) for row in refused_names if not holds_address(row[0])),
-        sign_ups_until=sign_ups_until or 0.0,
+        sign_ups=counted.get(SIGN_UPS, 0),
+        unvouched_bytes=unvouched_bytes(counted),
         closure=decode_closure(closure),
     )
 
@@ -138,7 +181,7 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "meta": ("name", "value"),
     "lanes": (
         *("id", "key", "address", "verified", "waiting", "bytes", "ready_at", "epoch", "failures", "put_off"),
-        *("identify_digest", "identify_at"),
+        *("identify_digest", "identify_at", "stranger"),
     ),
     "pushes": ("seq", "lane", "id", "address", "trust", "kind", "body", "since", "attempts", "increments"),
     "held": ("seq", "visitor", "id", "body", "since"),
@@ -154,4 +197,6 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "not_offered": ("setting", "name", "count", "last"),
     "gate": ("closure",),
     "schedules": ("name", "until"),
+    "sign_ups": ("seq", "lane", "client", "at"),
+    "networks": ("name", "parent", "waiting", "weight", "until", "rests"),
 }

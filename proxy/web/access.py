@@ -13,14 +13,13 @@ from urllib.parse import urlsplit
 import msgspec
 
 from proxy.core.hosts import ip_or_none, is_loopback_host
+from proxy.core.strangers import MOST_REMEMBERED, Recent
 from proxy.errors import RequestError
 
 Network = IPv4Network | IPv6Network
 MAX_HEADERS = 32_768  # bytes of names and values
 _MAX_FORWARDED = 1_024  # characters at the end of X-Forwarded-For that can matter
-_GENERATION = 50_000  # client addresses remembered at most, twice over
 _UNKNOWN = "unknown"
-_HOUR = 3_600.0  # seconds
 _MAX_DEBT_SECONDS = 10.0  # for what was let in at once before it was counted: others may share the address
 
 
@@ -151,31 +150,6 @@ def _key(address: IPv4Address | IPv6Address | None) -> str:
     return str(address)
 
 
-class AddressLimit:
-    """How many different e-mail addresses one client address may assert in an hour; 0 is no limit.
-
-    One that it has asserted already costs nothing. Only hashes are kept, and no longer than an hour.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._since = float("-inf")
-        self._asserted: dict[str, set[int]] = {}
-
-    def admits(self, client: str, key: str, now: float) -> bool:
-        """`key`: lane key of the address; `now`: seconds of a clock that never goes back."""
-        if not self._most:
-            return True
-        if now >= self._since + _HOUR or len(self._asserted) > _GENERATION:
-            self._since, self._asserted = now, {}
-        asserted = self._asserted.setdefault(client, set())
-        digest = hash(key)  # salted anew in every process
-        if len(asserted) >= self._most and digest not in asserted:
-            return False
-        asserted.add(digest)
-        return True
-
-
 class RateLimit:
     """A token bucket per client address: `rate` pushes per second, a second's worth at once; 0 is no limit.
 
@@ -185,26 +159,30 @@ class RateLimit:
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._burst = max(rate, 1.0)
-        self._young: dict[str, tuple[float, float]] = {}
-        self._old: dict[str, tuple[float, float]] = {}
+        self._buckets = Recent[tuple[float, float]](MOST_REMEMBERED)
 
     def require(self, address: str, now: float) -> None:
         """Raises 429 while the address has nothing left. `now`: seconds of a clock that never goes back."""
+        self._require(address, 1.0, now)
+
+    def require_paid(self, address: str, now: float) -> None:
+        """Raises 429 if the address owes something: others were let in at the same time as this one, and have brought more than it had left."""
+        self._require(address, 0.0, now)
+
+    def _require(self, address: str, least: float, now: float) -> None:
         if not self._rate:
             return
         tokens = self._tokens(address, now)
-        if tokens < 1:
+        if tokens < least:
             wait = math.ceil((1 - tokens) / self._rate)
             raise RequestError(429, "too-fast", "Too many pushes from this address: try again later.", retry_after=wait)
 
     def spend(self, address: str, pushes: int, now: float) -> None:
         if not self._rate:
             return
-        if len(self._young) >= _GENERATION:
-            self._young, self._old = {}, self._young
         tokens = max(self._tokens(address, now) - pushes, -_MAX_DEBT_SECONDS * self._rate)
-        self._young[address] = (tokens, now)
+        self._buckets.put(address, (tokens, now))
 
     def _tokens(self, address: str, now: float) -> float:
-        tokens, at = self._young.get(address) or self._old.get(address) or (self._burst, now)
+        tokens, at = self._buckets.get(address) or (self._burst, now)
         return min(self._burst, tokens + (now - at) * self._rate)

@@ -7,7 +7,7 @@ nothing is parsed before the limits are checked, and no input leads to a 500. It
 import logging
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -19,12 +19,14 @@ from proxy.core.cookies import CookieCodec, cookie_name, read_cookie, set_cookie
 from proxy.core.emails import lane_key
 from proxy.core.parsing import parse_batch
 from proxy.core.policy import Policy
+from proxy.core.reasons import Status
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
+from proxy.core.strangers import Strangers, allowed_bytes
 from proxy.core.tokens import TokenCodec
 from proxy.core.visitors import Visitor
 from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
-from proxy.web.access import AddressLimit, ClientAddresses, Headers, RateLimit, require_origin, scan
+from proxy.web.access import ClientAddresses, Headers, RateLimit, require_origin, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
 
 log = logging.getLogger("proxy.push")
@@ -51,13 +53,15 @@ class PushEndpoint:
         origins: Collection[str],
         client_addresses: ClientAddresses,
         rate: RateLimit,
-        asserted: AddressLimit,
+        strangers: Strangers,
+        strangers_bytes: int,
         policy: Policy,
         limits: Limits,
     ) -> None:
         self._outbox = outbox
         self._origins, self._client_addresses, self._rate = origins, client_addresses, rate
-        self._asserted, self._policy, self._limits = asserted, policy, limits
+        self._strangers, self._strangers_bytes = strangers, strangers_bytes
+        self._policy, self._limits = policy, limits
         self.use(CookieCodec([]), TokenCodec([]))
 
     def use(self, cookies: CookieCodec, tokens: TokenCodec) -> None:
@@ -102,12 +106,17 @@ class PushEndpoint:
         client_address = self._client_addresses.of(client[0] if client else None, headers.forwarded_for)
         self._rate.require(client_address, time.monotonic())
         self._rate.spend(client_address, 1, time.monotonic())  # before the body: many may be on their way at once
-        batch = parse_batch(await read_body(scope, receive, headers.content_length))
-        self._rate.spend(client_address, max(0, len(batch.items) - 1), time.monotonic())
+        content = await read_body(scope, receive, headers.content_length)
+        batch, at = parse_batch(content), time.monotonic()
+        self._rate.require_paid(client_address, at)
+        self._rate.spend(client_address, max(0, len(batch.items) - 1), at)
         now, name = self._outbox.now(), cookie_name(origin)
         value = read_cookie(headers.cookie, name)
         visitor = self._cookies.decode(value, now) if value else None
-        candidates = [self._candidate(item, visitor, client_address, now) for item in batch.items]
+        unvouched = self._outbox.unvouched()
+        most_bytes = allowed_bytes(self._strangers_bytes, unvouched.bytes, unvouched.headroom)
+        over = self._strangers.has_used_up(client_address, most_bytes - unvouched.bytes, at)
+        candidates = [self._candidate(item, client_address, now) for item in batch.items]
         request = Request(
             now=now,
             cookie=visitor,
@@ -115,8 +124,14 @@ class PushEndpoint:
             gpc=headers.gpc,
             candidates=candidates,
             stranger=secrets.token_urlsafe(16) if batch.session is None else "",  # with a session value nobody asks
+            client=client_address,
+            over=over,
+            full=self._full_lanes(candidates, visitor, client_address, at),
+            most_bytes=most_bytes,
         )
         answer = await self._store(request)
+        if answer.unvouched:
+            self._charge(client_address, candidates, answer, len(content), at)
         if log.isEnabledFor(logging.DEBUG):
             _log_results(answer)
         cookie = self._cookies.encode(answer.visitor) if answer.visitor else None
@@ -125,7 +140,7 @@ class PushEndpoint:
             ((b"set-cookie", set_cookie(name, cookie).encode("ascii")),) if cookie else (),
         )
 
-    def _candidate(self, item: Push | BadPush, visitor: Visitor | None, client_address: str, now: float) -> Candidate:
+    def _candidate(self, item: Push | BadPush, client_address: str, now: float) -> Candidate:
         """Tokens are verified here, outside the transaction, which has better things to do."""
         if not isinstance(item, Push) or not isinstance(item.call, Identify):
             return Candidate(item)
@@ -134,8 +149,28 @@ class PushEndpoint:
         if item.call.email is None or not self._policy.asserted_identify:
             return Candidate(item)
         key = lane_key(item.call.email)
-        own = visitor is not None and visitor.email is not None and lane_key(visitor.email) == key
-        return Candidate(item, excess=not own and not self._asserted.admits(client_address, key, time.monotonic()))
+        return Candidate(item, repeats=self._strangers.repeats(client_address, key, item.call.attributes))
+
+    def _full_lanes(
+        self, candidates: Sequence[Candidate], visitor: Visitor | None, client_address: str, at: float
+    ) -> frozenset[str]:
+        """Returns those of the addresses that this request may be about of which the client's network has brought its share."""
+        if not self._policy.asserted_identify:
+            return frozenset()
+        keys = {lane_key(typed.email) for each in candidates if (typed := _typed(each)) is not None and typed.email}
+        if visitor is not None and visitor.email is not None:
+            keys.add(lane_key(visitor.email))
+        return self._strangers.full_lanes(client_address, keys, at)
+
+    def _charge(
+        self, client_address: str, candidates: Sequence[Candidate], answer: PushAnswer, size: int, at: float
+    ) -> None:
+        """Counts what the client's network has brought. `size`: of the request, in bytes."""
+        self._strangers.charge(client_address, answer.unvouched, size * len(answer.unvouched) / len(candidates), at)
+        for candidate, result in zip(candidates, answer.results, strict=True):
+            typed = _typed(candidate)
+            if typed is not None and typed.email and result.status is Status.ACCEPTED:
+                self._strangers.note(client_address, lane_key(typed.email), typed.attributes)
 
     async def _store(self, request: Request) -> PushAnswer:
         if not request.candidates:
@@ -148,6 +183,14 @@ class PushEndpoint:
         except StoreUnavailable as error:
             raise RequestError(503, "store-unavailable", error.message, retry_after=error.retry_after) from None
         return decision.answer
+
+
+def _typed(candidate: Candidate) -> Identify | None:
+    """Returns the call of an identify that was not signed."""
+    push = candidate.push
+    if candidate.token is None and isinstance(push, Push) and isinstance(push.call, Identify):
+        return push.call
+    return None
 
 
 def _log_results(answer: PushAnswer) -> None:

@@ -29,6 +29,7 @@ from proxy.core.reasons import Reason
 from proxy.core.visitors import Trust, Visitor
 from proxy.store.outbox import Outbox
 from proxy.store.records import DeadFilter, DeadReason, Erased, Fate, Lease, Settled, Settlement, Stats
+from proxy.store.rows import HELD_OVERHEAD, ID_OVERHEAD, PUSH_OVERHEAD
 from tests.contract.test_outbox import ADAPTERS, INCREMENT, carry_out, push_id, read, told
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ BODIES = (
     Attributes({"firstName": "Ada"}),
     Attributes(new_email=ADDRESSES[2]),
 )
+CLIENT = "192.0.2.1"
 FAR = 3_600.0  # seconds of a back-off that does not end within a test
 ALL = 1_000
 
@@ -60,6 +62,7 @@ def steps() -> st.SearchStrategy[tuple[Any, ...]]:
     chosen = st.tuples(st.none() | reasons, st.none() | addresses, few)
     pushed = st.lists(st.sampled_from(BODIES), min_size=1, max_size=4)
     push = st.tuples(st.just("push"), addresses, pushed, visitors)
+    assert_it = st.tuples(st.just("assert_it"), addresses, pushed, st.booleans())
     hold = st.tuples(st.just("hold"), visitors)
     claim = st.tuples(st.just("claim"), few, st.booleans())
     settle = st.tuples(st.just("settle"), picks, fates, reasons, seldom)
@@ -67,7 +70,7 @@ def steps() -> st.SearchStrategy[tuple[Any, ...]]:
     replay = st.tuples(st.just("replay"), chosen)
     others = [
         st.tuples(st.just("push_again"), picks, addresses),
-        st.tuples(st.just("bind"), visitors, addresses, st.integers(0, 7)),
+        st.tuples(st.just("bind"), visitors, addresses, st.integers(0, 7), st.booleans()),
         st.tuples(st.just("retire"), visitors),
         st.tuples(st.just("drop"), visitors),
         st.tuples(st.just("discard"), chosen),
@@ -76,7 +79,7 @@ def steps() -> st.SearchStrategy[tuple[Any, ...]]:
         st.just(("restart",)),
     ]
     return st.sampled_from(
-        [push] * 3 + [hold] * 2 + [claim] * 2 + [settle] * 2 + [send] * 2 + [replay] * 2 + others
+        [push] * 3 + [assert_it] * 3 + [hold] * 2 + [claim] * 2 + [settle] * 2 + [send] * 2 + [replay] * 2 + others
     ).flatmap(_itself)
 
 
@@ -92,12 +95,17 @@ class Item:
     address: str
     body: Body
     seq: int
+    trust: Trust
     attempts: int = 0
     reason: DeadReason | None = None
 
     @property
     def increments(self) -> bool:
         return isinstance(self.body, Attributes) and self.body.increments
+
+    @property
+    def vouched(self) -> bool:
+        return self.trust is Trust.VERIFIED
 
 
 def size(items: Sequence[Item]) -> int:
@@ -107,7 +115,10 @@ def size(items: Sequence[Item]) -> int:
 
 @dataclass(eq=False)
 class Lane:
-    """A person. `address`: since a change of address. `parked`: in a back-off that does not end here."""
+    """A person. `address`: since a change of address. `parked`: in a back-off that does not end here.
+
+    `put_off`: waits for its turn, which here comes at once. `stranger`: nothing was vouched for since it was empty, or at the last claim.
+    """
 
     key: str
     address: str | None = None
@@ -115,6 +126,17 @@ class Lane:
     lease: Lease | None = None
     ended: bool = False  # the lease is over, and may be claimed by somebody else
     parked: bool = False
+    put_off: bool = False
+    stranger: bool = True
+
+    def gain(self, *, vouched: bool, sign_up: bool = False) -> None:
+        """Something is about to enter."""
+        if not self.items:
+            self.stranger = True
+            self.put_off = sign_up and not vouched and self.lease is None
+        self.stranger = self.stranger and not vouched
+        if self.put_off and vouched:
+            self.put_off = self.parked = False
 
     def head(self, per_lane: int) -> list[Item]:
         """An increment goes alone."""
@@ -140,15 +162,26 @@ class Model:
         self.dead: list[tuple[Lane, Item]] = []
         self.erased: set[str] = set()
         self.counters: Counter[str] = Counter()
+        self.unvouched_ids = 0
         self._entries = 0
 
     @property
     def waiting(self) -> int:
         return sum(len(lane.items) for lane in self.lanes.values())
 
-    def enter(self, key: str, push: str, address: str, body: Body) -> None:
+    @property
+    def unvouched_bytes(self) -> int:
+        items = [item for lane in self.lanes.values() for item in lane.items] + [item for _, item in self.dead]
+        asserted = [item for item in items if not item.vouched]
+        held = [msgspec.json.encode(op.track) for ops in self.held.values() for op in ops]
+        pushes = size(asserted) + PUSH_OVERHEAD * len(asserted)
+        return pushes + sum(map(len, held)) + HELD_OVERHEAD * len(held) + ID_OVERHEAD * self.unvouched_ids
+
+    def enter(self, key: str, push: str, address: str, body: Body, trust: Trust, *, sign_up: bool = False) -> None:
         self._entries += 1
-        self.lanes.setdefault(key, Lane(key)).items.append(Item(push, address, body, self._entries))
+        lane = self.lanes.setdefault(key, Lane(key))
+        lane.gain(vouched=trust is Trust.VERIFIED, sign_up=sign_up)
+        lane.items.append(Item(push, address, body, self._entries, trust))
 
     def bury(self, lane: Lane, item: Item, reason: DeadReason, *, attempted: bool) -> None:
         lane.items.remove(item)
@@ -185,6 +218,10 @@ class Model:
         for item in lane.items:
             self._entries += 1
             item.seq = self._entries
+        released = bool(lane.items) and not lane.stranger
+        if other.put_off and released:
+            other.put_off = other.parked = False
+        other.stranger = (other.stranger or not other.items) and not released
         other.items += lane.items
         other.address = address
         self.dead = [(other if owner is lane else owner, item) for owner, item in self.dead]
@@ -195,7 +232,7 @@ class Model:
         found = self.matching(matching)[:limit]
         for lane, item in found:
             self.dead.remove((lane, item))
-            self.enter(lane.key, item.id, item.address, item.body)
+            self.enter(lane.key, item.id, item.address, item.body, item.trust)
         self.counters["replayed"] += len(found)
         return len(found)
 
@@ -230,7 +267,7 @@ class Model:
         self.aliases = {alias: target for alias, target in self.aliases.items() if alias not in keys}
         waiting = sum(len(lane.items) for lane in lanes)
         for lane in lanes:
-            lane.items, lane.address, lane.parked = [], None, False
+            lane.items, lane.address, lane.parked, lane.put_off = [], None, False, False
             if lane.lease is None:  # else what comes next waits for whoever holds it
                 del self.lanes[lane.key]
         self.erased |= keys
@@ -273,10 +310,21 @@ class OutboxMachine(RuleBasedStateMachine):
             push = push_id()
             after = Visitor(visitor, address, Trust.VERIFIED) if isinstance(body, Attributes) else None
             ops += [Enqueue(push, key, address, Trust.VERIFIED, body), Remember(push, visitor, after)]
-            self.model.enter(key, push, address, body)
+            self.model.enter(key, push, address, body, Trust.VERIFIED)
             self.model.seen[push] = Seen(visitor, after)
         self.carry_out(*ops)
         self.model.counters["accepted"] += len(pushed)
+
+    def assert_it(self, address: str, pushed: list[Body], sign_up: bool) -> None:
+        """Nobody has vouched for it. `sign_up`: an empty lane is put off."""
+        key, ops = lane_key(address), list[Change]()
+        for body in pushed:
+            push = push_id()
+            ops.append(Enqueue(push, key, address, Trust.ASSERTED, body, CLIENT if sign_up else ""))
+            self.model.enter(key, push, address, body, Trust.ASSERTED, sign_up=sign_up)
+        self.carry_out(*ops)
+        self.model.counters["accepted"] += len(pushed)
+        self.model.unvouched_ids += len(pushed)
 
     def push_again(self, pick: int, address: str) -> None:
         """A known id is not stored a second time, by whoever asks before he stores; what is known of it stays."""
@@ -296,16 +344,18 @@ class OutboxMachine(RuleBasedStateMachine):
         self.model.held[visitor].append(op)
         self.model.seen[op.id] = Seen(visitor, None)
         self.model.counters["held"] += 1
+        self.model.unvouched_ids += 1
 
-    def bind(self, visitor: str, address: str, kept: int) -> None:
+    def bind(self, visitor: str, address: str, kept: int, vouched: bool) -> None:
         """Those whose bit is set in `kept` (by threes) go to the lane, the others are refused."""
         held = self.model.held[visitor]
         keep = [op for number, op in enumerate(held) if kept >> number % 3 & 1]
         refuse = [(op.id, Reason.TAG_NOT_ALLOWED) for op in held if op not in keep]
         key, ids = lane_key(address), tuple(op.id for op in keep)
-        self.carry_out(Bind(visitor, key, address, Trust.VERIFIED, ids, tuple(refuse)))
+        trust = Trust.VERIFIED if vouched else Trust.ASSERTED
+        self.carry_out(Bind(visitor, key, address, trust, ids, tuple(refuse)))
         for op in keep:
-            self.model.enter(key, op.id, address, op.track)
+            self.model.enter(key, op.id, address, op.track, trust)
         self.model.held[visitor] = []
         self.model.counters.update(
             {"bound": len(keep), "hold_refused": len(refuse), f"refused:{Reason.TAG_NOT_ALLOWED}": len(refuse)}
@@ -335,12 +385,14 @@ class OutboxMachine(RuleBasedStateMachine):
         for lease in leases:
             lane = expected[lease.pushes[0].id]
             self._check_lease(lease, lane, per_lane)
-            lane.lease, lane.ended = lease, ended
+            lane.lease, lane.ended, lane.put_off, lane.stranger = lease, ended, False, lease.stranger
         self.leases += leases
 
     def _check_lease(self, lease: Lease, lane: Lane, per_lane: int) -> None:
         shown = [(push.id, push.address, push.body, push.attempts) for push in lease.pushes]
         assert shown == [(item.id, lane.destination(item), item.body, item.attempts) for item in lane.head(per_lane)]
+        assert lease.stranger == (not any(item.vouched for item in lane.items))
+        assert lease.sign_up == (CLIENT if lane.put_off else "")
         assert all(lease.epoch > other.epoch for other in self.leases if other.lane == lease.lane)
 
     def settle(self, pick: int, chosen: list[str], reason: DeadReason, park: bool) -> None:
@@ -372,6 +424,10 @@ class OutboxMachine(RuleBasedStateMachine):
             lane.parked = park and bool(lane.items) and self.model.lanes.get(lane.key) is lane
 
     def _settle_in_model(self, lane: Lane, fate_of: dict[str, str], reason: DeadReason) -> None:
+        assert lane.lease is not None
+        erased = lane.lease.pushes[0].id not in [item.id for item in lane.items]
+        stays = not erased and not any(fate_of.get(push.id) in ("delivered", "dead") for push in lane.lease.pushes)
+        lane.put_off = stays and bool(lane.lease.sign_up) and lane.stranger
         lane.lease, lane.ended = None, False
         moved: list[str] = []
         for item in [item for item in lane.items if item.id in fate_of]:
@@ -421,6 +477,8 @@ class OutboxMachine(RuleBasedStateMachine):
         held = sum(len(ops) for ops in self.model.held.values())
         assert (stats.waiting, stats.holding, stats.dead) == (self.model.waiting, held, len(self.model.dead))
         assert Counter(stats.counters) == self.model.counters
+        assert stats.sign_ups == sum(lane.put_off for lane in self.model.lanes.values())
+        assert stats.unvouched_bytes == self.model.unvouched_bytes
         assert_sums_add_up(stats)
 
     @invariant()
@@ -430,6 +488,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 lane, moved = self.model.lanes.get(key), self.model.aliases.get(key)
                 waits = lane.items if lane else []
                 assert (facts.lane(key).waiting, facts.lane(key).bytes) == (len(waits), size(waits))
+                assert facts.lane(key).put_off == (lane is not None and lane.put_off)
                 alias = facts.alias(key)
                 assert (alias.address if alias else None) == (moved.address if moved else None)
                 assert (facts.erased_at(key) is not None) == (key in self.model.erased)
@@ -437,11 +496,12 @@ class OutboxMachine(RuleBasedStateMachine):
                 assert [(push.id, push.track) for push in facts.held(visitor)] == [(op.id, op.track) for op in ops]
                 known = facts.visitor(visitor)
                 assert (known.holding, known.retired) == (len(ops), visitor in self.model.retired)
-            assert (facts.held_bytes() > 0) == any(self.model.held.values())
+            assert facts.unvouched_bytes() == self.model.unvouched_bytes
             for push, seen in self.model.seen.items():
                 assert told(facts.seen(push)) == seen
 
         self.run(read(self.outbox, ask))
+        assert self.outbox.unvouched().bytes == self.model.unvouched_bytes, "as of this append"
 
     @invariant()
     def dead_letters_are_the_models(self) -> None:

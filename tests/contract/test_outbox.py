@@ -40,6 +40,7 @@ from proxy.core.decision import (
 )
 from proxy.core.gate import Closure, Halt
 from proxy.core.reasons import Reason
+from proxy.core.turns import Share
 from proxy.core.visitors import NOBODY, Trust, Visitor
 from proxy.errors import StoreUnavailable
 from proxy.store.outbox import Outbox
@@ -103,6 +104,10 @@ def push_id() -> str:
 
 def queued(address: str, body: Attributes | Track | None = None, *, trust: Trust = Trust.VERIFIED) -> Enqueue:
     return Enqueue(push_id(), address.lower(), address, trust, body or Track(("a",)))
+
+
+def sign_up(address: str, client: str = "192.0.2.1", body: Attributes | Track | None = None) -> Enqueue:
+    return msgspec.structs.replace(queued(address, body, trust=Trust.ASSERTED), sign_up=client)
 
 
 async def carry_out(outbox: Outbox, *ops: Change) -> None:
@@ -197,10 +202,11 @@ async def test_a_lane_in_back_off_waits_and_delays_no_other(outbox: Outbox) -> N
 
 
 async def test_what_is_put_off_waits_until_somebody_who_is_vouched_for_comes(outbox: Outbox) -> None:
-    later = time.time() + 3_600
-    first, again = queued("a@example.com", trust=Trust.ASSERTED), queued("a@example.com", trust=Trust.ASSERTED)
-    await carry_out(outbox, msgspec.structs.replace(first, not_before=later), again)
-    assert not await claim(outbox)
+    later, none = time.time() + 3_600, Share(per_hour=1)
+    await carry_out(outbox, sign_up("b@example.com"))
+    assert len((await outbox.claim(10, 10, 60, share=none)).leases) == 1
+    await carry_out(outbox, sign_up("a@example.com"), queued("a@example.com", trust=Trust.ASSERTED))
+    assert not (await outbox.claim(10, 10, 60, share=none)).leases
     await carry_out(outbox, queued("a@example.com"))
     (lease,) = await claim(outbox)
     assert len(lease.pushes) == 3
@@ -293,7 +299,6 @@ async def test_held_pushes_go_behind_what_waits_when_they_are_bound_and_keep_the
     assert ids(lease) == [identify.id, *keep, later.id]
     assert lease.pushes[1].trust is Trust.ASSERTED
     assert await read(outbox, lambda facts: facts.visitor("v")) == VisitorFacts()
-    assert await read(outbox, lambda facts: facts.held_bytes()) == 0
     assert await counters(outbox) == {
         "accepted": 2,
         "bound": 2,

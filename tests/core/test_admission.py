@@ -29,7 +29,6 @@ from proxy.core.decision import (
     Remember,
     Retire,
     Schedule,
-    Scheduled,
     Seen,
     Verify,
     VisitorFacts,
@@ -52,9 +51,8 @@ LIMITS = Limits(
     verified_for=timedelta(days=30),
     lane_max=1_000,
     hold_max=2,
-    hold_max_bytes=1_000,
     honour_gpc=True,
-    sign_ups_per_hour=2,
+    takes_turns=True,
     traces_per_hour=1,
 )
 
@@ -69,7 +67,7 @@ class Known(msgspec.Struct, kw_only=True):
     aliases: dict[str, Alias] = {}
     erased: dict[str, float] = {}
     waiting: dict[str, list[HeldPush]] = {}
-    bytes_held: int = 0
+    bytes_unvouched: int = 0
     busy: dict[Schedule, float] = {}
 
     def seen(self, push_id: str) -> Seen | None:
@@ -90,8 +88,8 @@ class Known(msgspec.Struct, kw_only=True):
     def held(self, visitor_id: str) -> Sequence[HeldPush]:
         return self.waiting.get(visitor_id, ())
 
-    def held_bytes(self) -> int:
-        return self.bytes_held
+    def unvouched_bytes(self) -> int:
+        return self.bytes_unvouched
 
     def schedule(self, name: Schedule) -> float:
         return self.busy.get(name, 0.0)
@@ -114,20 +112,16 @@ def request(
 
 
 @pytest.mark.parametrize(
-    ("lane", "trust", "lane_max", "room"),
+    ("trust", "lane_max", "room"),
     [
-        (LaneFacts(), Trust.VERIFIED, 1_000, 1_000),
-        (LaneFacts(verified=True), Trust.ASSERTED, 1_000, 250),
-        (LaneFacts(verified=True), Trust.ASSERTED, 8_000, 2_000),
-        (LaneFacts(), Trust.ASSERTED, 8_000, 250),  # nobody has vouched for the address
-        (LaneFacts(), Trust.ASSERTED, 100, 25),
-        (LaneFacts(), Trust.ASSERTED, 1, 1),  # never none
+        (Trust.VERIFIED, 1_000, 1_000),
+        (Trust.ASSERTED, 1_000, 250),
+        (Trust.ASSERTED, 100, 25),
+        (Trust.ASSERTED, 1, 1),  # never none
     ],
 )
-def test_what_anybody_can_assert_fills_only_part_of_a_lane(
-    lane: LaneFacts, trust: Trust, lane_max: int, room: int
-) -> None:
-    assert lane_room(lane, trust, lane_max) == room
+def test_what_anybody_can_assert_fills_only_part_of_a_lane(trust: Trust, lane_max: int, room: int) -> None:
+    assert lane_room(trust, lane_max) == room
 
 
 def test_an_hours_worth_comes_at_once_and_the_rest_evenly() -> None:
@@ -416,11 +410,43 @@ def test_a_typed_address_overwrites_no_field_of_a_contact_that_was_verified_here
     assert decision.changes[0] == Enqueue("p", ADA, ADA, Trust.ASSERTED, Attributes(tags=("news",)))
 
 
-def test_unknown_addresses_wait_their_turn_and_known_ones_do_not() -> None:
-    known = Known(lanes={ADA: LaneFacts(waiting=1)}, busy={Schedule.SIGN_UPS: NOW + HOUR})
-    decision = judged(("p1", typed(ADA)), ("p2", typed(BOB)), cookie=visitor("c@example.com"), known=known)
-    assert [it.not_before for it in decision.changes if isinstance(it, Enqueue)] == [0.0, NOW + HOUR]
-    assert Scheduled(Schedule.SIGN_UPS, NOW + 2 * HOUR) in decision.changes
+def test_a_typed_address_is_a_sign_up_of_its_client_unless_the_browser_owns_it() -> None:
+    typed_by = msgspec.structs.replace(request(cookie=visitor(ADA)), client="192.0.2.1")
+    asked = msgspec.structs.replace(
+        typed_by, candidates=(Candidate(Push("p1", typed(ADA))), Candidate(Push("p2", typed(BOB))))
+    )
+    decision = judge(asked, Known(), POLICY, LIMITS)
+    assert [(it.key, it.sign_up) for it in decision.changes if isinstance(it, Enqueue)] == [
+        (ADA, ""),
+        (BOB, "192.0.2.1"),
+    ]
+    assert decision.answer.unvouched == (BOB,)
+    at_once = judge(asked, Known(), POLICY, msgspec.structs.replace(LIMITS, takes_turns=False))
+    assert [it.sign_up for it in at_once.changes if isinstance(it, Enqueue)] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("limits", "known"),
+    [
+        ({"full": frozenset({BOB})}, Known()),
+        ({"over": True}, Known()),
+        ({"most_bytes": 1_000.0}, Known(bytes_unvouched=1_000)),
+    ],
+)
+def test_a_stranger_is_refused_for_what_its_network_has_brought_whoever_the_address_belongs_to(
+    limits: dict[str, object], known: Known
+) -> None:
+    asked = msgspec.structs.replace(request(Candidate(Push("p", typed(BOB))), session="s"), **limits)
+    for lanes, erased in (({}, {}), ({BOB: LaneFacts(verified=True)}, {}), ({}, {BOB: NOW - 1.0})):
+        facts = msgspec.structs.replace(known, lanes=lanes, erased=erased)
+        assert outcomes(judge(asked, facts, POLICY, LIMITS)) == [Reason.LANE_FULL]
+
+
+def test_what_was_said_before_adds_nothing_and_is_always_accepted() -> None:
+    asked = request(Candidate(Push("p", typed(BOB)), repeats=True), session="s")
+    decision = judge(msgspec.structs.replace(asked, over=True), Known(), POLICY, LIMITS)
+    assert outcomes(decision) == [Status.ACCEPTED]
+    assert not [it for it in decision.changes if isinstance(it, Enqueue)]
 
 
 def test_a_late_retry_for_somebody_erased_is_accepted_and_forgotten() -> None:
@@ -466,7 +492,8 @@ def test_the_same_id_twice_in_a_request_is_a_duplicate() -> None:
 def test_holding_has_a_limit_and_honours_global_privacy_control() -> None:
     three = [(f"p{number}", TRACK) for number in range(3)]
     assert outcomes(judged(*three, session="s")) == [Status.HELD, Status.HELD, Reason.HOLD_FULL]
-    assert outcomes(judged(*three, session="s", known=Known(bytes_held=1_000))) == [Reason.HOLD_FULL] * 3
+    full = msgspec.structs.replace(request(*(Candidate(Push(*each)) for each in three), session="s"), over=True)
+    assert outcomes(judge(full, Known(), POLICY, LIMITS)) == [Reason.HOLD_FULL] * 3
     assert outcomes(judged(*three, session="s", gpc=True)) == [Reason.GPC] * 3
 
 
@@ -474,7 +501,6 @@ def test_holding_has_a_limit_and_honours_global_privacy_control() -> None:
     ("candidate", "reason", "where"),
     [
         (Candidate(BadPush("p", Reason.TOO_LONG, "call[1]")), Reason.TOO_LONG, "call[1]"),
-        (Candidate(Push("p", typed(ADA)), excess=True), Reason.TOO_MANY_ADDRESSES, "call[1].email"),
         (Candidate(Push("p", Identify(Attributes()))), Reason.UNVERIFIED_IDENTITY, "call[1]"),
         (
             Candidate(Push("p", Identify(Attributes(), token="t")), TokenProblem(Reason.BAD_TOKEN, "")),

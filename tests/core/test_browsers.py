@@ -30,7 +30,7 @@ from tests.core.test_admission import KEY, LIMITS, NOW, TRACK
 PEOPLE = ("ann@example.com", "bob@example.com", "carl@example.com")
 EVE = "eve@example.com"
 POLICY = Policy(tags=["*"], fields=["*"], asserted_tags=["*"], asserted_fields=["*"], asserted_identify=False)
-ROOMY: Limits = msgspec.structs.replace(LIMITS, hold_max=1_000, hold_max_bytes=10**9, traces_per_hour=1e9)
+ROOMY: Limits = msgspec.structs.replace(LIMITS, hold_max=1_000, traces_per_hour=1e9)
 MINUTE, HOUR = 60.0, 3_600.0
 STORED = (Status.ACCEPTED, Status.HELD)
 

@@ -13,11 +13,13 @@ from proxy.config.types import Dialect, Secret
 from proxy.core.calls import Attributes, Track
 from proxy.core.gate import Closure, Halt
 from proxy.core.retry import Verdict
+from proxy.core.turns import Share
 from proxy.delivery.account import DeliveryState
 from proxy.delivery.connection import FRESH_SECONDS
 from proxy.delivery.sendx import Upstream
 from proxy.sandbox.api import Sandbox
 from proxy.sandbox.faults import Fault
+from proxy.store.outbox import NO_SHARE
 from proxy.store.records import Claim, DeadFilter, DeadReason, Lease, Settlement
 from proxy.store.sqlite.outbox import SqliteOutbox
 from tests.support.sending import (
@@ -382,10 +384,12 @@ async def test_what_one_forwarder_learns_of_the_account_holds_for_the_others_too
 class OpenedByAnother(Unreliable):
     """Another sender opens the gate just before this one claims its probe."""
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+    async def claim(
+        self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None, share: Share = NO_SHARE
+    ) -> Claim:
         if probe is not None:
             await self._outbox.move_gate(probe, None)
-        return await super().claim(lanes, per_lane, lease_seconds, probe=probe)
+        return await super().claim(lanes, per_lane, lease_seconds, probe=probe, share=share)
 
 
 async def test_a_lane_claimed_through_a_gate_that_another_has_opened_is_no_probe(
@@ -583,9 +587,11 @@ class Defective(Unreliable):
         if call in self.defects and (lease is None or lease.pushes[0].address == ANN):
             raise TypeError("a value of ann@example.com")
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+    async def claim(
+        self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None, share: Share = NO_SHARE
+    ) -> Claim:
         self._break("claim")
-        return await super().claim(lanes, per_lane, lease_seconds, probe=probe)
+        return await super().claim(lanes, per_lane, lease_seconds, probe=probe, share=share)
 
     async def holds(self, lease: Lease) -> bool:
         self._break("holds", lease)

@@ -25,6 +25,7 @@ from proxy.ops.watch import Pace
 from proxy.store.records import Health, Stats
 
 NOW, CLOCK = 1_800_000_000.0, 5_000.0
+MB = 1_048_576
 
 
 def stats(**more: Any) -> Stats:
@@ -133,8 +134,18 @@ SEEN: dict[str, tuple[Kind, str, Seen]] = {
     ),
     "sign-ups that are put off": (
         Kind.SIGN_UPS,
-        "SCQ_SIGNUPS_PER_HOUR.*scq-proxy erase",
-        seen(stats=stats(sign_ups_until=NOW + 7_200, oldest=NOW - 600)),
+        "^7 typed addresses wait.*SCQ_SIGNUPS_PER_HOUR.*Customers do not wait.*signups list --networks.*signups drop",
+        seen(stats=stats(sign_ups=7, waiting=9, oldest=NOW - 600)),
+    ),
+    "strangers who have filled their budget": (
+        Kind.STRANGERS,
+        r"takes 240.0 of 256.0 MB \(SCQ_HOLD_MB\).*lane-full.*hold-full.*customers are not.*signups list --networks.*raise it",
+        seen(hold_max_bytes=256 * MB, stats=stats(unvouched_bytes=240 * MB, health=Health(headroom_bytes=2_000 * MB))),
+    ),
+    "strangers who have filled a quarter of the free disk": (
+        Kind.STRANGERS,
+        r"takes 24.0 of 25.0 MB \(a quarter of the disk .* SCQ_MIN_FREE_MB\).*free disk space",
+        seen(hold_max_bytes=256 * MB, stats=stats(unvouched_bytes=24 * MB, health=Health(headroom_bytes=76 * MB))),
     ),
     "a problem that the store reports": (
         Kind.STORE,
@@ -171,6 +182,21 @@ def test_a_condition_says_what_is_wrong_and_what_to_do(name: str) -> None:
 
 def test_each_kind_of_condition_has_an_example_here() -> None:
     assert {kind for kind, _, _ in SEEN.values()} | {Kind.SILENT} == set(Kind)
+
+
+def test_sign_ups_that_wait_for_a_moment_or_for_sendx_are_not_put_off() -> None:
+    assert found(seen(stats=stats(sign_ups=3, oldest=NOW - 30))) == ()
+    shut = stats(sign_ups=3, oldest=NOW - 600, closure=Closure(NOW + 12, down=True))
+    assert [each.kind for each in found(seen(delivery=down(down=True), stats=shut))] == [Kind.DOWN]
+
+
+def test_strangers_within_their_budget_are_not_worth_a_word() -> None:
+    assert found(seen(hold_max_bytes=256 * MB, stats=stats(unvouched_bytes=200 * MB))) == ()
+    assert found(seen(stats=stats(unvouched_bytes=200 * MB))) == (), (
+        "a database whose disk is not known, asked by a command"
+    )
+    full = Health(headroom_bytes=-5, problems=("The disk is full.",))
+    assert [each.kind for each in found(seen(stats=stats(unvouched_bytes=9, health=full)))] == [Kind.STORE]
 
 
 def test_nothing_is_wrong_where_nothing_happens() -> None:

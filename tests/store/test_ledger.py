@@ -30,7 +30,7 @@ from proxy.core.decision import (
 from proxy.core.visitors import Trust, Visitor
 from proxy.store.facts import FactKind, HeldRow, Known, Wants, wants_of
 from proxy.store.ledger import Ledger
-from proxy.store.rows import HELD_BYTES, HOLDING, WAITING
+from proxy.store.rows import HOLDING, ID_OVERHEAD, PUSH_OVERHEAD, UNVOUCHED_BYTES, WAITING, id_gauge
 
 KEY, TRACK = "a@example.com", Track(("a",))
 SIZE = len(msgspec.json.encode(TRACK))
@@ -69,8 +69,8 @@ def nobody(kind: FactKind, name: str) -> None:
     raise AssertionError(f"{kind} {name} was not read")
 
 
-def enqueue(push_id: str = "i", *, trust: Trust = Trust.VERIFIED, not_before: float = 0.0) -> Enqueue:
-    return Enqueue(push_id, KEY, KEY, trust, TRACK, not_before)
+def enqueue(push_id: str = "i", *, trust: Trust = Trust.VERIFIED, sign_up: str = "") -> Enqueue:
+    return Enqueue(push_id, KEY, KEY, trust, TRACK, sign_up)
 
 
 def test_a_name_that_was_not_read_is_asked_for_and_guessed_meanwhile() -> None:
@@ -184,19 +184,40 @@ def test_what_is_held_is_bound_whether_it_is_written_yet_or_not() -> None:
     assert ledger.lane(KEY) == LaneFacts(waiting=2, bytes=2 * SIZE)
     assert (ledger.writes.unheld, ledger.writes.held["v"], ledger.visitor("v").holding) == ({7}, [], 0)
     assert (ledger.tallies["bound"], ledger.tallies[WAITING], ledger.tallies[HOLDING]) == (2, 2, -1)
-    assert ledger.tallies[HELD_BYTES] < 0
+    assert ledger.tallies[UNVOUCHED_BYTES] < 0
 
 
 def test_a_lane_is_put_off_until_somebody_who_is_vouched_for_comes() -> None:
-    store = known(keys={KEY})
+    store = known(keys={KEY}, schedules={Schedule.SIGN_UPS})
     ledger = Ledger(store, nobody)
-    carry_out(ledger, enqueue(trust=Trust.ASSERTED, not_before=NOW + 50))
-    assert (ledger.writes.lanes[KEY].delay, ledger.writes.lanes[KEY].put_off) == (50.0, True)
-    carry_out(ledger, enqueue(trust=Trust.ASSERTED))
-    assert ledger.writes.lanes[KEY].put_off
-    carry_out(ledger, enqueue())
+    carry_out(ledger, enqueue(trust=Trust.ASSERTED, sign_up="192.0.2.1"))
+    assert ledger.lane(KEY).put_off
+    carry_out(ledger, enqueue(trust=Trust.ASSERTED), enqueue(trust=Trust.ASSERTED, sign_up="192.0.2.2"))
     change = ledger.writes.lanes[KEY]
-    assert (change.gained, change.delay, change.put_off, change.vouched) == (3, 0.0, False, True)
+    assert (change.put_off, change.sign_ups, change.vouched) == (True, {"192.0.2.1", "192.0.2.2"}, False)
+    carry_out(ledger, enqueue())
+    assert (change.gained, change.put_off, change.vouched) == (4, False, True)
+    assert not ledger.lane(KEY).put_off
+
+
+def test_a_lane_that_was_vouched_for_is_never_put_off() -> None:
+    store = known(keys={KEY})
+    store.lanes[KEY] = LaneFacts(verified=True)
+    ledger = Ledger(store, nobody)
+    carry_out(ledger, enqueue(trust=Trust.ASSERTED, sign_up="192.0.2.1"))
+    assert (ledger.writes.lanes[KEY].put_off, ledger.writes.lanes[KEY].sign_ups) == (False, set())
+
+
+def test_bytes_that_nobody_has_vouched_for_are_counted_with_what_they_cost() -> None:
+    store = known(keys={KEY})
+    store.unvouched_bytes = 100
+    ledger = Ledger(store, nobody)
+    carry_out(ledger, enqueue())
+    assert ledger.unvouched_bytes() == 100
+    carry_out(ledger, enqueue(trust=Trust.ASSERTED))
+    assert ledger.tallies[UNVOUCHED_BYTES] == SIZE + PUSH_OVERHEAD
+    assert ledger.tallies[id_gauge(NOW)] == ID_OVERHEAD
+    assert ledger.unvouched_bytes() == 100 + SIZE + PUSH_OVERHEAD + ID_OVERHEAD
 
 
 def test_what_was_handed_over_to_be_written_is_known() -> None:

@@ -66,12 +66,12 @@ def test_a_copy_carries_every_column_that_is_not_named_here() -> None:
 
 
 def test_what_is_held_no_longer_frees_its_body_and_its_overhead() -> None:
-    assert unheld([10, 20]) == {"gauge:holding": -2, "gauge:held_bytes": -630}
+    assert unheld([10, 20]) == {"gauge:holding": -2, "gauge:unvouched_bytes": -430}
     assert expired(size for size in [10]) == {
         "hold_expired": 1,
         "refused:hold-expired": 1,
         "gauge:holding": -1,
-        "gauge:held_bytes": -310,
+        "gauge:unvouched_bytes": -210,
     }
 
 
@@ -81,7 +81,6 @@ def test_a_gauge_is_not_among_the_counters() -> None:
         counted,
         oldest=7.0,
         refused_names=[("vip", "SCQ_TAGS", 2, 8.0)],
-        sign_ups_until=None,
         closure=encode_closure(SHUT),
     )
     assert (list(stats.counters.items()), stats.waiting, stats.holding, stats.dead) == (
@@ -91,7 +90,7 @@ def test_a_gauge_is_not_among_the_counters() -> None:
         1,
     )
     assert stats.refused_names == (RefusedName("vip", "SCQ_TAGS", 2, 8.0),)
-    assert (stats.oldest, stats.sign_ups_until, stats.closure) == (7.0, 0.0, SHUT)
+    assert (stats.oldest, stats.sign_ups, stats.closure) == (7.0, 0, SHUT)
 
 
 @pytest.mark.parametrize("closure", [SHUT, None])

@@ -11,11 +11,13 @@ import psycopg
 from proxy.core.calls import Track
 from proxy.core.decision import Born, Decision, Facts, Identified, LaneFacts, Shown, VisitorFacts
 from proxy.core.emails import lane_key
+from proxy.core.turns import Share
 from proxy.store.outbox import Outbox
 from proxy.store.postgres.outbox import open_outbox as open_postgres
 from proxy.store.postgres.schema import SCHEMA_STEPS as POSTGRES_STEPS
 from proxy.store.postgres.schema import migrate
-from proxy.store.records import Fate, Settled, Settlement
+from proxy.store.records import Fate, Settled, Settlement, SignUpFilter
+from proxy.store.rows import HELD_OVERHEAD, ID_OVERHEAD, PUSH_OVERHEAD
 from proxy.store.sqlite.file import APPLICATION_ID
 from proxy.store.sqlite.file import SCHEMA_STEPS as SQLITE_STEPS
 from proxy.store.sqlite.outbox import open_outbox as open_sqlite
@@ -162,3 +164,72 @@ async def test_what_a_node_of_the_version_before_does_to_a_lane_is_made_up_for_o
         assert known.answer == LaneFacts()
     finally:
         await outbox.close()
+
+
+# Of the third schema: one sign-up whose booking has passed, one that is booked for later, held pushes, dead letters, and a lane of a customer.
+BOOKED = """
+INSERT INTO lanes (id, key, waiting, ready_at, put_off, bytes, verified) VALUES
+  (1, 'late@example.com', 1, 9e9, true, 15, false), (2, 'soon@example.com', 1, 5.5, true, 15, false),
+  (3, 'known@example.com', 2, 5.5, false, 30, true), (4, 'stranger@example.com', 1, 5.5, false, 15, false);
+INSERT INTO pushes (lane, id, address, trust, kind, body, since)
+SELECT lane, 'i' || lane || trust, 'a@example.com', trust, 'track', '{"addTags":["a"]}', 6.5
+FROM (VALUES (1, 1), (2, 1), (3, 1), (3, 2), (4, 1)) AS p (lane, trust);
+INSERT INTO held (visitor, id, body, since) VALUES ('v', 'h', '{"addTags":["a"]}', extract(epoch FROM now()));
+INSERT INTO schedules VALUES ('sign-ups', 9e9);
+INSERT INTO counters VALUES ('gauge:held_bytes', 3, 317), ('gauge:waiting', 3, 5), ('gauge:holding', 3, 1);
+"""
+
+
+async def test_what_a_database_of_the_version_before_has_put_off_waits_for_turns() -> None:
+    dsn = postgres().empty_database()
+    with psycopg.connect(dsn) as connection:
+        for step in POSTGRES_STEPS[:3]:
+            connection.execute(step)
+        connection.execute("INSERT INTO scq_schema (version) VALUES (3)")
+        connection.execute("INSERT INTO meta (name, value) VALUES ('site_key', %s)", (KEY,))
+        connection.execute(BOOKED.encode())
+    await migrate(dsn)
+    outbox = await open_postgres(dsn, hold_age=timedelta(days=99_999), dead_age=DEAD_AGE)
+    try:
+        size, stats = len(BODIES[0]), await outbox.stats()
+        assert stats.sign_ups == 2
+        assert (
+            stats.unvouched_bytes
+            == outbox.unvouched().bytes
+            == 5 * size + 4 * PUSH_OVERHEAD + HELD_OVERHEAD + ID_OVERHEAD
+        )
+        rows = await outbox.sign_ups(SignUpFilter(), 0, 10)
+        assert [(row.lane, row.client, row.pushes, row.at) for row in rows] == [
+            (2, "unknown", 1, 6.5),
+            (1, "unknown", 1, 6.5),
+        ]
+        share = Share(per_hour=100)
+        leases = (await outbox.claim(10, 10, 60, share=share)).leases
+        assert [(lease.lane, lease.stranger, lease.pressed) for lease in leases if not lease.sign_up] == [
+            (3, False, True),
+            (4, True, False),
+        ]
+        assert [lease.lane for lease in leases if lease.sign_up] in ([], [2]), "no half of an hour's number at once"
+        await outbox.sweep()
+        rest = (await outbox.claim(10, 10, 60)).leases
+        assert [lease.lane for lease in (*leases, *rest) if lease.sign_up] == [2, 1]
+    finally:
+        await outbox.close()
+
+
+async def test_a_node_of_the_version_before_claims_beside_newer_ones() -> None:
+    """Its claims find what is ready by an index, whoever it is of."""
+    dsn = older_database()
+    await migrate(dsn)
+    with psycopg.connect(dsn, autocommit=True) as older:
+        older.execute(
+            "INSERT INTO lanes (id, key, waiting, ready_at, stranger) SELECT n, n, 1, 5.5, n % 2 = 0 FROM generate_series(10, 2000) n"
+        )
+        older.execute("SET enable_seqscan = off")
+        query = (
+            "SELECT id FROM lanes WHERE ready_at >= 0 AND ready_at <= extract(epoch FROM statement_timestamp()) "
+            "ORDER BY ready_at LIMIT 10 FOR NO KEY UPDATE SKIP LOCKED"
+        )
+        plan = "\n".join(str(row[0]) for row in older.execute(f"EXPLAIN {query}".encode()))
+        assert "lanes_ready_by_kind" in plan, plan
+        assert len(older.execute(query.encode()).fetchall()) == 10

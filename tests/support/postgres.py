@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -41,9 +42,14 @@ def _as_postgres() -> list[str]:
 
 
 class Server:
-    """Started at once. `settings`: lines of postgresql.conf, by name; `port`: any that is free, unless it is given."""
+    """Started at once.
 
-    def __init__(self, *, port: int | None = None, **settings: str) -> None:
+    `settings`: lines of postgresql.conf, by name; `port`: any that is free, unless it is given; `environment`: of its process, beside ours.
+    """
+
+    def __init__(
+        self, *, port: int | None = None, environment: Mapping[str, str] | None = None, **settings: str
+    ) -> None:
         found = programs()
         if found is None:
             import pytest  # noqa: PLC0415 - here, because the benchmark uses servers as well, and is installed without it
@@ -55,6 +61,7 @@ class Server:
         self._programs = found
         self._directory = Path(tempfile.mkdtemp(prefix="scq-postgres-"))
         self.port = port or free_port()
+        self._environment = os.environ | (environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count()
         self._has_template = False
@@ -113,6 +120,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
+                env=self._environment,
                 start_new_session=True,
             )
         eventually(self._answers)

@@ -15,6 +15,7 @@ from proxy.core.decision import Decision, Enqueue, Facts
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure
 from proxy.core.retry import GiveUp
+from proxy.core.turns import Share
 from proxy.core.visitors import Trust
 from proxy.delivery.account import Account
 from proxy.delivery.forwarder import Forwarder
@@ -23,7 +24,7 @@ from proxy.delivery.pacing import Pacer
 from proxy.delivery.sendx import Upstream
 from proxy.errors import StoreUnavailable
 from proxy.sandbox.api import Recorded
-from proxy.store.outbox import Outbox
+from proxy.store.outbox import NO_SHARE, Outbox
 from proxy.store.records import Claim, Settlement
 from proxy.store.sqlite.outbox import SqliteOutbox
 
@@ -55,9 +56,13 @@ class Clock:
         return time.time() - self.lag
 
 
-async def push(outbox: Outbox, address: str, *bodies: Attributes | Track, trust: Trust = Trust.VERIFIED) -> None:
+async def push(
+    outbox: Outbox, address: str, *bodies: Attributes | Track, trust: Trust = Trust.VERIFIED, sign_up: str = ""
+) -> None:
     """Put pushes into the lane of this address."""
-    ops = tuple(Enqueue(f"push-{next(numbers):012}", lane_key(address), address, trust, body) for body in bodies)
+    ops = tuple(
+        Enqueue(f"push-{next(numbers):012}", lane_key(address), address, trust, body, sign_up) for body in bodies
+    )
 
     def decide(_: Facts) -> Decision[None]:
         return Decision(ops, None)
@@ -134,9 +139,11 @@ class Unreliable:
         self._outbox = outbox
         self._fails = fails
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
+    async def claim(
+        self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None, share: Share = NO_SHARE
+    ) -> Claim:
         self._check("claim")
-        return await self._outbox.claim(lanes, per_lane, lease_seconds, probe=probe)
+        return await self._outbox.claim(lanes, per_lane, lease_seconds, probe=probe, share=share)
 
     async def settle(self, settlement: Settlement) -> bool:
         self._check("settle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from ipaddress import ip_network
 
 import pytest
@@ -121,11 +122,28 @@ def test_no_rate_is_no_limit() -> None:
     rate.require("a", 0.0)
 
 
+def test_what_was_let_in_together_is_not_taken_together() -> None:
+    """Bodies whose last byte is held back pass the first look at the rate together, each with a hundred pushes."""
+    rate = RateLimit(50)
+    for _ in range(40):
+        rate.require("a", 0.0)
+        rate.spend("a", 1, 0.0)
+    taken = 0
+    for _ in range(40):
+        with suppress(RequestError):
+            rate.require_paid("a", 0.0)
+            rate.spend("a", 99, 0.0)
+            taken += 1
+    assert taken == 1
+
+
 def test_memory_for_addresses_is_bounded_and_a_fast_one_is_not_forgotten_soon() -> None:
     rate = RateLimit(1)
-    rate.spend("a", 50, 0.0)
-    for number in range(60_000):
+    rate.spend("old", 50, 0.0)
+    rate.spend("fast", 50, 0.0)
+    for number in range(99_999):
         rate.spend(f"address {number}", 1, 0.0)
     with pytest.raises(RequestError):
-        rate.require("a", 1.0)
-    assert len(rate._young) + len(rate._old) <= 100_000
+        rate.require("fast", 1.0)
+    rate.require("old", 1.0)  # the least recent is forgotten, and it alone
+    assert len(rate._buckets) == 100_000

@@ -2,8 +2,8 @@
 
 What the decisions have announced is read together, they are made on a ledger, and what they add is written in a few statements of many
 rows. If one asks for more, all are made again once that has been read. All writers to this store take locks in one order, so that no two
-wait for each other: advisory locks on visitors, people and schedules, sorted; then rows of lanes by id, visitors, holds, aliases, ids,
-schedules, names not offered; and the counters last.
+wait for each other: advisory locks on visitors, people and schedules, sorted; then rows of lanes by id, sign-ups (under the schedule's lock),
+visitors, holds, aliases, ids, schedules, names not offered; and the counters last.
 """
 
 from collections import Counter, defaultdict
@@ -21,6 +21,8 @@ from proxy.store.postgres.database import Database, Overtaken, Query, StatementF
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import PERSON, SCHEDULE, VISITOR, Lock, lock, try_lock
 from proxy.store.postgres.reads import PROOF, tally
+from proxy.store.postgres.turns import join, leave
+from proxy.store.postgres.unvouched import Budget
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_visitor, tombstone
 
 _encode = msgspec.json.Encoder().encode
@@ -30,18 +32,19 @@ _ROUNDS = 64  # of reading, for one group; mostly one is enough
 Append = tuple[Decide[Any], Reads]
 
 
-async def append(database: Database, site_key: bytes, jobs: Sequence[Job[Append]]) -> bool:
+async def append(database: Database, budget: Budget, site_key: bytes, jobs: Sequence[Job[Append]]) -> bool:
     """Answers each job with its decision, once that is durable. Returns whether a lane has gained a push."""
     wants = wants_of([job.ask[1] for job in jobs])
     try:
-        group = await database.run(lambda transaction: _attempt(transaction, jobs, wants, Known(site_key)))
+        group = await database.run(lambda transaction: _attempt(transaction, budget, jobs, wants, Known(site_key)))
     except Exception as error:  # noqa: BLE001 - each job gets it as its answer
         if len(jobs) == 1 or (isinstance(error, StoreUnavailable) and not isinstance(error, StatementFailed)):
             for job in jobs:
                 job.fail(error)
             return False
         # What one of them asks for cannot be written: that must not harm the others.
-        return any([await append(database, site_key, [job]) for job in jobs])
+        return any([await append(database, budget, site_key, [job]) for job in jobs])
+    budget.took(group.ledger)
     database.counts.jobs += len(group.decided)
     database.sight.acknowledge([each.id for each in group.ledger.writes.remembered])
     for job, failure in group.failures:
@@ -51,11 +54,13 @@ async def append(database: Database, site_key: bytes, jobs: Sequence[Job[Append]
     return bool(group.ledger.writes.pushes)
 
 
-async def _attempt(transaction: Transaction, jobs: Sequence[Job[Append]], wants: Wants, known: Known) -> "_Group":
+async def _attempt(
+    transaction: Transaction, budget: Budget, jobs: Sequence[Job[Append]], wants: Wants, known: Known
+) -> "_Group":
     """`wants` grows by what is learned, so that another attempt can lock it in order."""
     missed = wants
     for _ in range(_ROUNDS):
-        has_standbys = await _read(transaction, known, missed)
+        has_standbys = await _read(transaction, budget, known, missed)
         group = _decide(jobs, known)
         missed = group.missed
         if not missed:
@@ -102,17 +107,22 @@ def _decide(
 # --- reading
 
 
-async def _read(transaction: Transaction, known: Known, wants: Wants) -> bool:
+async def _read(transaction: Transaction, budget: Budget, known: Known, wants: Wants) -> bool:
     """Returns whether commits wait for standbys."""
     first = not known.now
     queries = [lock(_locks(wants)) if first else try_lock(_locks(wants)), ("clock", {})]
     queries += [query for query in _reads(wants, known.site_key) if any(query[1].values())]
+    if first and budget.due():
+        queries.append(("id_bytes", {}))
     results = await transaction.run(*queries)
     if not first and results[0].rows[0][0] is False:
         raise Overtaken
-    ((now, known.held_bytes, has_standbys),) = results[1].rows
+    ((now, unvouched, has_standbys),) = results[1].rows
     if first:
         known.now = now
+    if queries[-1][0] == "id_bytes":
+        budget.found(results[-1].value)
+    known.unvouched_bytes = unvouched + budget.ids
     rows = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
     _keep_absent(known, wants)
     _keep(known, defaultdict(list, rows))
@@ -147,8 +157,8 @@ def _keep_absent(known: Known, wants: Wants) -> None:
 def _keep(known: Known, rows: Mapping[str, list[Any]]) -> None:
     for push_id, shown, after, at in rows["seen"]:
         known.seen[push_id] = Seen(shown, decode_visitor(after), at)
-    for key, lane, verified, waiting, size, moved_to, moved_at, erased_at in rows["people"]:
-        known.lanes[key] = LaneFacts(verified, waiting, size) if lane is not None else None
+    for key, lane, verified, waiting, size, put_off, moved_to, moved_at, erased_at in rows["people"]:
+        known.lanes[key] = LaneFacts(verified, waiting, size, put_off) if lane is not None else None
         known.aliases[key] = Alias(moved_to, moved_at) if moved_at is not None and moved_to is not None else None
         known.erased[key] = erased_at
     for visitor, *facts in rows["visitors"]:
@@ -180,10 +190,13 @@ def _writes(writes: Writes, tallies: Counter[str], known: Known) -> tuple[list[Q
     new = {key: change for key, change in writes.lanes.items() if key not in old}
     visitors = [(each, row.retired, row.identified, row.person, row.shown_by) for each, row in writes.visitors.items()]
     held = [(visitor, *row[1:]) for visitor, rows in writes.held.items() for row in rows]
+    sign_ups = [(key, client, None) for key, change in writes.lanes.items() for client in sorted(change.sign_ups)]
     queries = (
         ("lock_lanes", {"keys": list(old)}),
         ("change_lanes", _lane_columns(old)),
         ("new_lanes", _lane_columns(new)),
+        leave(keys=[key for key, change in old.items() if change.vouched and _is_put_off(known, key)]),
+        join(sign_ups, known.now),
         ("enqueue", _push_columns(writes)),
         ("change_visitors", columns("ids retired identified persons shown_by", visitors)),
         ("unhold", {"seqs": sorted(writes.unheld)}),
@@ -203,9 +216,14 @@ def _writes(writes: Writes, tallies: Counter[str], known: Known) -> tuple[list[Q
     return filled(queries), expected
 
 
+def _is_put_off(known: Known, key: str) -> bool:
+    lane = known.lanes[key]
+    return lane is not None and lane.put_off
+
+
 def _lane_columns(lanes: Mapping[str, LaneChange]) -> Mapping[str, object]:
-    rows = [(key, it.gained, it.bytes, it.delay, it.put_off, it.vouched, it.verify) for key, it in lanes.items()]
-    return columns("keys gained bytes delays put_off vouched verify", rows)
+    rows = [(key, it.gained, it.bytes, it.put_off, it.vouched, it.verify) for key, it in lanes.items()]
+    return columns("keys gained bytes put_off vouched verify", rows)
 
 
 def _push_columns(writes: Writes) -> Mapping[str, object]:

@@ -1,7 +1,8 @@
 """Bounds the index scan for ready lanes from below.
 
-While a snapshot is held open (`pg_dump`), the index keeps dead entries for every time that a lane was ever due: a scan from the start passes
-over all of them, and claims become slower with each delivery. So a scan starts a little before the earliest due time that was last found.
+While a snapshot is held open (`pg_dump`), the index keeps every time that a lane has ever had: a look from the beginning passes over all of
+them, and claims become dearer with each delivery. So a look begins a little before the earliest time that a lane was found to have. Lanes of
+strangers have a floor of their own: they are claimed behind the others, and may be ready for long.
 """
 
 _SECONDS = 1.0  # between two searches for the earliest time
@@ -30,3 +31,28 @@ class Floor:
     def found(self, seconds: float | None, now: float) -> None:
         """Updates the bound from a row of the query `next_ready`, which searched from the bound or from below it."""
         self.value = now + min(0.0, seconds or 0.0) - _MARGIN_SECONDS
+
+
+class Floors:
+    """The floors of vouched lanes, and of lanes of strangers."""
+
+    def __init__(self) -> None:
+        self.vouched, self.strangers = Floor(), Floor()
+
+    def due(self, now: float) -> dict[str, float] | None:
+        """Returns from where on to look for the earliest times, as parameters of queries. `now`: on the monotonic clock."""
+        vouched, strangers = self.vouched.due(now), self.strangers.due(now)
+        return (
+            {"floor": vouched, "stranger_floor": strangers} if vouched is not None and strangers is not None else None
+        )
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {"floor": self.vouched.value, "stranger_floor": self.strangers.value}
+
+    def found(self, row: tuple[float | None, float | None, float]) -> float | None:
+        """Takes in a row of the query `next_ready`; returns the seconds until the first lane is ready, None: not soon."""
+        vouched, strangers, now = row
+        self.vouched.found(vouched, now)
+        self.strangers.found(strangers, now)
+        return min((each for each in (vouched, strangers) if each is not None), default=None)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from proxy.core.emails import lane_key
 from proxy.core.gate import Closure, merge_closures
+from proxy.core.turns import Share
 from proxy.errors import StoreUnavailable
 from proxy.store.leases import (
     Changes,
@@ -36,11 +37,12 @@ from proxy.store.postgres.database import (
     columns,
     filled,
 )
-from proxy.store.postgres.floor import Floor
+from proxy.store.postgres.floor import Floors
 from proxy.store.postgres.groups import Job
 from proxy.store.postgres.locks import GATE, PERSON, lock, share_lock
 from proxy.store.postgres.people import move_lane
 from proxy.store.postgres.reads import tally
+from proxy.store.postgres.turns import QUEUE, Standing, Taken, join, take_turns
 from proxy.store.records import Claim, Fate, Lease, Settlement
 from proxy.store.rows import decode_closure, encode_closure
 
@@ -52,81 +54,138 @@ class _Doubt(NamedTuple):
 
     lanes: Mapping[int, LaneRow]
     heads: Mapping[int, Head]
+    sign_ups: Mapping[int, str]
     epoch: int
     until: float
 
 
 class NodeLeases:
-    """Claims lanes. `floor`: bounds the scan for ready lanes. `own`: epochs of this process's unsettled leases, by lane."""
+    """Claims lanes. `floors`: bound the scans for ready lanes. `own`: epochs of this process's unsettled leases, by lane.
+
+    `turn_at`: when the next sign-up may have its turn, as of the last claim, on the monotonic clock.
+    """
 
     def __init__(self, database: Database) -> None:
         self.own: dict[int, int] = {}
-        self.floor = Floor()
+        self.floors = Floors()
+        self.turn_at = float("inf")
         self._database = database
         self._doubt: _Doubt | None = None
         self._probe_until: float | None = None  # of the probe that this process has out, on the database's clock
 
-    async def claim(self, lanes: int, per_lane: int, seconds: float, probe: Closure | None) -> Claim:
-        async def claim_all(transaction: Transaction) -> Claim:
-            start = self.floor.due(time.monotonic())
-            look: list[Query] = [] if start is None else [("next_ready", {"floor": start, "ahead": 0})]
-            query = ("claimable", {"lanes": lanes, "floor": self.floor.value if start is None else start})
-            _, gate, found, *looked = await transaction.run(share_lock(_GATE), ("gate", {}), query, *look)
-            for earliest in looked:
-                self.floor.found(*earliest.rows[0])
-            return Claim(await lease(transaction, found.rows), decode_closure(gate.value))
-
-        async def claim_probe(transaction: Transaction) -> Claim:
-            query = ("claimable_for_probe", {"seconds": seconds, "floor": self.floor.value})
-            _, gate, found = await transaction.run(lock((_GATE,)), ("gate", {}), query)
-            closure = decode_closure(gate.value)
-            return Claim(await lease(transaction, found.rows if closure == probe else [], probe=True), closure)
-
+    async def claim(self, lanes: int, per_lane: int, seconds: float, probe: Closure | None, share: Share) -> Claim:
         await self._give_back()
-        lease = partial(self._lease, per_lane=per_lane, seconds=seconds)
-        claim = await self._database.run(claim_all)
+        mosts = (per_lane, min(per_lane, share.per_lane))
+        claim = await self._database.run(
+            partial(self._claim_all, lanes=lanes, mosts=mosts, seconds=seconds, share=share)
+        )
         if claim.closure is not None and claim.closure == probe:
-            claim = await self._database.run(claim_probe)
+            work = partial(self._claim_probe, probe=probe, mosts=mosts, seconds=seconds, share=share)
+            claim = await self._database.run(work)
         self._doubt = None
         self.own.update({lease.lane: lease.epoch for lease in claim.leases})
         return claim
+
+    async def _claim_all(
+        self, transaction: Transaction, *, lanes: int, mosts: tuple[int, int], seconds: float, share: Share
+    ) -> Claim:
+        start = self.floors.due(time.monotonic())
+        floors = start or self.floors.values
+        look: list[Query] = [] if start is None else [("next_ready", {**start, "ahead": 0})]
+        _, gate, found, *looked = await transaction.run(
+            share_lock(_GATE),
+            ("before_claim", {"stranger_floor": floors["stranger_floor"]}),
+            ("claimable", {"lanes": lanes, "floor": floors["floor"]}),
+            *look,
+        )
+        for earliest in looked:
+            self.floors.found(earliest.rows[0])
+        ((closure, has_strangers),) = gate.rows
+        rows, taken = found.rows, Taken()
+        room = max(min(lanes, share.least), lanes - len(rows))
+        if has_strangers and closure is None and room:
+            strangers, taken = await self._strangers(transaction, share, room, floors["stranger_floor"])
+            rows = [*rows[: lanes - len(strangers)], *strangers]
+        self.turn_at = float("inf") if taken.next_turn is None else time.monotonic() + taken.next_turn
+        leases = await self._lease(transaction, rows, taken, mosts=mosts, seconds=seconds)
+        return Claim(leases, decode_closure(closure))
+
+    async def _strangers(
+        self, transaction: Transaction, share: Share, room: int, floor: float
+    ) -> tuple[list[tuple[Any, ...]], Taken]:
+        """Returns up to `room` lanes of strangers, which it locks: turns that are due, then those that are ready."""
+        ready, queue = await transaction.run(
+            ("claimable_strangers", {"stranger_floor": floor, "lanes": room}), ("standing", {})
+        )
+        taken = Taken(next_turn=Standing(*queue.rows[0]).next_turn(share))
+        if taken.next_turn == 0.0:
+            taken = await take_turns(transaction, share, room)
+        return [*taken.rows, *ready.rows][:room], taken
+
+    async def _claim_probe(
+        self, transaction: Transaction, *, probe: Closure, mosts: tuple[int, int], seconds: float, share: Share
+    ) -> Claim:
+        _, gate, may_probe, found = await transaction.run(
+            lock((_GATE,)),
+            ("gate", {}),
+            ("may_probe", {"seconds": seconds}),
+            ("claimable_for_probe", self.floors.values),
+        )
+        closure = decode_closure(gate.value)
+        if closure != probe or not may_probe.value:
+            return Claim((), closure)
+        taken = Taken() if found.rows else await take_turns(transaction, share, 1)
+        rows = [*found.rows, *taken.rows]
+        return Claim(await self._lease(transaction, rows, taken, mosts=mosts, seconds=seconds, probe=True), closure)
 
     async def _lease(
         self,
         transaction: Transaction,
         rows: Sequence[tuple[Any, ...]],
+        taken: Taken,
         *,
-        per_lane: int,
+        mosts: tuple[int, int],
         seconds: float,
         probe: bool = False,
     ) -> tuple[Lease, ...]:
-        """Leases the heads of lanes whose rows this transaction has locked, and commits."""
-        lanes, until = {row[0]: LaneRow(*row) for row in rows}, self._database.sight.now() + seconds
+        """Leases the heads of lanes whose rows this transaction has locked, and commits. `mosts`: pushes of a vouched lane, of a stranger's."""
+        lanes, until = {row[0]: LaneRow(*row[:-1]) for row in rows}, self._database.sight.now() + seconds
         if not lanes:
+            if taken.changed:
+                await transaction.commit()
             return ()
         expired = [lane.id for lane in lanes.values() if lane.leased]
         tallies = await _end_leases(transaction, expired) if expired else {}
-        (found,) = await transaction.run(("heads", {"lanes": list(lanes), "per_lane": per_lane}))
+        (found,) = await transaction.run(("heads", {"lanes": list(lanes), "mosts": [mosts[row[-1]] for row in rows]}))
         by_lane = itertools.groupby(found.rows, itemgetter(-1))
         heads = {lane: head_of(lanes[lane], (row[:-1] for row in pushes)) for lane, pushes in by_lane}
         epoch = int(self._database.sight.now() * 1e6)
+        vouched = [lane for lane, head in heads.items() if not head.asserted]
+        asserted = [lane for lane, head in heads.items() if head.asserted]
         queries = filled(
             (
-                ("lease", {"lanes": sorted(heads), "seconds": seconds, "epoch": epoch}),
-                ("vouched", {"lanes": [lane for lane, head in heads.items() if head.asserted]}),
+                ("lease", {"lanes": sorted(vouched), "seconds": seconds, "epoch": epoch}),
+                ("lease_asserted", {"lanes": sorted(asserted), "seconds": seconds, "epoch": epoch}),
                 ("start", {"seqs": [head.pushes[0].seq for head in heads.values() if head.starts]}),
                 ("probe", {"seconds": seconds if probe and heads else 0}),
                 tally(tallies),
             )
         )
-        self._doubt = _Doubt(lanes, heads, epoch, until)
+        self._doubt = _Doubt(lanes, heads, taken.clients, epoch, until)
         results = await transaction.commit(*queries)
         found_by = {name: result.rows for (name, _), result in zip(queries, results, strict=True)}
         if "probe" in found_by:
             ((self._probe_until,),) = found_by["probe"]
-        epochs, vouched = dict(found_by.get("lease", ())), {lane for (lane,) in found_by.get("vouched", ())}
+        leased = {row[0]: row for row in (*found_by.get("lease", ()), *found_by.get("lease_asserted", ()))}
         return tuple(
-            lease_of(lanes[lane], head, epoch=epochs[lane], until=until, pressed=lane in vouched)
+            lease_of(
+                lanes[lane],
+                head,
+                epoch=leased[lane][1],
+                until=until,
+                vouched_waits=not leased[lane][2],
+                sign_up=taken.clients.get(lane, ""),
+            )
             for lane, head in heads.items()
         )
 
@@ -136,7 +195,14 @@ class NodeLeases:
         if doubt is None:
             return
         leases = [
-            lease_of(doubt.lanes[lane], head, epoch=doubt.epoch, until=doubt.until, pressed=False)
+            lease_of(
+                doubt.lanes[lane],
+                head,
+                epoch=doubt.epoch,
+                until=doubt.until,
+                vouched_waits=False,
+                sign_up=doubt.sign_ups.get(lane, ""),
+            )
             for lane, head in doubt.heads.items()
         ]
         await self._database.run(lambda transaction: _settle_all(transaction, [untouched(lease) for lease in leases]))
@@ -218,9 +284,9 @@ async def _settle_together(database: Database, jobs: Sequence[Job[Settlement]]) 
 
 async def _settle_all(transaction: Transaction, settlements: Sequence[Settlement]) -> Collection[int]:
     """Returns which of them held, by their places."""
-    leases, *buried = await transaction.run(
-        ("lock_leases", {"lanes": [settlement.lease.lane for settlement in settlements]}), *_addresses(settlements)
-    )
+    queue = [lock((QUEUE,))] if any(map(_needs_turn, settlements)) else []
+    lanes = {"lanes": [settlement.lease.lane for settlement in settlements]}
+    leases, *buried = (await transaction.run(*queue, ("lock_leases", lanes), *_addresses(settlements)))[len(queue) :]
     held: dict[int, int] = {}  # by lane
     found = {lane: (epoch, leased) for lane, epoch, leased, *_ in leases.rows}
     for number, settlement in enumerate(settlements):
@@ -230,8 +296,14 @@ async def _settle_all(transaction: Transaction, settlements: Sequence[Settlement
     if held:
         revoked = [lane for lane, _, _, revoked, _ in leases.rows if revoked and lane in held]
         changes = changes_of([settlements[number] for number in held.values()], revoked)
-        await transaction.commit(*_writes(changes, _by_seq(buried), transaction.now(), revoked), tally(changes.tallies))
+        writes = _writes(changes, _by_seq(buried), transaction.now(), revoked, {row[0]: row[-1] for row in leases.rows})
+        await transaction.commit(*writes, tally(changes.tallies))
     return held.values()
+
+
+def _needs_turn(settlement: Settlement) -> bool:
+    """Returns whether it is of a sign-up of which nothing leaves the lane."""
+    return bool(settlement.lease.sign_up) and all(result.fate is Fate.KEPT for result in settlement.results)
 
 
 async def _settle_moving(transaction: Transaction, settlement: Settlement) -> bool:
@@ -275,15 +347,28 @@ def _by_seq(buried: Sequence[Rows]) -> dict[int, str]:
     return dict(row for result in buried for row in result.rows)
 
 
-def _writes(changes: Changes, addresses: Mapping[int, str], now: float, revoked: Sequence[int] = ()) -> list[Query]:
-    """Returns what carries the changes out, but for the tallies. `addresses`: of what is buried; `revoked`: lanes of people who were erased."""
-    releases = [release.row(now, origin=now) for release in changes.releases]
+def _writes(
+    changes: Changes,
+    addresses: Mapping[int, str],
+    now: float,
+    revoked: Sequence[int] = (),
+    keys: Mapping[int, str] | None = None,
+) -> list[Query]:
+    """Returns what carries the changes out, but for the tallies.
+
+    `addresses`: of what is buried; `revoked`: lanes of people who were erased; `keys`: of the lanes, if one may wait for another turn.
+    """
+    releases = [(*release.row(now, origin=now), bool(release.sign_up)) for release in changes.releases]
+    sign_ups = (
+        [(keys[each.lane], each.sign_up, each.retry_at) for each in changes.releases if each.sign_up] if keys else []
+    )
     buried = [
         (seq, int(tried), str(reason), *said, lane_key(addresses[seq])) for seq, tried, reason, *said in changes.buried
     ]
     return filled(
         (
-            ("release", columns("lanes gone failures delays learned digests digest_ats freed", releases)),
+            ("release", columns("lanes gone failures delays learned digests digest_ats freed put_off", releases)),
+            *([join(sign_ups, now)] if sign_ups else []),
             ("remove", {"seqs": changes.delivered}),
             ("bury", columns("seqs attempted reasons details keys", buried)),
             ("attempted", {"seqs": changes.attempted}),

@@ -18,7 +18,7 @@ from proxy.store.postgres.database import connect_options
 from proxy.store.queries import read_queries
 from proxy.store.rows import TABLES
 
-_NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq"}
+_NUMBERED = {"lanes": "id", "pushes": "seq", "held": "seq", "sign_ups": "seq"}
 _USED = "The target is not empty ({content}): nothing was copied. Let --to name a database of its own, with nothing but the schema."
 _SERVED = (
     "A node is connected to the target: stop it, then copy again. If it is a pooler that keeps connections, let --to name the server "

@@ -8,7 +8,7 @@ SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit
 
 -- name: lock
 -- Until the transaction ends, nobody reads half of it.
-LOCK TABLE meta, lanes, pushes, held, dead, seen, visitors, aliases, tombstones, counters, not_offered, gate, schedules IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE meta, lanes, pushes, held, dead, seen, visitors, aliases, tombstones, counters, not_offered, gate, schedules, sign_ups, networks IN ACCESS EXCLUSIVE MODE;
 
 -- name: others
 -- Nodes: they would go on with the key of the store that was there before.
@@ -19,11 +19,12 @@ WHERE datname = current_database() AND application_name = current_setting('appli
 -- What says that this store was used; a name is counted as often as it has rows.
 SELECT 'lanes', count(*) FROM lanes UNION ALL SELECT 'pushes', count(*) FROM pushes UNION ALL SELECT 'held', count(*) FROM held
 UNION ALL SELECT 'dead', count(*) FROM dead UNION ALL SELECT 'seen', count(*) FROM seen UNION ALL SELECT 'visitors', count(*) FROM visitors
-UNION ALL SELECT 'aliases', count(*) FROM aliases UNION ALL SELECT 'tombstones', count(*) FROM tombstones;
+UNION ALL SELECT 'aliases', count(*) FROM aliases UNION ALL SELECT 'tombstones', count(*) FROM tombstones
+UNION ALL SELECT 'sign_ups', count(*) FROM sign_ups;
 
 -- name: clear
 -- What a store has that was never used.
-TRUNCATE meta, counters, not_offered, gate, schedules;
+TRUNCATE meta, counters, not_offered, gate, schedules, networks;
 
 -- name: number
 -- The next row of a table comes behind this number, which the last one had; a number is never given out twice.

@@ -15,8 +15,9 @@ from typing import TypeVar
 from proxy.aio import wait
 from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
+from proxy.core.turns import Share
 from proxy.errors import StoreRefused, StoreUnavailable
-from proxy.store.outbox import NO_READS
+from proxy.store.outbox import NO_READS, NO_SHARE
 from proxy.store.postgres.appends import Append, append
 from proxy.store.postgres.database import ANSWER_SECONDS, Database, Transaction
 from proxy.store.postgres.failovers import note_move
@@ -26,8 +27,22 @@ from proxy.store.postgres.people import erase_person
 from proxy.store.postgres.reads import PROOF, discard, read_dead_letters, read_stats, replay
 from proxy.store.postgres.schema import UNSAFE, assess
 from proxy.store.postgres.sight import Sight
+from proxy.store.postgres.sign_ups import drop_sign_ups, read_sign_ups
 from proxy.store.postgres.sweep import sweep
-from proxy.store.records import Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
+from proxy.store.postgres.unvouched import Budget
+from proxy.store.records import (
+    Claim,
+    DeadFilter,
+    DeadLetter,
+    Durability,
+    Erased,
+    Lease,
+    Settlement,
+    SignUp,
+    SignUpFilter,
+    Stats,
+    Unvouched,
+)
 
 T = TypeVar("T")
 
@@ -43,9 +58,17 @@ class PostgresOutbox:
     """Implements `outbox.Outbox`. Made by `open_outbox`."""
 
     def __init__(
-        self, dsn: str, database: Database, site_key: bytes, *, hold_age: timedelta, dead_age: timedelta
+        self,
+        dsn: str,
+        database: Database,
+        site_key: bytes,
+        budget: Budget,
+        *,
+        hold_age: timedelta,
+        dead_age: timedelta,
     ) -> None:
         self.site_key = site_key
+        self._budget = budget
         self._dsn = dsn
         self._database = database
         self._hold_age, self._dead_age = hold_age, dead_age
@@ -66,7 +89,7 @@ class PostgresOutbox:
         return decision
 
     async def _append_all(self, jobs: Sequence[Job[Append]]) -> None:
-        if await append(self._database, self.site_key, jobs):
+        if await append(self._database, self._budget, self.site_key, jobs):
             self._ready.set()
         await self._heed()
 
@@ -78,8 +101,13 @@ class PostgresOutbox:
             self._skewed = bool(skew)
             log.warning("%s", skew or "This machine's clock and the database's agree again")
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        claim = await self._leases.claim(lanes, per_lane, lease_seconds, probe)
+    def unvouched(self) -> Unvouched:
+        return Unvouched(self._budget.bytes)
+
+    async def claim(
+        self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None, share: Share = NO_SHARE
+    ) -> Claim:
+        claim = await self._leases.claim(lanes, per_lane, lease_seconds, probe, share)
         await self._heed()
         self._found = bool(claim.leases)
         if self._found:
@@ -120,13 +148,13 @@ class PostgresOutbox:
                 await self._heed()
             seconds = min(remaining, self._poll_seconds)
             if not patient:
-                floor = self._leases.floor
-                asked = {"floor": floor.value, "ahead": _MAX_POLL_SECONDS}
-                (found,) = await self._database.read(("next_ready", asked))
-                floor.found(*found.rows[0])
-                if found.value is not None and found.value <= 0:
+                floors = self._leases.floors
+                (found,) = await self._database.read(("next_ready", {**floors.values, "ahead": _MAX_POLL_SECONDS}))
+                first = floors.found(found.rows[0])
+                until_turn = self._leases.turn_at - time.monotonic()
+                if until_turn <= 0 or (first is not None and first <= 0):
                     break
-                seconds = min(seconds, found.value if found.value is not None else seconds)
+                seconds = min(seconds, until_turn, first if first is not None else seconds)
                 self._poll_seconds = min(2 * self._poll_seconds, _MAX_POLL_SECONDS)
             patient = False
             await wait(self._ready, seconds)
@@ -167,7 +195,9 @@ class PostgresOutbox:
         await self._appends.caught_up()
         if time.monotonic() - self._database.sight.looked_at > _LOOK_SECONDS:
             await self._database.look()
-        return await read_stats(self._database)
+        stats = await read_stats(self._database)
+        self._budget.bytes = stats.unvouched_bytes
+        return stats
 
     async def dead_letters(self, matching: DeadFilter, after: int, limit: int) -> Sequence[DeadLetter]:
         return await read_dead_letters(self._database, matching, after, limit)
@@ -179,6 +209,12 @@ class PostgresOutbox:
 
     async def discard(self, matching: DeadFilter, limit: int) -> int:
         return await self._database.run(lambda transaction: discard(transaction, matching, limit))
+
+    async def sign_ups(self, matching: SignUpFilter, after: int, limit: int) -> Sequence[SignUp]:
+        return await read_sign_ups(self._database, matching, after, limit)
+
+    async def drop_sign_ups(self, matching: SignUpFilter, limit: int) -> int:
+        return await drop_sign_ups(self._database, matching, limit)
 
     async def durability(self) -> Durability:
         try:
@@ -229,11 +265,12 @@ async def open_outbox(
     database = Database(dsn, pool_size=pool_size, answer_seconds=answer_seconds, sight=sight)
     await database.open()
     try:
-        (found,) = await database.read(("site_key", {}))
+        found, clock, ids = await database.read(("site_key", {}), ("clock", {}), ("id_bytes", {}))
         await database.look()
     except BaseException as error:
         await database.close()
         if isinstance(error, StoreUnavailable):
             raise StoreRefused(error.message) from None
         raise
-    return PostgresOutbox(dsn, database, bytes(found.rows[0][0]), hold_age=hold_age, dead_age=dead_age)
+    budget = Budget(clock.rows[0][1], ids.value)
+    return PostgresOutbox(dsn, database, bytes(found.rows[0][0]), budget, hold_age=hold_age, dead_age=dead_age)

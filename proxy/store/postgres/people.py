@@ -1,16 +1,19 @@
 """Moves and erases whole people in the PostgreSQL outbox."""
 
+from collections import Counter
+
 from proxy.core.emails import lane_key
 from proxy.core.visitors import fingerprint
 from proxy.store.postgres.database import Overtaken, Transaction
 from proxy.store.postgres.locks import PERSON, lock
 from proxy.store.postgres.reads import tally
+from proxy.store.postgres.turns import QUEUE, leave
 from proxy.store.records import Erased
-from proxy.store.rows import DEAD, WAITING, decode_visitor, tombstone, unheld
+from proxy.store.rows import decode_visitor, erased, tombstone, unheld
 
 
 async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
-    """Moves a lane to the address that SendX has confirmed. Both people and the lanes of both addresses are locked.
+    """Moves a lane to the address that SendX has confirmed. Both people, the queue of sign-ups and the lanes of both addresses are locked.
 
     The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
     """
@@ -28,13 +31,15 @@ async def move_lane(transaction: Transaction, lane: int, address: str) -> None:
         await transaction.run(("rename_lane", {"lane": lane, "key": new, "address": address}))
         return
     both = {"lane": lane, "other": others.rows[0][0]}
-    await transaction.run(
+    merged, *_ = await transaction.run(
         ("merge_lane", {**both, "address": address}),
         ("move_pushes", both),
         ("move_dead", both),
         ("move_aliases", both),
         ("remove_lanes", {"lanes": [lane]}),
     )
+    if not merged.value:
+        await transaction.run(leave(lanes=both.values()))
 
 
 async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes) -> Erased:
@@ -45,7 +50,7 @@ async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes
     """
     asked = {"keys": list(keys)}
     _, spellings, lanes, clock = await transaction.run(
-        lock((PERSON, key) for key in keys),
+        lock((QUEUE, *((PERSON, key) for key in keys))),
         ("spellings", asked),
         ("lock_people", {**asked, "lanes": []}),
         ("clock", {}),
@@ -57,7 +62,8 @@ async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes
     (known,) = await transaction.run(("seen_afters", {**asked, "until": clock.rows[0][0]}))
     visitors = {visitor.id for _, after in known.rows if (visitor := decode_visitor(after)) is not None}
     theirs = {"lanes": [row[0] for row in lanes.rows]}
-    _, held, _, identities, waiting, dead, *_ = await transaction.run(
+    _, _, held, _, identities, waiting, dead, *_ = await transaction.run(
+        leave(**theirs),
         ("forget_person", {"keys": [*keys, *map(fingerprint, keys)]}),
         ("unhold_visitors", {"visitors": list(visitors)}),
         ("remove_aliases", {**theirs, **asked}),
@@ -68,7 +74,7 @@ async def erase_person(transaction: Transaction, keys: set[str], site_key: bytes
         ("empty_lanes", theirs),
         ("remove_idle_lanes", theirs),
     )
-    tallies = {"erased": waiting.count + dead.count, WAITING: -waiting.count, DEAD: -dead.count}
-    tallies |= {"hold_erased": held.count, **unheld(size for (size,) in held.rows)}
+    tallies = Counter(erased(waiting.rows, dead.rows))
+    tallies.update({"hold_erased": held.count, **unheld(size for (size,) in held.rows)})
     await transaction.commit(tally(tallies))
     return Erased(waiting.count, held.count, dead.count, identities.count)

@@ -58,15 +58,18 @@ AND query_start < statement_timestamp() - make_interval(secs => %(seconds)s);
 
 -- name: clock
 -- Also whether commits wait for standbys: then a row that is visible here may not have reached them.
-SELECT {now}, (SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = 'gauge:held_bytes'),
+SELECT {now}, (SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name = 'gauge:unvouched_bytes'),
   trim(current_setting('synchronous_standby_names')) <> '';
+
+-- name: id_bytes
+SELECT coalesce(sum(value), 0)::bigint FROM counters WHERE name >= 'gauge:id_bytes:' AND name < 'gauge:id_bytes;';
 
 -- name: seen
 SELECT id, shown, after, at FROM seen WHERE id = ANY (%(ids)s::text[]);
 
 -- name: people
 -- What is known of each lane key; the hashes are those of its tombstone.
-SELECT p.key, l.id, l.verified, l.waiting, l.bytes, moved.address, a.at, t.at
+SELECT p.key, l.id, l.verified, l.waiting, l.bytes, l.put_off, moved.address, a.at, t.at
 FROM unnest(%(keys)s::text[], %(hashes)s::bytea[]) AS p (key, hash)
 LEFT JOIN lanes l ON l.key = p.key
 LEFT JOIN aliases a ON a.key = p.key
@@ -88,22 +91,21 @@ SELECT name, until FROM schedules WHERE name = ANY (%(schedules)s::text[]);
 SELECT id FROM lanes WHERE key = ANY (%(keys)s::text[]) ORDER BY id FOR NO KEY UPDATE;
 
 -- name: change_lanes
--- A lane that waits for anything keeps its time. One that was put off goes at once when somebody who is vouched for comes.
+-- A lane that waits for anything keeps its time. One that is put off has none, and goes at once when somebody who is vouched for comes.
 UPDATE lanes l SET waiting = l.waiting + c.gained, bytes = l.bytes + c.bytes, verified = l.verified OR c.verify,
-ready_at = CASE WHEN c.gained = 0 THEN l.ready_at WHEN l.ready_at IS NULL THEN {now} + c.delay
-                WHEN l.put_off AND c.vouched THEN {now} ELSE l.ready_at END,
-put_off = CASE WHEN c.gained = 0 THEN l.put_off WHEN l.ready_at IS NULL THEN c.put_off ELSE l.put_off AND NOT c.vouched END
-FROM unnest(%(keys)s::text[], %(gained)s::int[], %(bytes)s::bigint[], %(delays)s::float8[], %(put_off)s::bool[], %(vouched)s::bool[],
-            %(verify)s::bool[])
-  AS c (key, gained, bytes, delay, put_off, vouched, verify)
+ready_at = CASE WHEN c.gained = 0 THEN l.ready_at WHEN l.put_off AND c.vouched THEN {now} WHEN l.put_off OR l.ready_at IS NOT NULL THEN l.ready_at
+                WHEN NOT c.put_off THEN {now} END,
+put_off = CASE WHEN c.gained = 0 THEN l.put_off WHEN l.put_off OR l.ready_at IS NOT NULL THEN l.put_off AND NOT c.vouched ELSE c.put_off END,
+stranger = CASE WHEN c.gained = 0 THEN l.stranger ELSE NOT c.vouched AND (l.stranger OR l.waiting = 0) END
+FROM unnest(%(keys)s::text[], %(gained)s::int[], %(bytes)s::bigint[], %(put_off)s::bool[], %(vouched)s::bool[], %(verify)s::bool[])
+  AS c (key, gained, bytes, put_off, vouched, verify)
 WHERE l.key = c.key;
 
 -- name: new_lanes
-INSERT INTO lanes (key, waiting, bytes, ready_at, put_off, verified)
-SELECT key, gained, bytes, CASE WHEN gained > 0 THEN {now} + delay END, put_off, verify
-FROM unnest(%(keys)s::text[], %(gained)s::int[], %(bytes)s::bigint[], %(delays)s::float8[], %(put_off)s::bool[], %(vouched)s::bool[],
-            %(verify)s::bool[])
-  AS c (key, gained, bytes, delay, put_off, vouched, verify)
+INSERT INTO lanes (key, waiting, bytes, ready_at, put_off, stranger, verified)
+SELECT key, gained, bytes, CASE WHEN gained > 0 AND NOT put_off THEN {now} END, put_off, gained > 0 AND NOT vouched, verify
+FROM unnest(%(keys)s::text[], %(gained)s::int[], %(bytes)s::bigint[], %(put_off)s::bool[], %(vouched)s::bool[], %(verify)s::bool[])
+  AS c (key, gained, bytes, put_off, vouched, verify)
 ORDER BY key;
 
 -- name: enqueue
@@ -175,32 +177,50 @@ UPDATE gate SET probe_until = {now} + %(seconds)s RETURNING probe_until;
 -- name: end_probe
 UPDATE gate SET probe_until = NULL WHERE probe_until = %(until)s::float8;
 
+-- name: before_claim
+-- What shuts the gate, and whether there may be lanes of strangers to claim: ready, or put off.
+SELECT closure, EXISTS (SELECT FROM lanes WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now}) OR EXISTS (SELECT FROM sign_ups)
+FROM gate;
+
 -- name: claimable
 -- Claims nothing while the gate is shut; share_lock keeps others from moving the gate until this transaction ends. %(floor)s: see `floor`.
-SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes
-WHERE ready_at >= %(floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
+SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
+WHERE NOT stranger AND ready_at >= %(floor)s AND ready_at <= {now} AND (SELECT closure IS NULL FROM gate)
 ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: claimable_strangers
+SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
+WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now} ORDER BY ready_at LIMIT %(lanes)s FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: may_probe
+-- Whether nobody has a probe out.
+SELECT probe_until IS NULL OR NOT (probe_until > {now} AND probe_until <= {now} + %(seconds)s) FROM gate;
 
 -- name: claimable_for_probe
 -- Of those that have waited longest, the one that has failed least: a contact of whom SendX always fails must not stand for all.
-SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes
-WHERE id IN (SELECT id FROM lanes WHERE ready_at >= %(floor)s AND ready_at <= {now} ORDER BY ready_at LIMIT 1000) AND ready_at <= {now}
-AND (SELECT probe_until IS NULL OR NOT (probe_until > {now} AND probe_until <= {now} + %(seconds)s) FROM gate)
+SELECT id, leased, failures, key, address, identify_digest, identify_at, stranger FROM lanes
+WHERE id IN (
+  (SELECT id FROM lanes WHERE NOT stranger AND ready_at >= %(floor)s AND ready_at <= {now} ORDER BY ready_at LIMIT 1000)
+  UNION ALL (SELECT id FROM lanes WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now} ORDER BY ready_at LIMIT 1000)
+) AND ready_at <= {now}
 ORDER BY failures, ready_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
 
 -- name: heads
 SELECT p.seq, p.id, p.address, p.trust, p.kind, p.body, p.since, p.attempts, p.increments, l.lane
-FROM unnest(%(lanes)s::bigint[]) WITH ORDINALITY AS l (lane, place)
-CROSS JOIN LATERAL (SELECT * FROM pushes WHERE lane = l.lane ORDER BY seq LIMIT %(per_lane)s) AS p
+FROM unnest(%(lanes)s::bigint[], %(mosts)s::bigint[]) WITH ORDINALITY AS l (lane, most, place)
+CROSS JOIN LATERAL (SELECT * FROM pushes WHERE lane = l.lane ORDER BY seq LIMIT l.most) AS p
 ORDER BY l.place, p.seq;
-
--- name: vouched
-SELECT l.lane FROM unnest(%(lanes)s::bigint[]) AS l (lane) WHERE EXISTS (SELECT FROM pushes p WHERE p.lane = l.lane AND p.trust = 2);
 
 -- name: lease
 -- An epoch never comes twice, nor after the database was set back to an older state. %(epoch)s: the time in microseconds.
 UPDATE lanes SET epoch = greatest(epoch + 1, %(epoch)s::bigint), leased = true, revoked = false, ready_at = {now} + %(seconds)s,
-put_off = false WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch;
+put_off = false, stranger = false WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch, stranger;
+
+-- name: lease_asserted
+-- The same for lanes whose heads were only asserted: something vouched may wait behind.
+UPDATE lanes l SET epoch = greatest(epoch + 1, %(epoch)s::bigint), leased = true, revoked = false, ready_at = {now} + %(seconds)s,
+put_off = false, stranger = NOT EXISTS (SELECT FROM pushes p WHERE p.lane = l.id AND p.trust = 2)
+WHERE id = ANY (%(lanes)s::bigint[]) RETURNING id, epoch, stranger;
 
 -- name: start
 UPDATE pushes SET started = true WHERE seq = ANY (%(seqs)s::bigint[]);
@@ -220,15 +240,17 @@ SELECT seq, address FROM pushes WHERE seq = ANY (%(seqs)s::bigint[]);
 -- name: release
 -- Released by the count of what waits, under the lane's lock: to look for pushes would miss those that are about to commit.
 -- Merging marks a lane under a lease with -1: what is known under that lease does not count any more.
+-- A sign-up of which nothing left waits for another turn, unless somebody has vouched for the lane meanwhile.
 -- A lane that is empty has nothing to back off from, and can be forgotten. A node of an older version counts no bytes.
 UPDATE lanes l SET waiting = l.waiting - s.gone, bytes = CASE WHEN l.waiting > s.gone THEN greatest(l.bytes - s.freed, 0) ELSE 0 END,
 leased = false, revoked = false, failures = CASE WHEN l.waiting > s.gone THEN s.failures ELSE 0 END,
-ready_at = CASE WHEN l.waiting > s.gone THEN {now} + greatest(s.delay, 0) END,
+put_off = s.put_off AND l.stranger AND NOT l.verified AND l.waiting > s.gone,
+ready_at = CASE WHEN l.waiting > s.gone AND NOT (s.put_off AND l.stranger AND NOT l.verified) THEN {now} + greatest(s.delay, 0) END,
 identify_digest = CASE WHEN NOT s.learned THEN l.identify_digest WHEN l.identify_at = -1 THEN NULL ELSE s.digest END,
 identify_at = CASE WHEN l.identify_at = -1 THEN NULL WHEN NOT s.learned THEN l.identify_at ELSE s.digest_at END
 FROM unnest(%(lanes)s::bigint[], %(gone)s::bigint[], %(failures)s::bigint[], %(delays)s::float8[], %(learned)s::bool[],
-            %(digests)s::bytea[], %(digest_ats)s::float8[], %(freed)s::bigint[])
-  AS s (lane, gone, failures, delay, learned, digest, digest_at, freed)
+            %(digests)s::bytea[], %(digest_ats)s::float8[], %(freed)s::bigint[], %(put_off)s::bool[])
+  AS s (lane, gone, failures, delay, learned, digest, digest_at, freed, put_off)
 WHERE l.id = s.lane;
 
 -- name: remove
@@ -252,6 +274,121 @@ UPDATE pushes SET started = false WHERE seq = ANY (%(seqs)s::bigint[]);
 
 -- name: forget_lanes
 DELETE FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) AND waiting = 0 AND NOT verified;
+
+-- ──── turns
+
+-- name: standing
+-- From when on a client may have a turn (0: now, NULL: nobody waits), until when the account is busy with turns; and the time.
+SELECT CASE WHEN EXISTS (SELECT FROM networks WHERE parent = '' AND waiting > 0 AND rests IS NULL) THEN 0
+            ELSE (SELECT min(rests) FROM networks WHERE rests IS NOT NULL) END,
+coalesce((SELECT until FROM schedules WHERE name = 'sign-ups'), 0), {now};
+
+-- name: join_queue
+-- A lane that is put off waits for a turn of each of these clients. Whoever rests is woken: what waited for it counts again in the networks around.
+WITH added AS (
+  INSERT INTO sign_ups (lane, client, at)
+  SELECT l.id, c.client, coalesce(c.at, {now})
+  FROM unnest(%(keys)s::text[], %(clients)s::text[], %(ats)s::float8[]) WITH ORDINALITY AS c (key, client, at, place)
+  JOIN lanes l ON l.key = c.key WHERE l.put_off ORDER BY c.place
+  ON CONFLICT (lane, client) DO NOTHING RETURNING lane, client
+), gained AS (
+  SELECT a.client, count(*) AS own, coalesce(max(n.waiting) FILTER (WHERE n.rests IS NOT NULL), 0) AS woken
+  FROM added a LEFT JOIN networks n ON n.name = a.client GROUP BY a.client
+), raised AS (
+  INSERT INTO networks AS n (name, parent, waiting, weight)
+  SELECT p.name, p.parent, sum(CASE WHEN p.name = p.client THEN g.own ELSE g.own + g.woken END), %(weight)s::float8
+  FROM unnest(%(ends)s::text[], %(names)s::text[], %(parents)s::text[]) AS p (client, name, parent) JOIN gained g ON g.client = p.client
+  GROUP BY p.name, p.parent ORDER BY p.name
+  ON CONFLICT (name) DO UPDATE SET waiting = n.waiting + excluded.waiting, rests = NULL
+)
+INSERT INTO counters AS c (name, shard, value)
+SELECT 'gauge:sign_ups', {shard}, count(DISTINCT a.lane) FROM added a WHERE NOT EXISTS (SELECT FROM sign_ups s WHERE s.lane = a.lane)
+HAVING count(*) > 0 ON CONFLICT (name, shard) DO UPDATE SET value = c.value + excluded.value;
+
+-- name: leave_queue
+-- Of a client that rests, nothing counts in the networks around it.
+WITH RECURSIVE gone AS (
+  DELETE FROM sign_ups WHERE lane IN (SELECT id FROM lanes WHERE key = ANY (%(keys)s::text[]) UNION ALL SELECT unnest(%(lanes)s::bigint[]))
+  RETURNING lane, client
+), lost AS (
+  SELECT client, count(*) AS number FROM gone GROUP BY client
+), path AS (
+  SELECT n.name, CASE WHEN n.rests IS NULL THEN n.parent ELSE '' END AS parent, l.number FROM lost l JOIN networks n ON n.name = l.client
+  UNION ALL
+  SELECT n.name, n.parent, p.number FROM path p JOIN networks n ON n.name = p.parent
+), lowered AS (
+  UPDATE networks n SET waiting = n.waiting - p.number
+  FROM (SELECT name, sum(number)::bigint AS number FROM path GROUP BY name) AS p WHERE n.name = p.name
+)
+INSERT INTO counters AS c (name, shard, value) SELECT 'gauge:sign_ups', {shard}, -count(DISTINCT lane) FROM gone
+HAVING count(*) > 0 ON CONFLICT (name, shard) DO UPDATE SET value = c.value + excluded.value;
+
+-- name: wake
+-- Those that have rested until now.
+WITH RECURSIVE path AS (
+  SELECT name, parent, waiting AS number, true AS rested FROM networks WHERE rests <= {now}
+  UNION ALL
+  SELECT n.name, n.parent, p.number, false FROM path p JOIN networks n ON n.name = p.parent
+)
+UPDATE networks n SET rests = NULL, waiting = n.waiting + p.number
+FROM (SELECT name, coalesce(sum(number) FILTER (WHERE NOT rested), 0)::bigint AS number FROM path GROUP BY name) AS p WHERE n.name = p.name;
+
+-- name: walk
+-- From the widest network to a client, always to the one that was served least; and its first sign-up, whose lane is locked unless somebody else
+-- has it. Nothing if nobody waits.
+WITH RECURSIVE path AS (
+  SELECT * FROM (
+    SELECT name, weight, until, 1 AS depth FROM networks WHERE parent = '' AND waiting > 0 AND rests IS NULL ORDER BY weight LIMIT 1
+  ) AS widest
+  UNION ALL
+  SELECT inner_one.* FROM path CROSS JOIN LATERAL (
+    SELECT n.name, n.weight, n.until, path.depth + 1 FROM networks n
+    WHERE n.parent = path.name AND n.waiting > 0 AND n.rests IS NULL ORDER BY n.weight LIMIT 1
+  ) AS inner_one
+), client AS (
+  SELECT array_agg(name ORDER BY depth) AS names, array_agg(weight ORDER BY depth) AS weights,
+  (array_agg(name ORDER BY depth DESC))[1] AS name, (array_agg(until ORDER BY depth DESC))[1] AS until FROM path HAVING count(*) > 0
+)
+SELECT c.names, c.weights, c.until, s.lane, s.at, (SELECT put_off FROM lanes WHERE id = s.lane), l.*
+FROM client c
+LEFT JOIN LATERAL (SELECT lane, at FROM sign_ups WHERE client = c.name ORDER BY at, seq LIMIT 1) AS s ON true
+LEFT JOIN LATERAL (
+  SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE id = s.lane AND put_off FOR NO KEY UPDATE SKIP LOCKED
+) AS l ON true;
+
+-- name: rest
+-- The last of the names has no turn until then. NULL: nothing of it waits, though it was counted.
+UPDATE networks n SET rests = CASE WHEN n.name = c.name THEN %(at)s::float8 END,
+waiting = CASE WHEN n.name = c.name AND %(at)s::float8 IS NOT NULL THEN n.waiting ELSE n.waiting - c.waiting END
+FROM (SELECT name, waiting FROM networks WHERE name = (%(names)s::text[])[cardinality(%(names)s::text[])]) AS c
+WHERE n.name = ANY (%(names)s::text[]);
+
+-- name: serve
+UPDATE networks n SET weight = c.weight, until = c.until
+FROM unnest(%(names)s::text[], %(weights)s::float8[], %(untils)s::float8[]) AS c (name, weight, until) WHERE n.name = c.name;
+
+-- ──── sign_ups
+
+-- name: sign_ups
+SELECT s.seq, s.lane, coalesce(l.address, (SELECT address FROM pushes p WHERE p.lane = s.lane ORDER BY p.seq LIMIT 1), l.key), s.client, s.at, l.waiting
+FROM sign_ups s JOIN lanes l ON l.id = s.lane
+WHERE l.put_off AND s.seq > %(after)s ORDER BY s.seq LIMIT %(limit)s;
+
+-- name: old_sign_ups
+-- Lanes that no client has typed for so long, and that were not sent since.
+SELECT s.lane FROM sign_ups s WHERE s.at < {now} - %(age)s
+AND NOT EXISTS (SELECT FROM sign_ups o WHERE o.lane = s.lane AND o.at >= {now} - %(age)s)
+GROUP BY s.lane ORDER BY min(s.at) LIMIT %(limit)s;
+
+-- name: stale_sign_ups
+-- Of lanes that a node of an older version has let go, or a push of another node that was vouched for.
+SELECT DISTINCT s.lane FROM sign_ups s WHERE NOT EXISTS (SELECT FROM lanes l WHERE l.id = s.lane AND l.put_off) LIMIT %(limit)s;
+
+-- name: lock_put_off
+SELECT id FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) AND put_off ORDER BY id FOR NO KEY UPDATE;
+
+-- name: empty_put_off
+UPDATE lanes SET waiting = 0, bytes = 0, failures = 0, put_off = false, stranger = false WHERE id = ANY (%(lanes)s::bigint[]);
 
 -- ──── reads
 
@@ -294,20 +431,24 @@ WITH gone AS (
   WHERE d.seq = c.seq AND d.lane = ANY (%(lanes)s::bigint[]) RETURNING d.*, c.increments
 )
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
-SELECT lane, id, address, trust, kind, body, since, increments FROM gone ORDER BY seq RETURNING lane, length(body);
+SELECT lane, id, address, trust, kind, body, since, increments FROM gone ORDER BY seq RETURNING lane, length(body), trust;
 
 -- name: lanes_regain
-UPDATE lanes l SET waiting = l.waiting + c.gained, bytes = l.bytes + c.bytes, ready_at = coalesce(l.ready_at, {now})
-FROM unnest(%(lanes)s::bigint[], %(gained)s::bigint[], %(bytes)s::bigint[]) AS c (lane, gained, bytes) WHERE l.id = c.lane;
+UPDATE lanes l SET waiting = l.waiting + c.gained, bytes = l.bytes + c.bytes, ready_at = CASE WHEN l.put_off THEN l.ready_at ELSE coalesce(l.ready_at, {now}) END,
+stranger = NOT c.vouched AND (l.stranger OR l.waiting = 0)
+FROM unnest(%(lanes)s::bigint[], %(gained)s::bigint[], %(bytes)s::bigint[], %(vouched)s::bool[]) AS c (lane, gained, bytes, vouched)
+WHERE l.id = c.lane;
 
 -- name: discard
-DELETE FROM dead WHERE seq = ANY (%(seqs)s::bigint[]);
+DELETE FROM dead WHERE seq = ANY (%(seqs)s::bigint[]) RETURNING trust, length(body);
 
 -- ──── outbox
 
 -- name: next_ready
--- Seconds until the first lane is ready, NULL if more than `ahead`, and the time.
-SELECT min(ready_at) - {now}, {now} FROM lanes WHERE ready_at >= %(floor)s AND ready_at <= {now} + %(ahead)s;
+-- Seconds from now until the first lane is ready, and the first of a stranger, NULL: more than `ahead`; and the time.
+SELECT (SELECT ready_at FROM lanes WHERE NOT stranger AND ready_at >= %(floor)s AND ready_at <= {now} + %(ahead)s ORDER BY ready_at LIMIT 1) - {now},
+(SELECT ready_at FROM lanes WHERE stranger AND ready_at >= %(stranger_floor)s AND ready_at <= {now} + %(ahead)s ORDER BY ready_at LIMIT 1) - {now},
+{now};
 
 -- name: reserve
 -- Seconds until the first of the sends. A time that is days ahead was set under a clock that was wrong.
@@ -353,10 +494,15 @@ WHERE id IN (SELECT id FROM visitors WHERE person = %(old)s::text ORDER BY id FO
 INSERT INTO aliases (key, lane, at) VALUES (%(key)s, %(lane)s, {now}) ON CONFLICT (key) DO UPDATE SET lane = excluded.lane, at = excluded.at;
 
 -- name: merge_lane
+-- A lane that is put off still waits for its turn, unless something comes that was vouched for.
 UPDATE lanes l SET waiting = l.waiting + m.waiting, bytes = l.bytes + m.bytes, verified = l.verified OR m.verified, address = %(address)s,
+put_off = l.put_off AND NOT m.verified AND (m.stranger OR m.waiting = 0),
+stranger = (l.stranger OR l.waiting = 0) AND (m.stranger OR m.waiting = 0),
 identify_digest = NULL,
-identify_at = CASE WHEN l.leased THEN -1 END, ready_at = CASE WHEN l.waiting + m.waiting > 0 THEN coalesce(l.ready_at, {now}) END
-FROM lanes m WHERE l.id = %(other)s AND m.id = %(lane)s;
+identify_at = CASE WHEN l.leased THEN -1 END,
+ready_at = CASE WHEN l.put_off AND NOT m.verified AND (m.stranger OR m.waiting = 0) THEN l.ready_at
+                WHEN l.waiting + m.waiting > 0 THEN coalesce(l.ready_at, {now}) END
+FROM lanes m WHERE l.id = %(other)s AND m.id = %(lane)s RETURNING l.put_off;
 
 -- name: move_pushes
 -- Behind what waits in the other lane: the order of seq is the order of sends.
@@ -389,11 +535,11 @@ SELECT id, after FROM seen WHERE after_key = ANY (%(keys)s::text[]) AND at <= %(
 UPDATE seen SET shown = '', after = NULL, after_key = NULL WHERE id = ANY (%(ids)s::text[]);
 
 -- name: remove_pushes
-DELETE FROM pushes WHERE lane = ANY (%(lanes)s::bigint[]);
+DELETE FROM pushes WHERE lane = ANY (%(lanes)s::bigint[]) RETURNING trust, length(body);
 
 -- name: remove_dead
 -- Also letters to the address from before another person had it.
-DELETE FROM dead WHERE lane = ANY (%(lanes)s::bigint[]) OR key = ANY (%(keys)s::text[]);
+DELETE FROM dead WHERE lane = ANY (%(lanes)s::bigint[]) OR key = ANY (%(keys)s::text[]) RETURNING trust, length(body);
 
 -- name: unhold_visitors
 DELETE FROM held WHERE visitor = ANY (%(visitors)s::text[]) RETURNING length(body);
@@ -442,7 +588,8 @@ DELETE FROM visitors WHERE id IN (
 );
 
 -- name: age_out_dead
-DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < {now} - %(age)s ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED);
+DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < {now} - %(age)s ORDER BY at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+RETURNING trust, length(body);
 
 -- name: lane_step
 SELECT max(id) FROM (SELECT id FROM lanes WHERE id > %(after)s ORDER BY id LIMIT %(limit)s) AS step;
@@ -471,8 +618,26 @@ DELETE FROM not_offered WHERE (setting, name) IN (SELECT setting, name FROM unne
 DELETE FROM aliases a WHERE NOT EXISTS (SELECT FROM lanes l WHERE l.id = a.lane);
 
 -- name: bring_near
--- Back-offs take minutes, sign-ups are put off for days; neither for a month: a time that is further ahead was set under a wrong clock.
+-- Back-offs take minutes: a time that is further ahead was set under a wrong clock. What a node of an older version has put off goes when it said.
 UPDATE lanes SET ready_at = {now} WHERE id IN (
-  SELECT id FROM lanes WHERE ready_at > {now} + 7200 AND (NOT put_off OR ready_at > {now} + 2592000)
-  ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+  SELECT id FROM lanes WHERE ready_at > {now} + 7200 AND NOT put_off ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 );
+
+-- name: bring_networks_near
+-- As `bring_near`: what has left can have taken up two hours (see proxy.core.turns).
+UPDATE networks SET until = least(until, {now} + 7200), rests = CASE WHEN rests > {now} + 7200 THEN {now} ELSE rests END
+WHERE until > {now} + 7200 OR rests > {now} + 7200;
+
+-- name: bring_sign_ups_near
+UPDATE sign_ups SET at = {now} WHERE at > {now} + 7200;
+
+-- name: bring_schedule_near
+UPDATE schedules SET until = {now} + 7200 WHERE name = 'sign-ups' AND until > {now} + 7200;
+
+-- name: forget_networks
+-- Nobody in them waits, and their turns are so long ago that they need not be told from those that had none (see proxy.core.turns).
+DELETE FROM networks n WHERE waiting = 0 AND rests IS NULL AND until < {now} AND weight < %(weight)s
+AND NOT EXISTS (SELECT FROM networks inner_one WHERE inner_one.parent = n.name);
+
+-- name: forget_counters
+DELETE FROM counters WHERE name = ANY (%(names)s::text[]);

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.decision import Schedule
+from proxy.core.visitors import Trust
 from proxy.store.postgres.database import LATE_SECONDS, NO_STANDBY, Database, Overtaken, Query, Transaction, columns
 from proxy.store.postgres.failovers import problems_of
 from proxy.store.records import DeadFilter, DeadLetter, Health, Stats
@@ -23,11 +23,10 @@ PROOF = tally({"gauge:proofs": 1})  # a write that is made only to commit someth
 
 async def read_stats(database: Database) -> Stats:
     """Returns the numbers of the store. One statement reads the counters, so that their sums add up."""
-    counters, oldest, names, schedules, gate, timelines, unconfirmed = await database.read(
+    counters, oldest, names, gate, timelines, unconfirmed = await database.read(
         ("counters", {}),
         ("oldest", {}),
         ("refused_names", {"limit": MAX_REFUSED_NAMES}),
-        ("schedules", {"schedules": [str(Schedule.SIGN_UPS)]}),
         ("gate", {}),
         ("timelines", {}),
         ("unconfirmed", {"seconds": LATE_SECONDS}),
@@ -36,7 +35,6 @@ async def read_stats(database: Database) -> Stats:
         dict(counters.rows),
         oldest=oldest.value,
         refused_names=names.rows,
-        sign_ups_until=schedules.rows[0][1] if schedules.rows else None,
         closure=gate.value,
     )
     return msgspec.structs.replace(stats, health=_health(database, timelines.rows, unconfirmed.value))
@@ -84,15 +82,20 @@ async def replay(transaction: Transaction, matching: DeadFilter, limit: int) -> 
     locked, moved = await transaction.run(
         ("replay_lanes", lanes), ("undead", {**lanes, "seqs": seqs, "increments": alone})
     )
-    gained, sizes = Counter[int](), Counter[int]()
-    for lane, size in moved.rows:
+    gained, sizes, vouched = Counter[int](), Counter[int](), set[int]()
+    for lane, size, trust in moved.rows:
         gained[lane] += 1
         sizes[lane] += size
+        if trust == Trust.VERIFIED:
+            vouched.add(lane)
     if moved.count != len(letters) or gained.keys() != {lane for (lane,) in locked.rows}:
         raise Overtaken  # somebody else has them, or their lane has become one with another
     regain = (
         "lanes_regain",
-        columns("lanes gained bytes", [(lane, count, sizes[lane]) for lane, count in gained.items()]),
+        columns(
+            "lanes gained bytes vouched",
+            [(lane, count, sizes[lane], lane in vouched) for lane, count in gained.items()],
+        ),
     )
     await transaction.commit(regain, tally(replayed(len(letters))))
     return len(letters)
@@ -102,5 +105,5 @@ async def discard(transaction: Transaction, matching: DeadFilter, limit: int) ->
     (found,) = await transaction.run(_dead_letters(matching, 0, limit))
     (gone,) = await transaction.run(("discard", {"seqs": [row[0] for row in found.rows]}))
     if gone.count:
-        await transaction.commit(tally(discarded(gone.count)))
+        await transaction.commit(tally(discarded(gone.rows)))
     return gone.count

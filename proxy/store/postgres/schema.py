@@ -27,8 +27,8 @@ _OLDEST_SERVER = 140_000
 _SITE_KEY_BYTES = 32
 _LOCK_TIMEOUT = "10s"  # a change of a table waits for every transaction on it, and everybody behind it waits too
 _TABLES = (
-    *("aliases", "counters", "dead", "gate", "held", "lanes", "meta", "not_offered", "pushes", "schedules"),
-    *("scq_schema", "seen", "timelines", "tombstones", "visitors"),
+    *("aliases", "counters", "dead", "gate", "held", "lanes", "meta", "networks", "not_offered", "pushes"),
+    *("schedules", "scq_schema", "seen", "sign_ups", "timelines", "tombstones", "visitors"),
 )
 
 

@@ -3,13 +3,26 @@
 One node sweeps at a time: one that finds another at work leaves the rest to it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
+from proxy.core.turns import faded
 from proxy.store.postgres.database import Database, Query, Rows, Transaction, columns
-from proxy.store.postgres.locks import SWEEP, try_lock
+from proxy.store.postgres.locks import SWEEP, Lock, lock, try_lock
 from proxy.store.postgres.reads import tally
-from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired, with_address
+from proxy.store.postgres.sign_ups import sweep_sign_ups
+from proxy.store.postgres.turns import QUEUE
+from proxy.store.rows import (
+    MAX_REFUSED_NAMES,
+    RETIRED_AGE,
+    SEEN_AGE,
+    SHOWN_AGE,
+    discarded,
+    expired,
+    is_over,
+    with_address,
+)
+from proxy.store.sign_ups import STEP_ROWS
 
 BATCH_ROWS = 1_000
 
@@ -28,7 +41,8 @@ async def sweep(database: Database, *, hold_age: timedelta, dead_age: timedelta)
         await _forget_seen(database)
         await _batches(database, "forget_visitors", RETIRED_AGE.total_seconds())
         await _batches(database, "forget_shown", hold_age.total_seconds() + SHOWN_AGE.total_seconds())
-        await _batches(database, "age_out_dead", dead_age.total_seconds(), lambda gone: discarded(gone.count))
+        await _batches(database, "age_out_dead", dead_age.total_seconds(), lambda gone: discarded(gone.rows))
+        await _sweep_queue(database, hold_age.total_seconds())
         await _forget_lanes(database)
         await _batch(database, ("forget_tombstones", retired))
         await _batch(database, ("trim_not_offered", {"limit": MAX_REFUSED_NAMES}))
@@ -47,8 +61,15 @@ async def _batches(
         pass
 
 
-async def _batch(database: Database, query: Query, tallies: Callable[[Rows], Mapping[str, int]] = lambda _: {}) -> Rows:
+async def _batch(
+    database: Database,
+    query: Query,
+    tallies: Callable[[Rows], Mapping[str, int]] = lambda _: {},
+    locks: Sequence[Lock] = (),
+) -> Rows:
     async def work(transaction: Transaction) -> Rows:
+        if locks:
+            await transaction.run(lock(locks))
         free, *_ = await transaction.run(try_lock(((SWEEP, ""),)))
         if not free.rows[0][0]:
             raise _Busy
@@ -58,6 +79,22 @@ async def _batch(database: Database, query: Query, tallies: Callable[[Rows], Map
         return gone
 
     return await database.run(work)
+
+
+async def _sweep_queue(database: Database, seconds: float) -> None:
+    """Drops sign-ups whose turn has not come for so long, and forgets networks and gauges of which nothing is left to count."""
+    more: int | None = STEP_ROWS
+    while more == STEP_ROWS:
+        more = await database.run(lambda transaction: sweep_sign_ups(transaction, seconds))
+    if more is None:
+        raise _Busy
+    for query in ("bring_networks_near", "bring_sign_ups_near", "bring_schedule_near"):
+        await _batch(database, (query, {}), locks=(QUEUE,))
+    weight = faded(database.sight.now())
+    await _batch(database, ("forget_networks", {"weight": weight}), locks=(QUEUE,))
+    counters, clock = await database.read(("counters", {}), ("clock", {}))
+    if over := [name for name, _ in counters.rows if is_over(name, clock.rows[0][0])]:
+        await _batch(database, ("forget_counters", {"names": over}))
 
 
 async def _forget_seen(database: Database) -> None:

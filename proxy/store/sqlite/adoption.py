@@ -7,17 +7,33 @@ store is not recovered. An increment that had been started becomes a dead letter
 import itertools
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from proxy.core.emails import lane_key
-from proxy.core.visitors import NOBODY, fingerprint
+from proxy.core.visitors import NOBODY, Trust, fingerprint
 from proxy.store.records import Adopted, DeadReason
-from proxy.store.rows import DEAD, HELD_BYTES, HELD_OVERHEAD, HOLDING, WAITING, decode_visitor, tombstone
+from proxy.store.rows import (
+    DEAD,
+    HELD_OVERHEAD,
+    HOLDING,
+    ID_OVERHEAD,
+    SIGN_UPS,
+    UNVOUCHED_BYTES,
+    WAITING,
+    asserted_bytes,
+    decode_visitor,
+    id_gauge,
+    tombstone,
+)
+from proxy.store.sqlite import sign_ups
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
 from proxy.store.sqlite.salvage import STEP_ROWS, Salvage
 
+_SOMEBODY = (
+    "unknown"  # the client of a sign-up that is taken back: whoever it was, others do not wait for their turn behind it
+)
 _UNKNOWN = "its outcome is unknown: it was being sent when its store was set aside"
 
 Row = tuple[Any, ...]
@@ -30,7 +46,6 @@ class _Lane(NamedTuple):
     key: str
     address: str | None
     verified: int
-    ready_at: float
     put_off: int
     aliases: list[Row]
     pushes: list[Row]
@@ -116,11 +131,11 @@ class Adoption:
         after, last = 0, False
         while not last:
             rows = self._salvage.rows(
-                f"SELECT id, key, address, verified, ready_at, put_off FROM lanes WHERE id > ? ORDER BY id LIMIT {STEP_ROWS}",  # noqa: S608 - a number
+                f"SELECT id, key, address, verified, put_off FROM lanes WHERE id > ? ORDER BY id LIMIT {STEP_ROWS}",  # noqa: S608 - a number
                 after,
             )
             last = len(rows) < STEP_ROWS
-            for number, key, address, verified, ready_at, put_off in rows:
+            for number, key, address, verified, put_off in rows:
                 after = number
                 aliases = self._salvage.rows("SELECT key, at FROM aliases WHERE lane = ?", number)
                 pushes = self._salvage.rows(
@@ -134,7 +149,7 @@ class Adoption:
                     number,
                 )
                 if verified or aliases or pushes or dead:
-                    batch.append(_Lane(key, address, verified, ready_at or 0.0, put_off, aliases, pushes, dead))
+                    batch.append(_Lane(key, address, verified, put_off, aliases, pushes, dead))
                 if sum(1 + len(each.pushes) + len(each.dead) for each in batch) >= STEP_ROWS:
                     yield batch
                     batch = []
@@ -156,6 +171,7 @@ class Adoption:
             _bury(connection, number, row[:7], row[7:11])
         self._tallies.update(Counter(f"dead:{row[7]}" for row in new_dead))
         self._tallies.update({"accepted": len(new_dead), DEAD: len(new_dead)})
+        self._count_unvouched([(row[2], len(row[4])) for row in (*new, *new_dead)])
         self._remember(connection, [(row[0], *row[-2:]) for row in (*new, *new_dead)])
         ambiguous = len(new) - waiting
         return Adopted(waiting=waiting, dead=len(new_dead) + ambiguous, known=known, erased=erased)
@@ -189,10 +205,28 @@ class Adoption:
             connection.execute(SQL["pushes_to_end"], (number, tail))
             connection.execute(SQL["remove_first"], (number, tail))
         if waiting:
-            ready_at = lane.ready_at if lane.put_off else self._now
-            connection.execute(SQL["lane_gains"], (number, waiting, size, ready_at, lane.put_off))
+            vouched = any(row[2] == Trust.VERIFIED and not row[8] for row in rows)
+            self._gain(connection, number, (waiting, size), put_off=bool(lane.put_off), vouched=vouched)
             self._tallies.update({"accepted": waiting, WAITING: waiting})
         return waiting
+
+    def _gain(
+        self, connection: sqlite3.Connection, number: int, gained: tuple[int, int], *, put_off: bool, vouched: bool
+    ) -> None:
+        """Counts in the lane what was taken back, pushes and bytes. What was put off waits for its turn here as well."""
+        was_put_off = value(connection, "is_put_off", number)
+        row = (number, *gained, self._now, put_off, vouched)
+        (is_put_off,) = connection.execute(SQL["lane_gains"], row).fetchone()
+        if is_put_off:
+            sign_ups.add(connection, [(number, _SOMEBODY)], self._now, self._now)
+            self._tallies[SIGN_UPS] += 1 - was_put_off
+        elif was_put_off:
+            sign_ups.end_turns(connection, number, self._tallies, self._now)
+
+    def _count_unvouched(self, pushes: Sequence[tuple[int, int]]) -> None:
+        """`pushes`: the trust of each that waits or is dead, and the size of its body."""
+        ids = sum(trust != Trust.VERIFIED for trust, _ in pushes)
+        self._tallies.update({UNVOUCHED_BYTES: asserted_bytes(pushes), id_gauge(self._now): ids * ID_OVERHEAD})
 
     def _held(self) -> Iterator[list[tuple[str, list[Row]]]]:
         """Yields batches of visitors with all their held pushes."""
@@ -215,7 +249,8 @@ class Adoption:
             connection.execute(SQL["held_to_end"], (visitor, tail))
             connection.execute(SQL["remove_held_first"], (visitor, tail))
         size = sum(len(row[1]) + HELD_OVERHEAD for row in new)
-        self._tallies.update({"held": len(new), HOLDING: len(new), HELD_BYTES: size})
+        self._tallies.update({"held": len(new), HOLDING: len(new), UNVOUCHED_BYTES: size})
+        self._tallies[id_gauge(self._now)] += len(new) * ID_OVERHEAD
         self._remember(connection, [(row[0], *row[-2:]) for row in new])
         return Adopted(held=len(new), known=len(rows) - len(new))
 

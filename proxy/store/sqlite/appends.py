@@ -8,7 +8,7 @@ All on the store's thread.
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,7 +30,8 @@ from proxy.core.decision import (
 from proxy.core.visitors import Trust
 from proxy.store.facts import FactKind, HeldRow, Known, Wants, Writes, wants_of
 from proxy.store.ledger import Ledger
-from proxy.store.rows import HELD_BYTES, MAX_REFUSED_NAMES, decode_visitor, tombstone
+from proxy.store.rows import MAX_REFUSED_NAMES, SIGN_UPS, decode_visitor, tombstone, unvouched_bytes
+from proxy.store.sqlite import sign_ups
 from proxy.store.sqlite.bulk import insert_rows
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
@@ -48,10 +49,15 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Appends:
-    """Decides and carries out, over a ledger. `tallies` are written with the transaction by their owner."""
+    """Decides and carries out, over a ledger. `tallies` are written with the transaction by their owner.
+
+    `unvouched_bytes`: that the store keeps, as of the last transaction; any thread may read it.
+    """
 
     def __init__(self, tallies: Counter[str], wake: Callable[[], object]) -> None:
         self.ready_lanes = False  # some lane has gained a push since this was last cleared
+        self.unvouched_bytes = 0
+        self._rolled_back = False  # the last transaction
         self._tallies, self._wake = tallies, wake
         self._connection: sqlite3.Connection
         self._lane_ids: dict[str, int] = {}
@@ -64,15 +70,19 @@ class Appends:
         self._known = Known(site_key)
         self._ledger = Ledger(self._known, self._read_one, self._tallies)
         self.ready_lanes = False
+        self.unvouched_bytes = value(connection, "unvouched_bytes") or 0
 
     def begun(self, connection: sqlite3.Connection, reads: Sequence[Reads]) -> None:
         """A transaction has begun, whose appends will ask for `reads`."""
         known = self._known
         known.seen.clear()
+        if self._rolled_back:
+            self.unvouched_bytes = value(connection, "unvouched_bytes") or 0
+            self._rolled_back = False
         if max(len(known.visitors), len(known.erased)) > _REMEMBERED:
             self.forget()  # everything at once: simpler than the oldest first, and cheap to read again
         if reads:
-            known.held_bytes = value(connection, "counter", HELD_BYTES) or 0
+            known.unvouched_bytes = self.unvouched_bytes
             self._read(wants_of(reads))
 
     def append(self, decide: Decide[T]) -> Decision[T]:
@@ -83,13 +93,15 @@ class Appends:
 
     def flush(self) -> None:
         """Writes what is gathered: the transaction ends, or somebody else in it is to see it."""
-        self._write(self._ledger.take_writes())
+        lanes, self._known.lanes = self._known.lanes, {}
+        self._write(self._ledger.take_writes(), lanes)
         self._lane_ids.clear()
 
     def before_commit(self, connection: sqlite3.Connection) -> None:
         self.flush()
         if self._tallies:
             connection.executemany(SQL["tally"], self._tallies.items())
+            self.unvouched_bytes += unvouched_bytes(self._tallies)
             self._tallies.clear()
         if self.ready_lanes:
             self.ready_lanes = False
@@ -112,6 +124,7 @@ class Appends:
         self.ready_lanes = False
         self._tallies.clear()
         self.forget()
+        self._rolled_back = True
 
     def forget(self) -> None:
         """Somebody else has written what is known here."""
@@ -142,9 +155,9 @@ class Appends:
     def _read_people(self, keys: set[str]) -> None:
         known = self._known
         known.lanes.update(dict.fromkeys(keys))
-        for key, lane, verified, waiting, size in self._rows("lanes", keys):
+        for key, lane, verified, waiting, size, put_off in self._rows("lanes", keys):
             self._lane_ids[key] = lane
-            known.lanes[key] = LaneFacts(bool(verified), waiting, size)
+            known.lanes[key] = LaneFacts(bool(verified), waiting, size, bool(put_off))
         if new := keys.difference(known.erased):
             known.aliases.update(dict.fromkeys(new))
             known.aliases.update((key, Alias(address, at)) for key, address, at in self._rows("aliases", new))
@@ -154,10 +167,11 @@ class Appends:
     def _rows(self, query: str, names: set[str]) -> Iterable[Any]:
         return self._connection.execute(SQL[query], (_encode(list(names)).decode(),))
 
-    def _write(self, writes: Writes) -> None:
+    def _write(self, writes: Writes, lanes: Mapping[str, LaneFacts | None]) -> None:
+        """Carries out. `lanes`: as they were read."""
         connection, now = self._connection, self._known.now
         if writes.lanes:
-            self._write_lanes(writes, now)
+            self._write_lanes(writes, lanes, now)
         if writes.visitors:
             rows: list[tuple[Any, ...]] = [
                 (visitor, now, change.retired, change.identified, change.person, change.shown_by)
@@ -182,18 +196,38 @@ class Appends:
             rows = [(*names, count, now, 2 * MAX_REFUSED_NAMES) for names, count in writes.not_offered.items()]
             connection.executemany(SQL["not_offered"], rows)
 
-    def _write_lanes(self, writes: Writes, now: float) -> None:
+    def _write_lanes(self, writes: Writes, lanes: Mapping[str, LaneFacts | None], now: float) -> None:
         """A lane whose id is not known is made by its key."""
         connection, ids = self._connection, self._lane_ids
         old: list[tuple[Any, ...]] = []
+        typed: list[tuple[int, str]] = []
+        released: list[int] = []
         for key, change in writes.lanes.items():
-            flags = (int(change.put_off), int(change.vouched), int(change.verify))  # a bool is bound far more slowly
-            row = (change.gained, now + change.delay, *flags, now, change.bytes)
-            if (lane := ids.get(key)) is not None:
-                old.append((*row, lane))
+            vouched, verify = int(change.vouched), int(change.verify)  # a bool is bound far more slowly
+            lane = ids.get(key)
+            facts = lanes.get(key) or _NO_LANE
+            if lane is not None and not change.sign_ups:
+                old.append((change.gained, now, vouched, verify, change.bytes, lane))
+                put_off = facts.put_off and not vouched
             else:
-                (ids[key],) = connection.execute(SQL["lane"], (*row, key)).fetchone()
+                row = (change.gained, now, int(change.put_off), vouched, verify, change.bytes, key)
+                lane, put_off = connection.execute(SQL["lane"], row).fetchone()
+                ids[key] = lane
+            if put_off:
+                typed += [(lane, client) for client in change.sign_ups]
+                if not facts.put_off:
+                    self._tallies[SIGN_UPS] += 1
+            elif facts.put_off:
+                released.append(lane)
         connection.executemany(SQL["change_lane"], old)
+        if typed:
+            sign_ups.add(connection, typed, now, now)
+        if released:
+            sign_ups.remove(connection, released, now)
+            self._tallies[SIGN_UPS] -= len(released)
         if writes.pushes:
             insert_rows(connection, "enqueue", [(ids[row[0]], *row[1:]) for row in writes.pushes])
             self.ready_lanes = True
+
+
+_NO_LANE = LaneFacts()

@@ -6,4 +6,4 @@ SELECT (SELECT count(*) FROM lanes WHERE leased) + (SELECT count(*) FROM erasure
 
 -- name: numbers
 -- The highest that were ever given out.
-SELECT name, seq FROM sqlite_sequence WHERE name IN ('lanes', 'pushes', 'held');
+SELECT name, seq FROM sqlite_sequence WHERE name IN ('lanes', 'pushes', 'held', 'sign_ups');

@@ -9,10 +9,13 @@ import logging
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
 from proxy.core.gate import Closure, merge_closures
+from proxy.core.turns import Share
 from proxy.store.leases import (
     Changes,
     LaneRow,
@@ -23,8 +26,10 @@ from proxy.store.leases import (
     new_addresses,
     sent_again,
 )
+from proxy.store.outbox import NO_SHARE
 from proxy.store.records import Claim, Lease, Settlement
-from proxy.store.rows import clock_set_back, encode_closure
+from proxy.store.rows import SIGN_UPS, clock_set_back, decode_closure, encode_closure
+from proxy.store.sqlite import sign_ups
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.people import move_lane
 from proxy.store.sqlite.reads import read_gate, value
@@ -34,6 +39,19 @@ _JUMP_SECONDS = 5.0  # smaller corrections of the clock do no harm
 log = logging.getLogger("proxy.store")
 
 
+class _Claiming(NamedTuple):
+    """One claim. `until`: when its leases end; `share`: what it has for strangers."""
+
+    connection: sqlite3.Connection
+    now: float
+    until: float
+    per_lane: int
+    share: Share
+
+    def ready(self, lanes: int, *, stranger: bool) -> sqlite3.Cursor:
+        return self.connection.execute(SQL["claimable"], (int(stranger), self.now, lanes))
+
+
 class Leases:
     """Claims and settles. `revoked`: leases, as (lane, epoch), of people who were erased meanwhile; the store's thread writes it, any reads it."""
 
@@ -41,38 +59,89 @@ class Leases:
         self._tallies = tallies
         self._epochs = itertools.count(time.time_ns())  # never twice: a lease must fit no other lane, file or process
         self.revoked: set[tuple[int, int]] = set()
+        self._share = NO_SHARE  # of the last claim
         self._offset = time.time() - time.monotonic()  # changes when somebody sets the clock
 
     def claim(
-        self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
+        self,
+        connection: sqlite3.Connection,
+        lanes: int,
+        per_lane: int,
+        lease_seconds: float,
+        probe: Closure | None,
+        share: Share,
     ) -> Claim:
         now = time.time()
+        self._share = share
+        closure, probe_until, strangers = connection.execute(SQL["before_claim"], (now,)).fetchone()
+        claiming = _Claiming(connection, now, now + lease_seconds, per_lane, share)
+        if closure is None:
+            return Claim(tuple(self._claim_all(claiming, lanes) if strangers else self._claim_vouched(claiming, lanes)))
+        shut = decode_closure(closure)
+        if shut != probe or (probe_until is not None and now < probe_until <= now + lease_seconds):
+            return Claim((), shut)
+        leases = self._claim_ready(claiming, connection.execute(SQL["claimable_for_probe"], (now, min(lanes, 1))))
+        if not leases and lanes and strangers:
+            leases = self._claim_turns(claiming, 1)
+        if leases:
+            connection.execute(SQL["probe"], (now + lease_seconds,))
+        return Claim(tuple(leases), shut)
+
+    def next_ready(self, connection: sqlite3.Connection) -> float | None:
+        """Returns when a lane may be claimed (Unix seconds), None if none waits."""
+        ready = [value(connection, "next_ready"), sign_ups.next_turn(connection, self._share, time.time())]
+        return min((at for at in ready if at is not None), default=None)
+
+    def _claim_all(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
+        """Strangers have their least share, and what vouched lanes leave."""
+        ready = claiming.ready(lanes, stranger=True).fetchall()  # before any is leased, perhaps for no time at all
+        reserved = self._claim_strangers(claiming, ready, min(claiming.share.least, lanes))
+        vouched = self._claim_vouched(claiming, lanes - len(reserved))
+        more = self._claim_strangers(claiming, ready, lanes - len(vouched) - len(reserved))
+        return [*vouched, *reserved, *more]
+
+    def _claim_vouched(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
+        return self._claim_ready(claiming, claiming.ready(lanes, stranger=False))
+
+    def _claim_strangers(self, claiming: "_Claiming", ready: list[tuple[Any, ...]], lanes: int) -> list[Lease]:
+        """Takes turns, then the first of `ready`, which it removes there."""
+        leases = self._claim_turns(claiming, lanes)
+        left = lanes - len(leases)
+        rows, ready[:left] = ready[:left], []
+        return [*leases, *self._claim_ready(claiming, rows)]
+
+    def _claim_ready(self, claiming: "_Claiming", rows: Iterable[tuple[Any, ...]]) -> list[Lease]:
+        leases = [self._lease(claiming, LaneRow(*row[1:]), row[0]) for row in list(rows)]
+        return [lease for lease in leases if lease is not None]
+
+    def _claim_turns(self, claiming: "_Claiming", lanes: int) -> list[Lease]:
         leases: list[Lease] = []
-        closure, probe_until = read_gate(connection)
-        if closure is not None:
-            lanes = int(closure == probe and (probe_until is None or not now < probe_until <= now + lease_seconds))
-        query = "claimable" if closure is None else "claimable_for_probe"
-        for row in connection.execute(SQL[query], (now, lanes)).fetchall():
-            lane = LaneRow(*row)
-            if lane.leased:
-                self._end_lease(connection, lane.id)
-            lease = self._lease(connection, lane, per_lane, now + lease_seconds)
+        connection = claiming.connection
+        while (
+            len(leases) < lanes and (turn := sign_ups.take_turn(connection, claiming.share, claiming.now)) is not None
+        ):
+            self._tallies[SIGN_UPS] -= 1
+            row = connection.execute(SQL["claimable_lane"], (turn.lane,)).fetchone()
+            lease = self._lease(claiming, LaneRow(*row), 1, turn.client)
             if lease is not None:
                 leases.append(lease)
-        if leases and closure is not None:
-            connection.execute(SQL["probe"], (now + lease_seconds,))
-        return Claim(tuple(leases), closure)
+        return leases
 
-    def _lease(self, connection: sqlite3.Connection, lane: LaneRow, per_lane: int, until: float) -> Lease | None:
-        head = head_of(lane, connection.execute(SQL["lane_head"], (lane.id, per_lane)).fetchall())
+    def _lease(self, claiming: "_Claiming", lane: LaneRow, stranger: int, sign_up: str = "") -> Lease | None:
+        connection, _, until, per_lane, share = claiming
+        if lane.leased:
+            self._end_lease(connection, lane.id)
+        most = min(per_lane, share.per_lane) if stranger else per_lane
+        head = head_of(lane, connection.execute(SQL["lane_head"], (lane.id, most)).fetchall())
         if not head.pushes:
             return None
         epoch = next(self._epochs)
         if head.starts:
             connection.execute(SQL["start"], (head.pushes[0].seq,))
-        connection.execute(SQL["lease"], (epoch, until, lane.id))
-        pressed = head.asserted and value(connection, "vouched_waits", lane.id) is not None
-        return lease_of(lane, head, epoch=epoch, until=until, pressed=pressed)
+        vouched_waits = not stranger and head.asserted and value(connection, "vouched_waits", lane.id) is not None
+        lease = lease_of(lane, head, epoch=epoch, until=until, vouched_waits=vouched_waits, sign_up=sign_up)
+        connection.execute(SQL["lease"], (epoch, until, int(lease.stranger), lane.id))
+        return lease
 
     def move_gate(
         self, connection: sqlite3.Connection, before: Closure | None, after: Closure | None
@@ -93,10 +162,11 @@ class Leases:
         connection.execute(SQL["end_probe"])
         if (ahead := clock_set_back(now, value(connection, "newest_row"))) > 0.0:
             _end_waits(connection, now, ahead)
-        connection.execute(SQL["bring_near"], (now,))
+        for query in ("bring_near", "bring_schedules_near", "bring_networks_near", "bring_sign_ups_near"):
+            connection.execute(SQL[query], (now,))
 
     def follow_clock(self, connection: sqlite3.Connection) -> bool:
-        """Detects a jump of the clock; returns whether there was one. Ends waits after a jump back, extends leases after a jump ahead."""
+        """Notices that the clock was set, and returns whether it was. Set back, it ends waits; set ahead, it ends no lease, and gives no turn."""
         offset = time.time() - time.monotonic()
         jump = offset - self._offset
         if abs(jump) < _JUMP_SECONDS:
@@ -107,7 +177,10 @@ class Leases:
             log.warning("The clock was set back by %d s: back-offs end, and sign-ups keep their turns", -jump)
         else:
             connection.execute(SQL["extend_leases"], (jump,))
-            log.warning("The clock was set ahead by %d s: leases are extended by as much", jump)
+            _move_schedules(connection, time.time(), jump)
+            log.warning(
+                "The clock was set ahead by %d s: leases are extended by as much, and no turn comes earlier", jump
+            )
         return True
 
     def _end_lease(self, connection: sqlite3.Connection, lane: int) -> None:
@@ -128,7 +201,7 @@ class Leases:
             connection.execute(SQL["forget_lane"], (lease.lane,))
             return True
         for address in new_addresses(settlement):
-            move_lane(connection, lease.lane, address, time.time())
+            move_lane(connection, lease.lane, address, time.time(), self._tallies)
         return True
 
     def _write(self, connection: sqlite3.Connection, changes: Changes) -> None:
@@ -142,6 +215,10 @@ class Leases:
                 connection.executemany(SQL[query], [(seq,) for seq in seqs])
         for release in changes.releases:
             connection.execute(SQL["release"], release.row(now))
+            if release.sign_up and connection.execute(SQL["put_off_again"], (release.lane,)).rowcount:
+                at = max(now, release.retry_at or now)
+                sign_ups.add(connection, [(release.lane, release.sign_up)], at, now)
+                self._tallies[SIGN_UPS] += 1
         self._tallies.update(changes.tallies)
 
 
@@ -153,9 +230,16 @@ def _tell_loss(connection: sqlite3.Connection, settlement: Settlement) -> None:
 
 
 def _end_waits(connection: sqlite3.Connection, now: float, ahead: float) -> None:
-    """Ends all waits whose end a wrong clock has set: back-offs, the gate, the turns of sign-ups."""
-    connection.execute(SQL["end_waits"], (now, ahead))
-    connection.execute(SQL["advance_schedules"], (now, ahead))
+    """Ends what was to last until a time that a wrong clock has set: back-offs, the gate, rests. Schedules last for as long as they were to."""
+    connection.execute(SQL["end_waits"], (now,))
+    _move_schedules(connection, now, -ahead)
+    connection.execute(SQL["end_rests"], (now,))
+    connection.execute(SQL["move_sign_ups"], (now, -ahead))
     closure, _ = read_gate(connection)
     if closure is not None and closure.until > now:
         connection.execute(SQL["move_gate"], (encode_closure(msgspec.structs.replace(closure, until=now)),))
+
+
+def _move_schedules(connection: sqlite3.Connection, now: float, ahead: float) -> None:
+    for query in ("move_schedules", "move_networks"):
+        connection.execute(SQL[query], (now, ahead))

@@ -5,6 +5,7 @@ when it is refused, is in `file`; the queries are in `queries.sql`.
 """
 
 import asyncio
+import math
 import shutil
 import sqlite3
 import time
@@ -21,10 +22,26 @@ from proxy.aio import wait
 from proxy.core.calls import Attributes
 from proxy.core.decision import Decide, Decision, Reads
 from proxy.core.gate import Closure
+from proxy.core.turns import Share
+from proxy.core.visitors import Trust
 from proxy.errors import StoreRefused
-from proxy.store.outbox import NO_READS
-from proxy.store.records import Adopted, Claim, DeadFilter, DeadLetter, Durability, Erased, Lease, Settlement, Stats
-from proxy.store.rows import DEAD, WAITING, discarded, increments, may_sweep, replayed, unheld
+from proxy.store.outbox import NO_READS, NO_SHARE
+from proxy.store.records import (
+    Adopted,
+    Claim,
+    DeadFilter,
+    DeadLetter,
+    Durability,
+    Erased,
+    Lease,
+    Settlement,
+    SignUp,
+    SignUpFilter,
+    Stats,
+    Unvouched,
+)
+from proxy.store.rows import discarded, increments, may_sweep, replayed, unheld
+from proxy.store.sign_ups import STEP_ROWS, matcher
 from proxy.store.sqlite.adoption import Adoption, Work, adopted_names, is_adopted, note_adopted, total
 from proxy.store.sqlite.appends import Appends
 from proxy.store.sqlite.damage import pragma
@@ -33,6 +50,7 @@ from proxy.store.sqlite.leases import Leases
 from proxy.store.sqlite.people import end_erasures, erase_person, forget_identities, read_erasures
 from proxy.store.sqlite.reads import read_dead_letters, read_stats, value
 from proxy.store.sqlite.salvage import Salvage
+from proxy.store.sqlite.sign_ups import drop_lanes, end_turns, read_sign_ups
 from proxy.store.sqlite.sweep import SWEPT, Step, Sweep
 from proxy.store.sqlite.upkeep import Upkeep, place_facts, vacuum_step
 from proxy.store.sqlite.writer import Writer
@@ -83,8 +101,14 @@ class SqliteOutbox:
 
         return self._writer.submit(job)
 
-    async def claim(self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None) -> Claim:
-        return await self._submit(self._claim, lanes, per_lane, lease_seconds, probe)
+    def unvouched(self) -> Unvouched:
+        headroom = self._upkeep.headroom_bytes()
+        return Unvouched(self._appends.unvouched_bytes, headroom if headroom is not None else math.inf)
+
+    async def claim(
+        self, lanes: int, per_lane: int, lease_seconds: float, *, probe: Closure | None = None, share: Share = NO_SHARE
+    ) -> Claim:
+        return await self._submit(self._claim, lanes, per_lane, lease_seconds, probe, share)
 
     async def holds(self, lease: Lease) -> bool:
         return (lease.lane, lease.epoch) not in self._leases.revoked
@@ -97,7 +121,7 @@ class SqliteOutbox:
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         if not self._ready.is_set():
-            next_ready = await self._submit(value, "next_ready")
+            next_ready = await self._submit(self._leases.next_ready)
             if next_ready is not None:
                 timeout_seconds = min(timeout_seconds, next_ready - time.time())
         if timeout_seconds > 0:
@@ -194,6 +218,25 @@ class SqliteOutbox:
             yield so_far
         yield msgspec.structs.replace(so_far, missing=salvage.missing)
 
+    async def sign_ups(self, matching: SignUpFilter, after: int, limit: int) -> Sequence[SignUp]:
+        found: list[SignUp] = []
+        matches, cursor = matcher(matching), after
+        while len(found) < limit:
+            rows = await self._submit(read_sign_ups, cursor, STEP_ROWS)
+            found += [row for row in rows if matches(row)]
+            if len(rows) < STEP_ROWS:
+                break
+            cursor = rows[-1].seq
+        return found[:limit]
+
+    async def drop_sign_ups(self, matching: SignUpFilter, limit: int) -> int:
+        gone = 0
+        after: int | None = 0
+        while gone < limit and after is not None:
+            dropped, after = await self._submit(self._drop_sign_ups, matching, after, limit - gone)
+            gone += dropped
+        return gone
+
     async def durability(self) -> Durability:
         settings = await self._submit(_settings)
         facts = await asyncio.to_thread(place_facts, self.path)
@@ -222,11 +265,17 @@ class SqliteOutbox:
         connection.execute("COMMIT")
 
     def _claim(
-        self, connection: sqlite3.Connection, lanes: int, per_lane: int, lease_seconds: float, probe: Closure | None
+        self,
+        connection: sqlite3.Connection,
+        lanes: int,
+        per_lane: int,
+        lease_seconds: float,
+        probe: Closure | None,
+        share: Share,
     ) -> Claim:
         if self._leases.follow_clock(connection):
             self._appends.forget()
-        return self._leases.claim(connection, lanes, per_lane, lease_seconds, probe)
+        return self._leases.claim(connection, lanes, per_lane, lease_seconds, probe, share)
 
     def _may_sweep(self, connection: sqlite3.Connection) -> bool:
         """Returns whether the clock is trusted enough to delete records by age, and records the time if so."""
@@ -258,9 +307,8 @@ class SqliteOutbox:
         return self._leases.settle(connection, settlement)
 
     def _erase(self, connection: sqlite3.Connection, key: str) -> Erased:
-        erased, leases = erase_person(connection, key, self.site_key, time.time())
+        erased, leases = erase_person(connection, key, self.site_key, time.time(), self._tallies)
         self._leases.revoked |= leases
-        self._tallies.update({"erased": erased.waiting + erased.dead, WAITING: -erased.waiting, DEAD: -erased.dead})
         self._appends.forget()
         return erased
 
@@ -287,7 +335,10 @@ class SqliteOutbox:
         letters = read_dead_letters(connection, matching, 0, limit)
         for letter in letters:
             (lane,) = connection.execute(SQL["undead"], (letter.seq, increments(letter.body))).fetchone()
-            if not connection.execute(SQL["lane_regains"], (lane, time.time(), letter.size)).rowcount:
+            vouched = letter.trust is Trust.VERIFIED
+            if vouched and value(connection, "is_put_off", lane):
+                end_turns(connection, lane, self._tallies, time.time())
+            if not connection.execute(SQL["lane_regains"], (lane, time.time(), letter.size, vouched)).rowcount:
                 raise sqlite3.IntegrityError("a dead letter's lane is gone")
             connection.execute(SQL["remove_letter"], (letter.seq,))
         self._tallies.update(replayed(len(letters)))
@@ -297,8 +348,18 @@ class SqliteOutbox:
     def _discard(self, connection: sqlite3.Connection, matching: DeadFilter, limit: int) -> int:
         letters = read_dead_letters(connection, matching, 0, limit)
         connection.executemany(SQL["remove_letter"], [(letter.seq,) for letter in letters])
-        self._tallies.update(discarded(len(letters)))
+        self._tallies.update(discarded((letter.trust, letter.size) for letter in letters))
         return len(letters)
+
+    def _drop_sign_ups(
+        self, connection: sqlite3.Connection, matching: SignUpFilter, after: int, limit: int
+    ) -> tuple[int, int | None]:
+        """Looks at some of the queue; returns how many lanes were dropped, and where to go on."""
+        rows = read_sign_ups(connection, after, STEP_ROWS)
+        found = dict.fromkeys(row.lane for row in rows if matcher(matching)(row))
+        gone = drop_lanes(connection, list(found)[:limit], self._tallies, time.time())
+        self._appends.forget()
+        return gone, rows[-1].seq if len(rows) == STEP_ROWS else None
 
 
 def _has_more(steps: Iterator[None]) -> bool:

@@ -1,20 +1,22 @@
 """Moves and erases whole people in the SQLite outbox, inside the caller's transaction."""
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
 
 from proxy.core.emails import lane_key
 from proxy.core.visitors import fingerprint
 from proxy.store.records import Erased
-from proxy.store.rows import decode_visitor, tombstone
+from proxy.store.rows import decode_visitor, erased, tombstone
 from proxy.store.sqlite.file import SQL
 from proxy.store.sqlite.reads import value
+from proxy.store.sqlite.sign_ups import end_turns
 
 STEP_ROWS = 5_000
 
 
-def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: float) -> None:
-    """Moves a lane to the address that SendX has confirmed. Nobody holds a lease on the lane.
+def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: float, tallies: Counter[str]) -> None:
+    """Moves a lane to the address that SendX has confirmed. Nobody holds a lease on the lane, which is not put off.
 
     The old address becomes an alias. If the new one has a lane already, what waits there goes first, then both are one.
     """
@@ -28,30 +30,37 @@ def move_lane(connection: sqlite3.Connection, lane: int, address: str, now: floa
     if other is None:
         connection.execute(SQL["rename_lane"], (lane, new, address))
         return
-    waiting, verified, size = connection.execute(SQL["lane_facts"], (lane,)).fetchone()
+    waiting, verified, size, stranger = connection.execute(SQL["lane_facts"], (lane,)).fetchone()
+    unvouched = not verified and (stranger or not waiting)
+    if not unvouched and value(connection, "is_put_off", other):
+        end_turns(connection, other, tallies, now)
     connection.execute(SQL["move_pushes"], (lane, other))
-    connection.execute(SQL["remove_pushes"], (lane,))
+    connection.execute(SQL["remove_pushes"], (lane,)).fetchall()
     connection.execute(SQL["move_dead"], (lane, other))
     connection.execute(SQL["move_aliases"], (lane, other))
-    connection.execute(SQL["merge_lane"], (other, waiting, verified, now, size))
+    connection.execute(SQL["merge_lane"], (other, waiting, verified, now, size, unvouched))
     connection.execute(SQL["readdress_lane"], (other, address))
     connection.execute(SQL["remove_lane"], (lane,))
 
 
 def erase_person(
-    connection: sqlite3.Connection, key: str, site_key: bytes, now: float
+    connection: sqlite3.Connection, key: str, site_key: bytes, now: float, tallies: Counter[str]
 ) -> tuple[Erased, set[tuple[int, int]]]:
     """Removes what waits for the person with this lane key or alias, and begins the rest: see `forget_identities`.
 
     Also returns the leases, as (lane, epoch), that are void from here on. A request on the wire may still arrive. Until its outcome is
     known the lane stays, so that the next push does not overtake it.
     """
-    waiting = dead = 0
+    waiting: list[tuple[int, int]] = []
+    dead: list[tuple[int, int]] = []
     revoked: set[tuple[int, int]] = set()
     for each in _spellings(connection, key):
-        lane, leased, epoch = connection.execute(SQL["lane_lease"], (each,)).fetchone() or (-1, 0, 0)
-        waiting += connection.execute(SQL["remove_pushes"], (lane,)).rowcount
-        dead += connection.execute(SQL["remove_dead"], (lane, each)).rowcount
+        row = connection.execute(SQL["lane_lease"], (each,)).fetchone()
+        lane, leased, epoch, put_off = row or (-1, 0, 0, 0)
+        waiting += connection.execute(SQL["remove_pushes"], (lane,)).fetchall()
+        dead += connection.execute(SQL["remove_dead"], (lane, each)).fetchall()
+        if put_off:
+            end_turns(connection, lane, tallies, now)
         connection.execute(SQL["remove_aliases"], (lane, each))
         connection.execute(SQL["forget_person"], (each, fingerprint(each)))
         connection.execute(SQL["add_tombstone"], (tombstone(each, site_key), now))
@@ -59,7 +68,8 @@ def erase_person(
         if leased:
             revoked.add((lane, epoch))
         connection.execute(SQL["empty_lane" if leased else "remove_lane"], (lane,))
-    return Erased(waiting, 0, dead, 0), revoked
+    tallies.update(erased(waiting, dead))
+    return Erased(len(waiting), 0, len(dead), 0), revoked
 
 
 def read_erasures(connection: sqlite3.Connection) -> dict[str, float]:

@@ -21,7 +21,7 @@ SELECT id, shown, after, at FROM seen WHERE id IN (SELECT value FROM json_each(?
 
 -- name: lanes
 -- A JSON array of keys.
-SELECT key, id, verified, waiting, bytes FROM lanes WHERE key IN (SELECT value FROM json_each(?));
+SELECT key, id, verified, waiting, bytes, put_off FROM lanes WHERE key IN (SELECT value FROM json_each(?));
 
 -- name: aliases
 -- A JSON array of keys.
@@ -34,23 +34,27 @@ SELECT at FROM tombstones WHERE hash = ?;
 -- name: held
 SELECT seq, id, body, since FROM held WHERE visitor = ? ORDER BY seq;
 
--- name: counter
-SELECT value FROM counters WHERE name = ?;
+-- name: unvouched_bytes
+-- See rows.unvouched_bytes.
+SELECT sum(value) FROM counters WHERE name = 'gauge:unvouched_bytes' OR (name >= 'gauge:id_bytes:' AND name < 'gauge:id_bytes;');
 
 -- name: lane
--- A lane that waits for anything keeps its time; an empty one is ready at ?2. ?3: that is put off, as a sign-up; ?4: no matter how long it
--- was put off, now (?6) it goes. ?5: somebody has vouched for it. ?7: bytes of the bodies.
-INSERT INTO lanes (key, waiting, bytes, ready_at, put_off, verified) VALUES (?8, ?1, ?7, CASE WHEN ?1 > 0 THEN ?2 END, ?3, ?5)
-ON CONFLICT (key) DO UPDATE SET waiting = waiting + ?1, bytes = bytes + ?7, verified = verified OR ?5,
-ready_at = CASE WHEN ?1 = 0 THEN ready_at WHEN ready_at IS NULL THEN ?2 WHEN put_off AND ?4 THEN ?6 ELSE ready_at END,
-put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END
-RETURNING id;
+-- ?1: pushes that it gains, ?6: the bytes of their bodies. One that is empty is ready now (?2), unless it is put off as a sign-up (?3). ?4: something
+-- was vouched for, so that it waits for no turn. ?5: somebody has vouched for the address.
+INSERT INTO lanes (key, waiting, bytes, ready_at, put_off, verified, stranger)
+VALUES (?7, ?1, ?6, CASE WHEN ?1 > 0 AND NOT ?3 THEN ?2 END, ?3, ?5, ?1 > 0 AND NOT ?4)
+ON CONFLICT (key) DO UPDATE SET waiting = waiting + ?1, bytes = bytes + ?6, verified = verified OR ?5,
+stranger = CASE WHEN ?1 = 0 THEN stranger ELSE (stranger OR waiting = 0) AND NOT ?4 END,
+ready_at = CASE WHEN ?1 > 0 AND ready_at IS NULL AND (?4 OR NOT (put_off OR ?3)) THEN ?2 ELSE ready_at END,
+put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL AND NOT put_off THEN ?3 ELSE put_off AND NOT ?4 END
+RETURNING id, put_off;
 
 -- name: change_lane
--- The same for a lane whose id (?8) is known.
-UPDATE lanes SET waiting = waiting + ?1, bytes = bytes + ?7, verified = verified OR ?5,
-ready_at = CASE WHEN ?1 = 0 THEN ready_at WHEN ready_at IS NULL THEN ?2 WHEN put_off AND ?4 THEN ?6 ELSE ready_at END,
-put_off = CASE WHEN ?1 = 0 THEN put_off WHEN ready_at IS NULL THEN ?3 ELSE put_off AND NOT ?4 END WHERE id = ?8;
+-- The same for a lane whose id (?6) is known, and that nothing puts off. ?3: something was vouched for; ?4: somebody has vouched for the address.
+UPDATE lanes SET waiting = waiting + ?1, bytes = bytes + ?5, verified = verified OR ?4,
+stranger = CASE WHEN ?1 = 0 THEN stranger ELSE (stranger OR waiting = 0) AND NOT ?3 END,
+ready_at = CASE WHEN ?1 > 0 AND ready_at IS NULL AND (?3 OR NOT put_off) THEN ?2 ELSE ready_at END,
+put_off = CASE WHEN ?1 = 0 THEN put_off ELSE put_off AND NOT ?3 END WHERE id = ?6;
 
 -- name: enqueue
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
@@ -92,13 +96,24 @@ UPDATE gate SET probe_until = ?;
 -- name: end_probe
 UPDATE gate SET probe_until = NULL WHERE probe_until IS NOT NULL;
 
+-- name: before_claim
+-- What shuts the gate, and whether there may be lanes of strangers to claim, ready or put off.
+SELECT closure, probe_until, EXISTS (SELECT 1 FROM lanes WHERE stranger = 1 AND ready_at <= ?) OR EXISTS (SELECT 1 FROM sign_ups) FROM gate;
+
 -- name: claimable
-SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT ?;
+SELECT stranger, id, leased, failures, key, address, identify_digest, identify_at
+FROM lanes WHERE stranger = ? AND ready_at <= ? ORDER BY ready_at LIMIT ?;
+
+-- name: claimable_lane
+SELECT id, leased, failures, key, address, identify_digest, identify_at FROM lanes WHERE id = ?;
 
 -- name: claimable_for_probe
 -- Of those that have waited longest, the one that has failed least: a contact of whom SendX always fails must not stand for all.
-SELECT id, leased, failures, key, address, identify_digest, identify_at
-FROM (SELECT * FROM lanes WHERE ready_at <= ? ORDER BY ready_at LIMIT 1000) ORDER BY failures, ready_at LIMIT ?;
+SELECT stranger, id, leased, failures, key, address, identify_digest, identify_at FROM (
+  SELECT * FROM (SELECT * FROM lanes WHERE stranger = 0 AND ready_at <= ?1 ORDER BY ready_at LIMIT 1000)
+  UNION ALL
+  SELECT * FROM (SELECT * FROM lanes WHERE stranger = 1 AND ready_at <= ?1 ORDER BY ready_at LIMIT 1000)
+) ORDER BY failures, ready_at LIMIT ?2;
 
 -- name: lane_head
 SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ? ORDER BY seq LIMIT ?;
@@ -106,8 +121,14 @@ SELECT seq, id, address, trust, kind, body, since, attempts, increments FROM pus
 -- name: vouched_waits
 SELECT 1 FROM pushes WHERE lane = ? AND trust = 2 LIMIT 1;
 
+-- name: next_ready
+SELECT min(at) FROM (
+  SELECT min(ready_at) AS at FROM lanes WHERE stranger = 0 AND ready_at IS NOT NULL
+  UNION ALL SELECT min(ready_at) FROM lanes WHERE stranger = 1 AND ready_at IS NOT NULL
+);
+
 -- name: lease
-UPDATE lanes SET epoch = ?, leased = 1, ready_at = ?, put_off = 0 WHERE id = ?;
+UPDATE lanes SET epoch = ?, leased = 1, ready_at = ?, put_off = 0, stranger = ? WHERE id = ?;
 
 -- name: start
 UPDATE pushes SET started = 1 WHERE seq = ?;
@@ -148,6 +169,10 @@ identify_digest = CASE WHEN NOT ?5 THEN identify_digest WHEN identify_at = -1 TH
 identify_at = CASE WHEN identify_at = -1 THEN NULL WHEN NOT ?5 THEN identify_at ELSE ?7 END
 WHERE id = ?1;
 
+-- name: put_off_again
+-- Unless something has come meanwhile that was vouched for, or somebody was erased.
+UPDATE lanes SET put_off = 1, ready_at = NULL WHERE id = ? AND waiting > 0 AND stranger = 1;
+
 -- name: forget_lane
 DELETE FROM lanes WHERE id = ? AND waiting = 0 AND verified = 0;
 
@@ -155,8 +180,18 @@ DELETE FROM lanes WHERE id = ? AND waiting = 0 AND verified = 0;
 SELECT id FROM lanes WHERE leased = 1;
 
 -- name: bring_near
--- Back-offs take minutes, sign-ups are put off for days; neither for a month.
-UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + CASE WHEN put_off THEN 2592000 ELSE 7200 END;
+-- Back-offs take minutes.
+UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + 7200;
+
+-- name: bring_schedules_near
+-- What has left can have taken up two hours, see proxy.core.turns: in them nothing leaves that would exceed an hour's number.
+UPDATE schedules SET until = ?1 + 7200 WHERE name = 'sign-ups' AND until > ?1 + 7200;
+
+-- name: bring_networks_near
+UPDATE networks SET until = min(until, ?1 + 7200), rests = min(rests, ?1) WHERE until > ?1 + 7200 OR rests > ?1 + 7200;
+
+-- name: bring_sign_ups_near
+UPDATE sign_ups SET at = ?1 WHERE at > ?1 + 7200;
 
 -- name: newest_row
 -- When anything was last written that bears a time: each of these has its index.
@@ -165,11 +200,22 @@ SELECT max(at) FROM (
 );
 
 -- name: end_waits
--- The clock was set back by ?2 seconds: back-offs end, sign-ups keep their turns.
-UPDATE lanes SET ready_at = CASE WHEN put_off THEN max(?1, ready_at - ?2) ELSE ?1 END WHERE ready_at > ?1 AND leased = 0;
+-- The clock was set back: back-offs end.
+UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 AND leased = 0;
 
--- name: advance_schedules
-UPDATE schedules SET until = max(?1, until - ?2) WHERE until > ?1 AND name <> 'swept';
+-- name: end_rests
+UPDATE networks SET rests = ?1 WHERE rests > ?1;
+
+-- name: move_schedules
+-- The clock was set ahead by ?2 seconds, or back if that is negative, and says ?1 now: what was to last still lasts for as long.
+UPDATE schedules SET until = max(?1, until + ?2) WHERE until > ?1 - max(0, ?2) AND name <> 'swept';
+
+-- name: move_networks
+UPDATE networks SET until = max(?1, until + ?2) WHERE until > ?1 - max(0, ?2);
+
+-- name: move_sign_ups
+-- In their order.
+UPDATE sign_ups SET at = min(?1, at + ?2) WHERE at > ?1;
 
 -- name: extend_leases
 UPDATE lanes SET ready_at = ready_at + ? WHERE leased = 1;
@@ -206,15 +252,17 @@ DELETE FROM held WHERE visitor = ? RETURNING length(body);
 -- name: tally
 INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
 
--- name: next_ready
-SELECT min(ready_at) FROM lanes WHERE ready_at IS NOT NULL;
+-- name: counter
+SELECT value FROM counters WHERE name = ?;
 
 -- name: undead
 INSERT INTO pushes (lane, id, address, trust, kind, body, since, increments)
 SELECT lane, id, address, trust, kind, body, since, ?2 FROM dead WHERE seq = ?1 RETURNING lane;
 
 -- name: lane_regains
-UPDATE lanes SET waiting = waiting + 1, bytes = bytes + ?3, ready_at = coalesce(ready_at, ?2) WHERE id = ?1;
+-- ?4: it was vouched for.
+UPDATE lanes SET waiting = waiting + 1, bytes = bytes + ?3, stranger = (stranger OR waiting = 0) AND NOT ?4,
+ready_at = CASE WHEN put_off AND NOT ?4 THEN NULL ELSE coalesce(ready_at, ?2) END, put_off = put_off AND NOT ?4 WHERE id = ?1;
 
 -- name: remove_letter
 DELETE FROM dead WHERE seq = ?;
@@ -248,15 +296,19 @@ INSERT INTO pushes (lane, id, address, trust, kind, body, since, attempts, incre
 SELECT ?2, id, address, trust, kind, body, since, attempts, increments FROM pushes WHERE lane = ?1 ORDER BY seq;
 
 -- name: remove_pushes
-DELETE FROM pushes WHERE lane = ?;
+DELETE FROM pushes WHERE lane = ? RETURNING trust, length(body);
 
 -- name: merge_lane
+-- ?6: nothing that comes to it was vouched for, so that it stays put off.
 UPDATE lanes SET waiting = waiting + ?2, bytes = bytes + ?5, verified = max(verified, ?3), identify_digest = NULL,
-identify_at = CASE WHEN leased THEN -1 END,
-ready_at = CASE WHEN waiting + ?2 > 0 THEN coalesce(ready_at, ?4) END WHERE id = ?1;
+identify_at = CASE WHEN leased THEN -1 END, stranger = (stranger OR waiting = 0) AND ?6,
+ready_at = CASE WHEN waiting + ?2 > 0 AND NOT (put_off AND ?6) THEN coalesce(ready_at, ?4) END, put_off = put_off AND ?6 WHERE id = ?1;
 
 -- name: lane_facts
-SELECT waiting, verified, bytes FROM lanes WHERE id = ?;
+SELECT waiting, verified, bytes, stranger FROM lanes WHERE id = ?;
+
+-- name: is_put_off
+SELECT put_off FROM lanes WHERE id = ?;
 
 -- name: move_dead
 UPDATE dead SET lane = ?2 WHERE lane = ?1;
@@ -265,11 +317,11 @@ UPDATE dead SET lane = ?2 WHERE lane = ?1;
 DELETE FROM lanes WHERE id = ?;
 
 -- name: empty_lane
--- Its holder settles it, and then it goes.
+-- Its holder settles it, and then it goes: what comes meanwhile waits for that.
 UPDATE lanes SET waiting = 0, bytes = 0, verified = 0, failures = 0, address = NULL, identify_digest = NULL, identify_at = NULL WHERE id = ?;
 
 -- name: lane_lease
-SELECT id, leased, epoch FROM lanes WHERE key = ?;
+SELECT id, leased, epoch, put_off FROM lanes WHERE key = ?;
 
 -- name: begin_erasure
 INSERT INTO erasures (key, at) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET at = ?2;
@@ -282,7 +334,7 @@ DELETE FROM erasures WHERE key = ? AND at = ?;
 
 -- name: remove_dead
 -- Also letters to the address from before another person had it.
-DELETE FROM dead WHERE lane = ?1 OR key = ?2;
+DELETE FROM dead WHERE lane = ?1 OR key = ?2 RETURNING trust, length(body);
 
 -- name: remove_aliases
 DELETE FROM aliases WHERE lane = ?1 OR key = ?2;
@@ -354,10 +406,11 @@ SELECT lane, id, address, trust, kind, body, since, attempts, increments FROM pu
 DELETE FROM pushes WHERE lane = ? AND seq <= ?;
 
 -- name: lane_gains
--- ?5: what was taken back is put off, as a sign-up, until ?4.
-UPDATE lanes SET waiting = waiting + ?2, bytes = bytes + ?3,
-ready_at = CASE WHEN ready_at IS NULL OR (put_off AND NOT ?5) THEN ?4 ELSE ready_at END,
-put_off = CASE WHEN ready_at IS NULL THEN ?5 ELSE put_off AND ?5 END WHERE id = ?1;
+-- ?5: what was taken back was put off as a sign-up; ?6: something of it was vouched for.
+UPDATE lanes SET waiting = waiting + ?2, bytes = bytes + ?3, stranger = (stranger OR waiting = 0) AND NOT ?6,
+ready_at = CASE WHEN ready_at IS NULL AND (?6 OR verified OR NOT (put_off OR ?5)) THEN ?4 ELSE ready_at END,
+put_off = CASE WHEN ?6 OR verified THEN 0 WHEN ready_at IS NULL AND NOT put_off THEN ?5 ELSE put_off END WHERE id = ?1
+RETURNING put_off;
 
 -- name: held_to_end
 INSERT INTO held (visitor, id, body, since) SELECT visitor, id, body, since FROM held WHERE visitor = ?1 AND seq <= ?2 ORDER BY seq;
@@ -367,6 +420,71 @@ DELETE FROM held WHERE visitor = ? AND seq <= ?;
 
 -- name: held_tail
 SELECT max(seq) FROM held WHERE visitor = ?;
+
+-- ──── sign_ups
+
+-- name: add_sign_ups
+-- A JSON array of lane and client.
+INSERT INTO sign_ups (lane, client, at) SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), ?2 FROM json_each(?1) WHERE true
+ON CONFLICT (lane, client) DO NOTHING RETURNING client;
+
+-- name: remove_sign_ups
+-- A JSON array of lanes.
+DELETE FROM sign_ups WHERE lane IN (SELECT value FROM json_each(?)) RETURNING client;
+
+-- name: wake
+-- A JSON array of clients.
+UPDATE networks SET rests = NULL WHERE rests IS NOT NULL AND name IN (SELECT value FROM json_each(?)) RETURNING name, waiting;
+
+-- name: wake_due
+UPDATE networks SET rests = NULL WHERE name IN (SELECT name FROM networks WHERE rests <= ? ORDER BY rests LIMIT ?) RETURNING name, waiting;
+
+-- name: resting
+-- A JSON array of clients.
+SELECT name, rests FROM networks WHERE rests IS NOT NULL AND name IN (SELECT value FROM json_each(?));
+
+-- name: rest
+UPDATE networks SET rests = ? WHERE name = ? RETURNING waiting;
+
+-- name: count_waiting
+-- A JSON array of name, parent and what is added. ?2: the weight of a network that is new.
+INSERT INTO networks (name, parent, waiting, weight)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'), ?2 FROM json_each(?1) WHERE true
+ON CONFLICT (name) DO UPDATE SET waiting = waiting + excluded.waiting;
+
+-- name: waiting_for_turns
+SELECT EXISTS (SELECT 1 FROM networks WHERE parent = '' AND waiting > 0 AND rests IS NULL), (SELECT min(rests) FROM networks WHERE rests IS NOT NULL);
+
+-- name: least_served
+SELECT name, weight, until FROM networks WHERE parent = ? AND waiting > 0 AND rests IS NULL ORDER BY weight LIMIT 1;
+
+-- name: first_sign_up
+SELECT lane, at FROM sign_ups WHERE client = ? ORDER BY at, seq LIMIT 1;
+
+-- name: client_has_left
+UPDATE networks SET until = ? WHERE name = ?;
+
+-- name: weigh
+UPDATE networks SET weight = ? WHERE name = ?;
+
+-- name: uncount_all
+UPDATE networks SET waiting = 0, rests = NULL;
+
+-- name: clients_waiting
+SELECT client, count(*) FROM sign_ups GROUP BY client;
+
+-- name: sign_ups
+SELECT seq, lane, coalesce(lanes.address, (SELECT address FROM pushes WHERE lane = lanes.id ORDER BY seq LIMIT 1), key), client, at, waiting
+FROM sign_ups JOIN lanes ON lanes.id = lane WHERE seq > ? ORDER BY seq LIMIT ?;
+
+-- name: empty_put_off
+UPDATE lanes SET waiting = 0, bytes = 0, failures = 0, put_off = 0 WHERE id = ? AND put_off;
+
+-- name: expire_sign_ups
+DELETE FROM sign_ups WHERE seq IN (SELECT seq FROM sign_ups WHERE at < ? LIMIT ?) RETURNING lane, client;
+
+-- name: waits_for_turn
+SELECT 1 FROM sign_ups WHERE lane = ? LIMIT 1;
 
 -- ──── sweep
 
@@ -389,7 +507,7 @@ DELETE FROM visitors WHERE id IN (
 );
 
 -- name: age_out_dead
-DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < ? LIMIT ?);
+DELETE FROM dead WHERE seq IN (SELECT seq FROM dead WHERE at < ? LIMIT ?) RETURNING trust, length(body);
 
 -- name: forget_lanes
 DELETE FROM lanes WHERE id > ? AND id <= ? AND verified = 0 AND waiting = 0 AND leased = 0 AND failures = 0
@@ -397,6 +515,16 @@ AND NOT EXISTS (SELECT 1 FROM dead WHERE dead.lane = lanes.id);
 
 -- name: lane_step
 SELECT max(id) FROM (SELECT id FROM lanes WHERE id > ? ORDER BY id LIMIT ?);
+
+-- name: forget_networks
+-- Served long ago, as if never.
+DELETE FROM networks WHERE waiting = 0 AND until <= ? AND weight < ?;
+
+-- name: id_gauges
+SELECT name, value FROM counters WHERE name >= 'gauge:id_bytes:' AND name < 'gauge:id_bytes;';
+
+-- name: forget_counter
+DELETE FROM counters WHERE name = ?;
 
 -- name: forget_tombstones
 DELETE FROM tombstones WHERE at < ?;

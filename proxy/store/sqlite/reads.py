@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from proxy.core.decision import Schedule
 from proxy.core.gate import Closure
 from proxy.store.records import DeadFilter, DeadLetter, Stats
 from proxy.store.rows import MAX_REFUSED_NAMES, decode_closure, decode_dead_letter, make_stats
@@ -26,7 +25,6 @@ def read_stats(connection: sqlite3.Connection, tallies: Counter[str]) -> Stats:
         counted,
         oldest=value(connection, "oldest"),
         refused_names=connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,)),
-        sign_ups_until=value(connection, "schedule", Schedule.SIGN_UPS),
         closure=value(connection, "gate"),
     )
 

@@ -20,7 +20,7 @@ from proxy.core.emails import lane_key
 from proxy.errors import StoreRefused
 from proxy.store.rows import DEAD, HOLDING, WAITING, decode_body, decode_visitor
 from proxy.store.sqlite.causes import explain
-from proxy.store.sqlite.damage import pragma, unreadable_commits
+from proxy.store.sqlite.damage import Remedy, pragma, remedy_for, unreadable_commits
 from proxy.store.sqlite.file import MAGIC, SCHEMA_STEPS, is_ours, require_not_in_use, wal_path
 
 STEP_ROWS = 500
@@ -42,7 +42,7 @@ class _Table(NamedTuple):
 
 
 _NUMBERED = {
-    "lanes": _Table("id, key, address, verified, ready_at, put_off", lambda row: lane_key(row[1])),
+    "lanes": _Table("id, key, address, verified, put_off", lambda row: lane_key(row[1])),
     "pushes": _Table(
         "seq, lane, id, address, trust, kind, body, since, attempts, increments, started",
         lambda row: (decode_body(row[5], row[6]), lane_key(row[3]), float(row[7])),
@@ -69,7 +69,7 @@ WITH kept (name, found) AS (
 SELECT coalesce(sum(max(0, value - found)), 0), count(*) = 3 FROM kept JOIN counters USING (name)
 """  # noqa: S608 - names of counters
 _MEND = """
-INSERT OR IGNORE INTO lanes (key) SELECT lane_key(address) FROM pushes WHERE lane NOT IN (SELECT id FROM lanes);
+INSERT OR IGNORE INTO lanes (key, put_off) SELECT lane_key(address), 1 FROM pushes WHERE lane NOT IN (SELECT id FROM lanes);
 INSERT OR IGNORE INTO lanes (key) SELECT lane_key(address) FROM dead WHERE lane NOT IN (SELECT id FROM lanes);
 UPDATE pushes SET lane = (SELECT id FROM lanes WHERE key = lane_key(address)) WHERE lane NOT IN (SELECT id FROM lanes);
 UPDATE dead SET lane = (SELECT id FROM lanes WHERE key = lane_key(address)) WHERE lane NOT IN (SELECT id FROM lanes);
@@ -166,10 +166,10 @@ class Salvage:
             version = pragma(connection, "user_version")
             if version > len(SCHEMA_STEPS):
                 raise StoreRefused(f"{self._file} was written by a newer scq-proxy. Install that version.")
-            for step in SCHEMA_STEPS[version:]:
-                connection.executescript(step)
+            self.whole = _bring_up_to_date(connection, version)
             _, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self.whole = unreadable_commits(wal_path(path), max(frames, 0)) < 2  # one was being written
+            lost = unreadable_commits(wal_path(path), max(frames, 0))
+            self.whole = self.whole and lost < 2  # one was being written
         except sqlite3.Error as error:
             connection.close()
             raise StoreRefused(f"Nothing in {self._file} can be read ({error}).") from None
@@ -278,6 +278,22 @@ def _is_sound(table: _Table, row: Row) -> bool:
     except (msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError):
         return False
     return isinstance(row[0], (int, str, bytes))
+
+
+def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> bool:
+    """Runs the steps of the schema that a damaged copy has not seen, as far as it can be read; returns whether all of it could."""
+    whole, statement = True, ""
+    for line in "\n".join(SCHEMA_STEPS[version:]).splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            try:
+                connection.execute(statement)
+            except sqlite3.DatabaseError as error:
+                if remedy_for(error) is not Remedy.SUSPECT:
+                    raise
+                whole = False
+            statement = ""
+    return whole
 
 
 def _new_store(path: Path) -> sqlite3.Connection:

@@ -5,8 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from proxy.store.rows import MAX_REFUSED_NAMES, RETIRED_AGE, SEEN_AGE, SHOWN_AGE, discarded, expired, with_address
+from proxy.core.turns import faded
+from proxy.store.rows import (
+    MAX_REFUSED_NAMES,
+    RETIRED_AGE,
+    SEEN_AGE,
+    SHOWN_AGE,
+    discarded,
+    expired,
+    is_over,
+    with_address,
+)
 from proxy.store.sqlite.file import SQL
+from proxy.store.sqlite.sign_ups import expire
 
 STEP_ROWS = 1_000
 SWEPT = "swept"  # the schedule that holds the time of the last sweep
@@ -25,7 +36,7 @@ class Sweep:
         self._hold_age, self._dead_age = hold_age, dead_age
         self.steps: Sequence[Step] = (
             *(self._held, self._seen, self._visitors, self._shown),
-            *(self._dead, self._lanes, self._rest),
+            *(self._dead, self._sign_ups, self._lanes, self._rest),
         )
 
     def _before(self, age: timedelta) -> float:
@@ -53,8 +64,13 @@ class Sweep:
         return 0 if gone == STEP_ROWS else None
 
     def _dead(self, _cursor: float, connection: sqlite3.Connection) -> float | None:
-        gone = connection.execute(SQL["age_out_dead"], (self._before(self._dead_age), STEP_ROWS)).rowcount
+        gone = connection.execute(SQL["age_out_dead"], (self._before(self._dead_age), STEP_ROWS)).fetchall()
         self._tallies.update(discarded(gone))
+        return 0 if len(gone) == STEP_ROWS else None
+
+    def _sign_ups(self, _cursor: float, connection: sqlite3.Connection) -> float | None:
+        """Drops those whose turn has not come for so long, so that the queue ends."""
+        gone = expire(connection, self._before(self._hold_age), STEP_ROWS, self._tallies, self._now)
         return 0 if gone == STEP_ROWS else None
 
     def _lanes(self, cursor: float, connection: sqlite3.Connection) -> float | None:
@@ -70,4 +86,14 @@ class Sweep:
         refused_names = connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,)).fetchall()
         connection.executemany(SQL["forget_not_offered"], with_address(refused_names))
         connection.execute(SQL["forget_aliases"])
+        connection.execute(SQL["forget_networks"], (self._now, faded(self._now)))
+        self._forget_gauges(connection)
         return None
+
+    def _forget_gauges(self, connection: sqlite3.Connection) -> None:
+        """Ends the gauges of ids that are forgotten: by a tally, so that who counts along sees it, and without a row from the next sweep on."""
+        for name, counted in connection.execute(SQL["id_gauges"]).fetchall():
+            if is_over(name, self._now) and counted:
+                self._tallies[name] -= counted
+            elif is_over(name, self._now):
+                connection.execute(SQL["forget_counter"], (name,))

@@ -107,6 +107,10 @@ class Upkeep:
             sentence = "The disk is nearly full: free some space, or lower SCQ_MIN_FREE_MB."
             raise StoreUnavailable(sentence, retry_after=30)
 
+    def headroom_bytes(self) -> int | None:
+        """Returns the disk space above the floor, None if nobody can tell."""
+        return self._space.headroom_bytes()
+
     def cut_log_soon(self) -> None:
         """Called after an erasure: what it removed from the file still stands in the log."""
         self._cut_due = True

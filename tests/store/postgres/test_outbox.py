@@ -189,10 +189,11 @@ async def test_what_happens_only_so_often_is_counted_over_all_nodes(
     nodes: tuple[PostgresOutbox, PostgresOutbox],
 ) -> None:
     def take(facts: Facts) -> Decision[None]:
-        return Decision((Scheduled(Schedule.SIGN_UPS, facts.schedule(Schedule.SIGN_UPS) + 1),), None)
+        return Decision((Scheduled(Schedule.TRACES, facts.schedule(Schedule.TRACES) + 1),), None)
 
     await asyncio.gather(*(node.append(take) for node in nodes for _ in range(200)))
-    assert (await nodes[0].stats()).sign_ups_until == 400
+    (until,) = (await nodes[0].append(lambda facts: Decision((), [facts.schedule(Schedule.TRACES)]))).answer
+    assert until == 400
 
 
 async def test_a_push_that_comes_while_another_node_moves_its_person_follows(
@@ -322,7 +323,7 @@ async def test_times_that_a_wrong_clock_has_set_do_not_last(nodes: tuple[Postgre
 
 
 async def test_the_cost_of_a_claim_does_not_grow_with_the_lanes_that_wait_for_a_retry() -> None:
-    dsn = database()
+    dsn, floors = database(), {"floor": 0, "stranger_floor": 0}
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO lanes (key, waiting, ready_at) "
@@ -330,9 +331,11 @@ async def test_the_cost_of_a_claim_does_not_grow_with_the_lanes_that_wait_for_a_
         )
         connection.execute("VACUUM ANALYZE lanes")
         for query, values in (
-            ("claimable", {"lanes": 64, "floor": 0}),
-            ("claimable_for_probe", {"seconds": 60, "floor": 0}),
-            ("next_ready", {"floor": 0, "ahead": 1}),
+            ("before_claim", floors),
+            ("claimable", {"lanes": 64, **floors}),
+            ("claimable_strangers", {"lanes": 64, **floors}),
+            ("claimable_for_probe", floors),
+            ("next_ready", {**floors, "ahead": 1}),
         ):
             text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {SQL[query]}"
             row = connection.execute(text.encode(), values).fetchone()
@@ -347,7 +350,6 @@ async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tabl
         "keys": keys,
         "gained": [1] * 100,
         "bytes": [20] * 100,
-        "delays": [0.0] * 100,
         "put_off": flags,
         "vouched": flags,
         "verify": flags,
@@ -358,7 +360,18 @@ async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tabl
         "visitors": {"visitors": keys},
         "lock_lanes": {"keys": keys},
         "change_lanes": change,
-        "heads": {"lanes": list(range(64)), "per_lane": 25},
+        "heads": {"lanes": list(range(64)), "mosts": [25] * 64},
+        "lease_asserted": {"lanes": list(range(64)), "seconds": 60},
+        "lease": {"lanes": list(range(64)), "seconds": 60},
+        "join_queue": {
+            **dict.fromkeys(("keys", "clients", "ends", "names", "parents"), keys),
+            "ats": [None] * 100,
+            "weight": 0.0,
+        },
+        "leave_queue": {"keys": keys, "lanes": [1]},
+        "standing": {},
+        "wake": {},
+        "walk": {},
         "lock_leases": {"lanes": list(range(64))},
         "remove": {"seqs": list(range(64))},
     }

@@ -28,12 +28,21 @@ import asyncio, os, sys, time
 from pathlib import Path
 from proxy.core.gate import Closure
 from proxy.store.records import Settlement
+from proxy.core.calls import Track
+from proxy.core.decision import Decision, Enqueue, Remember
+from proxy.core.turns import Share
+from proxy.core.visitors import Trust
 from tests.support.sqlite import delivered, health, opened, push
 
 path = Path(sys.argv[1])
 
 def set_clock(seconds):
     Path(os.environ["CLOCK_OFFSET"]).write_text(str(seconds))
+
+async def typed(outbox, number):
+    address = f"{number}@example.com"
+    changes = Enqueue(address, address, address, Trust.ASSERTED, Track(("a",)), "192.0.2.1"), Remember(address, "v")
+    await outbox.append(lambda facts: Decision(changes, None))
 
 async def main():
 """
@@ -127,6 +136,29 @@ def test_a_clock_that_is_set_right_ends_the_waits_that_it_has_set(tmp_path: Path
         "closure = (await outbox.claim(1, 1, 60)).closure",
         "assert closure.until <= time.time()",
         "assert len((await outbox.claim(1, 1, 60, probe=closure)).leases) == 1",
+        "await outbox.close()",
+    )
+
+
+# Nobody can tell a clock that was set ahead meanwhile from time that has passed.
+@pytest.mark.parametrize(("jump", "restart"), [(10 * DAY, "in use"), (0, "in use"), (0, "at a restart")])
+def test_a_clock_that_is_set_gives_no_turn_and_loses_none(tmp_path: Path, shim: Path, jump: int, restart: str) -> None:
+    """Half of an hour's number has left: the next one may leave half an hour later, whatever the clock says."""
+    opens_again = ("await outbox.close()", "outbox = await opened(path)") if restart == "at a restart" else ()
+    under_the_clock(
+        tmp_path / "scq.db",
+        shim,
+        f"set_clock({10 * DAY - jump})",
+        "outbox = await opened(path)",
+        "for number in range(3): await typed(outbox, number)",
+        "two = Share(per_hour=2, per_client=2)",
+        "assert len((await outbox.claim(9, 9, 3600, share=two)).leases) == 1",
+        f"set_clock({jump})",
+        *opens_again,
+        "assert len([each for each in (await outbox.claim(9, 9, 60, share=two)).leases if each.sign_up]) == 0",
+        "until = await outbox._writer.submit(lambda store: store.execute('SELECT until FROM schedules WHERE name = ?', ('sign-ups',)).fetchone()[0])",
+        "assert 0 < until - time.time() < 7300",
+        "assert len([each for each in (await outbox.claim(9, 9, 60)).leases if each.sign_up]) == 2",
         "await outbox.close()",
     )
 
