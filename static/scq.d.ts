@@ -74,7 +74,6 @@ declare namespace Scq {
     | "unverified-identity"
     | "identity-changed"
     | "tag-not-allowed"
-    | "too-many-addresses"
     | "lane-full"
     | "hold-full"
     | "hold-expired"

@@ -92,3 +92,16 @@ async def test_a_sign_up_whose_answer_was_bad_waits_for_another_turn(
         await until(lambda: ANN in contacts(sandbox))
         assert (await outbox.stats()).sign_ups == 1, "two turns were all that may leave at once"
     assert sandbox.total == 3
+
+
+async def test_a_newcomer_from_elsewhere_is_next_however_many_wait(
+    outbox: SqliteOutbox, sendx: tuple[Sandbox, str]
+) -> None:
+    sandbox, url = sendx
+    for number in range(60):
+        client = f"2001:db8:{number % 7}:{number}::/64"
+        await push(outbox, f"flood-{number}@example.com", HELLO, trust=Trust.ASSERTED, sign_up=client)
+    await push(outbox, ANN, HELLO, trust=Trust.ASSERTED, sign_up="203.0.113.7")
+    async with running(forwarder(outbox, url, concurrency=1, share=Share(per_hour=4))):
+        await until(lambda: sandbox.total == 2)
+    assert ANN in contacts(sandbox)
