@@ -83,6 +83,7 @@ class Service:
             lambda: defects.count,
             timeout_seconds=settings.upstream_timeout_seconds,
             turned_away=lambda: defects.turned_away,
+            hold_max_bytes=settings.hold_max_bytes,
             pace=pace,
         )
         self.pages = OperatorPages(outbox, self._watch, ClientAddresses(settings.trusted_proxies))
