@@ -5,7 +5,7 @@ others typed. Kept in memory, in each process; what is kept of an address is a h
 """
 
 from collections.abc import Iterable, Sequence
-from math import exp
+from math import ceil, exp
 from typing import Generic, TypeVar
 
 from proxy.core.calls import Attributes
@@ -17,6 +17,7 @@ MOST_REMEMBERED = 100_000  # networks, or addresses typed by clients
 PUSH_BYTES = 700  # what a push of a stranger costs beside its body: its rows and its id, in tables and indexes
 _PART = 8  # of what is free, one part in so many is a network's
 _SMALL_LANE = 32  # pushes that any network may have in a lane, if a lane has room for them
+_STEP = 0.025  # seconds: answers about typed addresses come at multiples of it
 _DAY, _HOUR = 86_400.0, 3_600.0  # seconds: after so long, 37 % of what was brought still counts
 
 
@@ -74,6 +75,15 @@ def allowed_bytes(budget: float, used: float, headroom: float) -> float:
     `used`: by them already; `headroom`: free above the floor, infinite if unknown.
     """
     return min(budget, (max(headroom, 0.0) + used) / 4)
+
+
+def silence(elapsed: float) -> float:
+    """Returns how many seconds to wait with an answer about a typed address, `elapsed` after its request had come.
+
+    A newcomer costs the store more than a customer, and somebody who was erased less. So that no clock tells which it is, answers come in steps that
+    are long against such differences.
+    """
+    return ceil(elapsed / _STEP) * _STEP - elapsed
 
 
 class Strangers:

@@ -4,6 +4,7 @@ Plain ASGI, because this is the hot path. Whole-request refusals come in the ord
 nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
 """
 
+import asyncio
 import logging
 import secrets
 import time
@@ -21,7 +22,7 @@ from proxy.core.parsing import parse_batch
 from proxy.core.policy import Policy
 from proxy.core.reasons import Status
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
-from proxy.core.strangers import Strangers, allowed_bytes
+from proxy.core.strangers import Strangers, allowed_bytes, silence
 from proxy.core.tokens import TokenCodec
 from proxy.core.visitors import Visitor
 from proxy.errors import RequestError, StoreUnavailable
@@ -130,6 +131,8 @@ class PushEndpoint:
             most_bytes=most_bytes,
         )
         answer = await self._store(request)
+        if self._policy.asserted_identify and any(map(_types, candidates)):
+            await asyncio.sleep(silence(time.monotonic() - at))
         if answer.unvouched:
             self._charge(client_address, candidates, answer, len(content), at)
         if log.isEnabledFor(logging.DEBUG):
@@ -191,6 +194,10 @@ def _typed(candidate: Candidate) -> Identify | None:
     if candidate.token is None and isinstance(push, Push) and isinstance(push.call, Identify):
         return push.call
     return None
+
+
+def _types(candidate: Candidate) -> bool:
+    return (typed := _typed(candidate)) is not None and typed.email is not None
 
 
 def _log_results(answer: PushAnswer) -> None:

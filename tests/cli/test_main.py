@@ -27,6 +27,7 @@ COMMANDS = (
     "migrate",
     "copy",
     "dead",
+    "signups",
     "store",
 )
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from proxy.core.calls import Attributes
-from proxy.core.strangers import PUSH_BYTES, Charges, Recent, Strangers, allowed_bytes, within_share
+from proxy.core.strangers import PUSH_BYTES, Charges, Recent, Strangers, allowed_bytes, silence, within_share
 
 NOW, HOUR, DAY = 1_000.0, 3_600.0, 86_400.0
 MB = 1_000_000
@@ -125,3 +125,9 @@ def test_strangers_have_no_more_than_a_quarter_of_the_free_disk() -> None:
     assert allowed_bytes(256 * MB, 0, 150 * MB) == 37.5 * MB
     assert allowed_bytes(256 * MB, 30 * MB, 120 * MB) == 37.5 * MB
     assert allowed_bytes(256 * MB, 30 * MB, -5 * MB) == 7.5 * MB
+
+
+@pytest.mark.parametrize("elapsed", [0.0001, 0.0005, 0.004, 0.0249])
+def test_answers_about_typed_addresses_come_at_the_same_time_whatever_they_have_cost(elapsed: float) -> None:
+    assert elapsed + silence(elapsed) == pytest.approx(0.025)
+    assert 0.1 + elapsed + silence(0.1 + elapsed) == pytest.approx(0.125)

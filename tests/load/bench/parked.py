@@ -71,7 +71,7 @@ async def measure(databases: Databases, parked: int, claims: int) -> Round:
 
 def _blocks(databases: Databases, dsn: str, query: str) -> int:
     text = SQL[query].replace("%(lanes)b", str(LANES)).replace("%(lanes)s", str(LANES))
-    text = text.replace("%(floor)s", "0").replace("%(ahead)s", "1")
+    text = text.replace("%(floor)s", "0").replace("%(stranger_floor)s", "0").replace("%(ahead)s", "1")
     ((plan,),) = databases.execute(dsn, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}")
     top = _top(plan)
     return int(top["Shared Hit Blocks"]) + int(top["Shared Read Blocks"])

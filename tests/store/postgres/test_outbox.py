@@ -361,8 +361,8 @@ async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tabl
         "lock_lanes": {"keys": keys},
         "change_lanes": change,
         "heads": {"lanes": list(range(64)), "mosts": [25] * 64},
-        "lease_asserted": {"lanes": list(range(64)), "seconds": 60},
-        "lease": {"lanes": list(range(64)), "seconds": 60},
+        "lease_asserted": {"lanes": list(range(64)), "seconds": 60, "epoch": 1},
+        "lease": {"lanes": list(range(64)), "seconds": 60, "epoch": 1},
         "join_queue": {
             **dict.fromkeys(("keys", "clients", "ends", "names", "parents"), keys),
             "ats": [None] * 100,
