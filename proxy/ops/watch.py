@@ -34,7 +34,7 @@ class Pace(msgspec.Struct, frozen=True):
     look: float = 1.0
     repeat: float = 60.0
     lately: float = LATELY_SECONDS
-    patience: float = 3.0
+    patience: float = 2.5
 
 
 class _Lasting(msgspec.Struct):
