@@ -165,7 +165,8 @@ class Server:
     def _answers(self, path: str) -> bool:
         with suppress(httpx.TransportError):
             # A client for each look would read all certificates each time: 25 ms of work.
-            return self.client.get(path, timeout=5).status_code == 200
+            # Not kept open: a server that was killed for good is not always closed.
+            return self.client.get(path, headers={"Connection": "close"}, timeout=5).status_code == 200
         return False
 
     def died(self) -> bool:
