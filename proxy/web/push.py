@@ -30,6 +30,8 @@ from proxy.store.outbox import Outbox
 from proxy.web.access import ClientAddresses, Headers, RateLimit, require_origin, scan
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
 
+_CHANCES = 1 << 20
+
 log = logging.getLogger("proxy.push")
 
 _ALLOW: Header = (b"allow", b"POST, OPTIONS")
@@ -132,7 +134,7 @@ class PushEndpoint:
         )
         answer = await self._store(request)
         if self._policy.asserted_identify and any(map(_types, candidates)):
-            await asyncio.sleep(silence(time.monotonic() - at))
+            await asyncio.sleep(silence(time.monotonic() - at, chance=secrets.randbelow(_CHANCES) / _CHANCES))
         if answer.unvouched:
             self._charge(client_address, candidates, answer, len(content), at)
         if log.isEnabledFor(logging.DEBUG):

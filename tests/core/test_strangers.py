@@ -129,5 +129,6 @@ def test_strangers_have_no_more_than_a_quarter_of_the_free_disk() -> None:
 
 @pytest.mark.parametrize("elapsed", [0.0001, 0.0005, 0.004, 0.0249])
 def test_answers_about_typed_addresses_come_at_the_same_time_whatever_they_have_cost(elapsed: float) -> None:
-    assert elapsed + silence(elapsed) == pytest.approx(0.025)
-    assert 0.1 + elapsed + silence(0.1 + elapsed) == pytest.approx(0.125)
+    for chance in (0.0, 0.5):
+        assert elapsed + silence(elapsed, chance) == pytest.approx(0.025 * (1 + chance))
+        assert 0.1 + elapsed + silence(0.1 + elapsed, chance) == pytest.approx(0.125 + 0.025 * chance)
