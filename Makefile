@@ -19,7 +19,7 @@ help:
 	@echo 'make soak-standby 40 faults of a synchronous standby and its primary under three nodes: some eight minutes'
 	@echo 'make soak-browser   1,000 leave events in each of three browsers: some four minutes'
 	@echo 'make soak-strangers   a flood of strangers beside customers and newcomers, on both stores: some twenty-five minutes'
-	@echo 'make silence   whether answers tell whose address was typed, by 2,000 pairs of each kind: some two minutes'
+	@echo 'make silence   whether answers tell whose address was typed, by 2,000 pairs of each kind: some six minutes'
 	@echo 'make power-cuts   the power is cut at 4,000 moments of a run that strace recorded: some three minutes'
 	@echo 'make page-cost   what the script costs the main thread of a page in Chromium'
 	@echo 'make scale   what a contact who always fails and a million waiting pushes cost: some four minutes'
