@@ -171,7 +171,7 @@ def discard(
     """
     selection = _chosen(ids, reason, older_than, contact, everything, "discard")
     if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on: add --yes to discard without being asked.")
+        raise typer.BadParameter("confirmation needs a terminal: add --yes to discard without being asked.")
     store = store_of(env_file)
     if not yes:
         selection = _confirmed(store, selection)

@@ -148,7 +148,7 @@ def drop(
             "For example: scq-proxy signups drop --network 2001:db8::/32"
         )
     if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on: add --yes to drop without being asked.")
+        raise typer.BadParameter("confirmation needs a terminal: add --yes to drop without being asked.")
     store = store_of(env_file)
     total = asyncio.run(_run(store, CountSignUps(selection))).total
     if total and not yes:

@@ -147,7 +147,7 @@ async def last_of(told: AsyncGenerator[T, None], limit: int) -> tuple[int, list[
 
 
 async def write_json(told: AsyncGenerator[T, None], file: TextIO, what: str, step: int) -> int:
-    """Writes one line each, and shows a progress bar about `what`, moved every `step` lines; returns how many it were."""
+    """Writes one line each, and shows a progress bar about `what`, moved every `step` lines; returns the number of lines."""
     written = 0
     with progress_bar(what, longer_than=step, hidden=file.isatty()) as show_progress:
         async with contextlib.aclosing(told):

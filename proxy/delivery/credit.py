@@ -14,7 +14,7 @@ _PRICE = _PART - 1  # vouched pushes that earn strangers one of theirs
 class Credit(msgspec.Struct, frozen=True):
     """What strangers may send where fewer than eight lanes are sent at once. `earned`: vouched pushes for which they have had nothing yet.
 
-    Saved up is no more than one lane: where one sender has to do for all, two lanes of strangers do not follow one another.
+    The credit is capped at one lane, so that a single sender never sends two strangers' lanes in a row.
     """
 
     earned: int = 0

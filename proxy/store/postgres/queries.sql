@@ -284,7 +284,7 @@ SELECT CASE WHEN EXISTS (SELECT FROM networks WHERE parent = '' AND waiting > 0 
 coalesce((SELECT until FROM schedules WHERE name = 'sign-ups'), 0), {now};
 
 -- name: join_queue
--- A lane that is put off waits for a turn of each of these clients. Whoever rests is woken: what waited for it counts again in the networks around.
+-- A lane that is put off waits for a turn of each of these clients. A resting client is woken: its rows count again in the networks around it.
 WITH added AS (
   INSERT INTO sign_ups (lane, client, at)
   SELECT l.id, c.client, coalesce(c.at, {now})

@@ -22,7 +22,7 @@ async def read_sign_ups(database: Database, matching: SignUpFilter, after: int, 
 
 
 async def drop_sign_ups(database: Database, matching: SignUpFilter, limit: int) -> int:
-    """Drops up to `limit` lanes, in batches; returns how many it were."""
+    """Drops up to `limit` lanes, in batches; returns the number dropped."""
     count, lanes = 0, set[int]()
     async for sign_up in _matching(database, matching, 0):
         lanes.add(sign_up.lane)
