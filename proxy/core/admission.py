@@ -108,8 +108,8 @@ def _bind_stragglers(context: Context, visit: Visit) -> Visit:
     if email is None or visit.stale_session:
         return visit
     known = context.facts.visitor(visit.who.id)
-    if known.identified and not known.holding:
-        return visit  # as with most requests
+    if known.identified and (not known.holding or known.person == NOBODY):
+        return visit  # as with most requests; or the sign-up was dropped, so that somebody has to identify anew
     forgotten = context.recently_erased(lane_key(email))
     return succession.bind(context, visit, email, context.trust(visit.who), forgotten=forgotten)
 
@@ -211,7 +211,8 @@ def _track(context: Context, visit: Visit, push_id: str, track: Track) -> _Step:
     if trust is Trust.ASSERTED and context.recently_erased(key):
         context.intake.forget(key)
     else:
-        context.intake.enqueue(Enqueue(push_id, key, email, trust, track))
+        sign_up = _sign_up(context, visit, email) if trust is Trust.ASSERTED else ""
+        context.intake.enqueue(Enqueue(push_id, key, email, trust, track, sign_up))
     return visit, context.accept(push_id)
 
 
@@ -338,8 +339,18 @@ def _asserted(context: Context, visit: Visit, push_id: str, email: str, attribut
     key = lane_key(email)
     if context.facts.lane(key).verified:
         attributes = Attributes(tags=attributes.tags)
-    sign_up = context.request.client if context.limits.takes_turns and not visit.owns(email) else ""
-    return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, sign_up)
+    return Enqueue(push_id, key, email, Trust.ASSERTED, attributes, _sign_up(context, visit, email))
+
+
+def _sign_up(context: Context, visit: Visit, email: str) -> str:
+    """Returns the client whose sign-up an asserted push is, if nothing is known of the address; empty if the visitor has signed up already.
+
+    A cookie alone does not show that: the sign-up may wait, or it has been dropped, or its person was erased.
+    """
+    key = lane_key(email)
+    signed_up = visit.owns(email) and context.facts.visitor(visit.who.id).person == key
+    waits = not signed_up or context.facts.lane(key).put_off
+    return context.request.client if context.limits.takes_turns and waits else ""
 
 
 def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None) -> _Step:

@@ -19,7 +19,7 @@ from proxy.sandbox.api import Sandbox
 from proxy.store.sqlite.outbox import open_outbox
 from tests.support.commands import Said, at_a_terminal, scq
 from tests.support.live import eventually
-from tests.support.server import ADMIN_TOKEN, Browser, Server, arrives, identify, new_email, track
+from tests.support.server import ADMIN_TOKEN, Browser, Server, arrives, identify, new_email, requests_about, track
 
 SUBCOMMANDS = ("list", "drop")
 HOME, OFFICE = "203.0.113.7", "198.51.100.1"
@@ -184,6 +184,21 @@ def test_what_is_dropped_may_be_typed_again(server: Server, flooded: list[str]) 
     assert ask(server, "drop", "--all", "--yes").out == "No sign-up waits for its turn.\n"
     typed(server, OFFICE, flooded[0])
     assert waiting(server) == flooded[:1]
+
+
+def test_the_cookie_of_a_dropped_sign_up_sends_nothing_without_another_turn(server: Server, sandbox: Sandbox) -> None:
+    use_up(server, sandbox)
+    browser, email = Browser(server, x_forwarded_for=OFFICE), new_email("flood")
+    assert browser.statuses(identify(email=email)) == ["accepted"]
+    late = Browser(server, x_forwarded_for=OFFICE)
+    late.s = browser.s
+    assert late.statuses(track("typed-0")) == ["held"]
+    assert ask(server, "drop", "--all", "--yes").out == "Dropped 1 address.\n"
+    for call in (track("typed-1"), identify(firstName="Ann"), identify(email=email)):
+        assert browser.statuses(call) == ["accepted"]
+        eventually(lambda: report(server)["sign_ups"] == 1)
+    assert waiting(server) == [email]
+    assert not requests_about(sandbox, email)
 
 
 def test_an_address_in_a_filter_and_a_client_are_not_in_the_log(server: Server, flooded: list[str]) -> None:

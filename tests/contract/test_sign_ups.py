@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from proxy.core.calls import Attributes, Track
-from proxy.core.decision import Change, Hold, Remember, Verify
+from proxy.core.decision import Change, Hold, Identified, Remember, Verify
 from proxy.core.gate import Closure, Halt
 from proxy.core.turns import Share
-from proxy.core.visitors import Trust
+from proxy.core.visitors import NOBODY, Trust
 from proxy.store.outbox import Outbox
 from proxy.store.records import Fate, Lease, Settled, Settlement, SignUpFilter
 from proxy.store.rows import HELD_OVERHEAD, ID_OVERHEAD, PUSH_OVERHEAD
@@ -246,6 +246,13 @@ async def test_an_erasure_takes_a_sign_up_out_of_the_queue(outbox: Outbox) -> No
     await outbox.erase(address(0))
     assert (await put_off(outbox), len(await outbox.sign_ups(SignUpFilter(), 0, 10))) == (1, 1)
     assert names(await turns(outbox, ALL)) == [address(1)]
+
+
+async def test_a_visitor_whose_sign_up_was_dropped_is_nobodys(outbox: Outbox) -> None:
+    await carry_out(outbox, *typed(2), Identified("ada", address(0)), Identified("bob", address(1)))
+    assert await outbox.drop_sign_ups(SignUpFilter(pattern=address(0)), 10) == 1
+    persons = await read(outbox, lambda facts: [facts.visitor(visitor).person for visitor in ("ada", "bob")])
+    assert persons == [NOBODY, address(1)]
 
 
 async def test_a_change_of_address_to_one_that_waits_for_its_turn_releases_it(outbox: Outbox) -> None:

@@ -385,7 +385,7 @@ GROUP BY s.lane ORDER BY min(s.at) LIMIT %(limit)s;
 SELECT DISTINCT s.lane FROM sign_ups s WHERE NOT EXISTS (SELECT FROM lanes l WHERE l.id = s.lane AND l.put_off) LIMIT %(limit)s;
 
 -- name: lock_put_off
-SELECT id FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) AND put_off ORDER BY id FOR NO KEY UPDATE;
+SELECT id, key FROM lanes WHERE id = ANY (%(lanes)s::bigint[]) AND put_off ORDER BY id FOR NO KEY UPDATE;
 
 -- name: empty_put_off
 UPDATE lanes SET waiting = 0, bytes = 0, failures = 0, put_off = false, stranger = false WHERE id = ANY (%(lanes)s::bigint[]);

@@ -55,9 +55,12 @@ async def _drop(transaction: Transaction, lanes: set[int]) -> int:
 async def _drop_lanes(transaction: Transaction, lanes: set[int]) -> int:
     """Drops what waits in those of the lanes that are put off, and commits. The queue is locked."""
     (locked,) = await transaction.run(("lock_put_off", {"lanes": list(lanes)}))
-    put_off = [lane for (lane,) in locked.rows]
+    put_off = [lane for lane, _ in locked.rows]
     gone, *_ = await transaction.run(
-        ("remove_pushes", {"lanes": put_off}), ("empty_put_off", {"lanes": put_off}), leave(lanes=lanes)
+        ("remove_pushes", {"lanes": put_off}),
+        ("empty_put_off", {"lanes": put_off}),
+        leave(lanes=lanes),
+        ("forget_person", {"keys": [key for _, key in locked.rows]}),  # so that their next push waits for a turn, too
     )
     await transaction.commit(
         tally(dropped(gone.rows, 0))

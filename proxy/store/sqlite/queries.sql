@@ -480,6 +480,10 @@ FROM sign_ups JOIN lanes ON lanes.id = lane WHERE seq > ? ORDER BY seq LIMIT ?;
 -- name: empty_put_off
 UPDATE lanes SET waiting = 0, bytes = 0, failures = 0, put_off = 0 WHERE id = ? AND put_off;
 
+-- name: forget_typed
+-- As after an erasure: these visitors are nobody's, and their next push waits for a turn as another sign-up.
+UPDATE visitors SET person = '#' WHERE person = (SELECT key FROM lanes WHERE id = ?);
+
 -- name: expire_sign_ups
 DELETE FROM sign_ups WHERE seq IN (SELECT seq FROM sign_ups WHERE at < ? LIMIT ?) RETURNING lane, client;
 

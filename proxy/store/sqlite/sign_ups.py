@@ -154,10 +154,11 @@ def read_sign_ups(connection: sqlite3.Connection, after: int, limit: int) -> lis
 
 
 def drop_lanes(connection: sqlite3.Connection, lanes: Iterable[int], tallies: Counter[str], now: float) -> int:
-    """Removes all that waits in lanes that are put off; returns how many lanes it were."""
+    """Removes all that waits in lanes that are put off; returns how many lanes it were. Their visitors wait for a turn again."""
     wanted = list(lanes)
     remove(connection, wanted, now)
     emptied = [lane for lane in wanted if connection.execute(SQL["empty_put_off"], (lane,)).rowcount]
+    connection.executemany(SQL["forget_typed"], [(lane,) for lane in emptied])
     pushes = [push for lane in emptied for push in connection.execute(SQL["remove_pushes"], (lane,))]
     tallies.update(dropped(pushes, len(emptied)))
     return len(emptied)
