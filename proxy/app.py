@@ -9,6 +9,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import timedelta
 
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount, Route
@@ -34,6 +35,7 @@ from proxy.ops.dead_letters import StoreCommands
 from proxy.ops.pages import OperatorPages
 from proxy.ops.watch import Pace, Watch
 from proxy.store.outbox import Outbox
+from proxy.store.rows import SEEN_AGE, TRACE_BYTES
 from proxy.stores import open_store
 from proxy.web.access import ClientAddresses, RateLimit
 from proxy.web.application import Application
@@ -45,7 +47,7 @@ from proxy.web.shim import load_debug_shim, load_shim
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0
 MAX_RESTART_SECONDS = 60.0
-TRACE_BYTES, TRACE_HOURS = 300, 9 * 24  # what a remembered id costs, and how long; they share the room of what is held
+TRACES_PART = 8  # of SCQ_HOLD_MB, one part in so many is for log-outs and consents of unknown visitors
 
 log = logging.getLogger("proxy.app")
 
@@ -266,7 +268,7 @@ def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:
             hold_max=settings.hold_max,
             honour_gpc=settings.gpc is Gpc.HONOUR,
             takes_turns=bool(settings.sign_ups_per_hour or settings.sign_ups_per_ip),
-            traces_per_hour=settings.hold_max_bytes / TRACE_BYTES / TRACE_HOURS,
+            traces_per_hour=settings.hold_max_bytes / TRACES_PART / TRACE_BYTES / (SEEN_AGE / timedelta(hours=1)),
         ),
     )
 

@@ -250,9 +250,11 @@ def _identify(context: Context, visit: Visit, push_id: str, identify: Identify, 
         return _log_in(context, visit, push_id, identify, token)
     if identify.email is not None and not visit.owns(identify.email):
         return _assert(context, visit, push_id, identify, identify.email, repeats=candidate.repeats)
+    trust = context.trust(who)
     if who.email is None:
         return _refuse(context, visit, push_id, Refusal(Reason.UNVERIFIED_IDENTITY, "call[1]"))
-    identity = _Identity(identify.email or who.email, context.trust(who), who)
+    repeats = candidate.repeats and trust is Trust.ASSERTED
+    identity = _Identity(identify.email or who.email, trust, who, repeats=repeats)
     return _accept_identify(context, visit, push_id, identify, identity)
 
 
@@ -300,8 +302,9 @@ def _accept_identify(context: Context, visit: Visit, push_id: str, identify: Ide
         return _refuse(context, visit, push_id, Refusal(Reason.LANE_FULL))
     attributes, dropped = _offered(context, identify, identity)
     forgotten = trust is Trust.ASSERTED and context.recently_erased(key)
-    if full:
-        pass  # it has been said, and would add nothing
+    adds = not full or not (forgotten or context.still_counts(key))
+    if not adds:
+        pass  # it has been said
     elif forgotten:
         context.intake.forget(key)
     elif trust is Trust.ASSERTED:
@@ -312,7 +315,7 @@ def _accept_identify(context: Context, visit: Visit, push_id: str, identify: Ide
         visit = succession.bind(context, _replace(visit, who=after, moved=True), email, trust, forgotten=forgotten)
     if identity.token is not None:
         context.intake.changes += (Verify(key), EndAlias(key))
-    return visit, context.accept(push_id, after, dropped=dropped)
+    return visit, context.accept(push_id, after, trace=adds, dropped=dropped)
 
 
 def _offered(context: Context, identify: Identify, identity: _Identity) -> tuple[Attributes, tuple[str, ...]]:
@@ -359,26 +362,34 @@ def _reset(context: Context, visit: Visit, push_id: str, lost_log_in: str | None
     heir = visit.heir or context.facts.visitor(visit.who.id).person
     if visit.who.email is not None:
         heir = lane_key(visit.who.email)
-    trace = succession.leaves_trace(context, visit)
+    before, trace = visit.who, succession.leaves_trace(context, visit)
+    if not trace and heir is not None and before.email is None:
+        return visit, context.accept_trace(
+            push_id, before, before, trace=False
+        )  # it is that person's, or nobody's, already
     visit = _replace(succession.start_anew(context, visit, push_id, trace=trace), heir=heir)
     if heir is not None:
         context.intake.changes.append(Born(visit.who.id, heir))
-    return visit, context.accept(push_id, visit.who, trace=trace)
+    return visit, context.accept_trace(push_id, visit.who, before, trace=trace)
 
 
 def _lose_log_in(context: Context, visit: Visit, push_id: str, person: str) -> _Step:
     """Takes in a log-in that got no answer while its page was open: it logs out anybody but its person."""
-    after = succession.make_way(context, visit, push_id, person, heir=person)
+    waits = (
+        visit.who.email is None and visit.heir is not None and not visit.is_of(person)
+    )  # for another, without a log-in
+    bounded = waits and not succession.leaves_trace(context, visit)
+    after = visit if bounded else succession.make_way(context, visit, push_id, person, heir=person)
     if after is visit:
         return visit, Result(push_id, Status.ACCEPTED)  # not remembered: the log-in itself may still come
-    return after, context.accept(push_id, after.who)
+    return after, context.accept_trace(push_id, after.who, visit.who, trace=True)
 
 
 def _consent(context: Context, visit: Visit, push_id: str, *, granted: bool) -> _Step:
-    trace = succession.leaves_trace(context, visit)
+    trace = granted != visit.who.consent and succession.leaves_trace(context, visit)
     who = _replace(visit.who, consent=granted)
     visit = _replace(visit, who=who, moved=True)
     if not granted:
         context.intake.changes.append(Drop(who.id, Reason.CONSENT_DENIED))
         visit = _replace(visit, held=(), emptied=visit.emptied | {who.id})
-    return visit, context.accept(push_id, who, trace=trace)
+    return visit, context.accept_trace(push_id, who, who, trace=trace)

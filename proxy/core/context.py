@@ -86,6 +86,11 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         room = lane_room(trust, self.limits.lane_max)
         return lane.waiting + self.intake.queued.get(key, 0) >= room or lane.bytes >= room * LANE_BYTES_PER_PUSH
 
+    def still_counts(self, key: str) -> bool:
+        """Returns whether what was taken for this address before has not been dropped: it waits, or the address takes no turns."""
+        lane = self.facts.lane(key)
+        return bool(lane.waiting or self.intake.queued.get(key) or lane.verified)
+
     def strangers_are_full(self) -> bool:
         """Returns whether the client's network, or all strangers together, have brought as many bytes as they may."""
         return self.request.over or self.facts.unvouched_bytes() >= self.request.most_bytes
@@ -113,13 +118,26 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         self.remember(push_id, after, trace=trace)
         return Result(push_id, Status.ACCEPTED, dropped=dropped)
 
-    def remember(self, push_id: str, after: Visitor | None = None, *, trace: bool = True) -> None:
-        """Remembers the id. `after`: who the browser is from here on, None if the push does not say; `trace`: in the store, too."""
+    def remember(
+        self, push_id: str, after: Visitor | None = None, *, trace: bool = True, unvouched: bool = False
+    ) -> None:
+        """Remembers the id. `after`: who the browser is from here on, None if the push does not say; `trace`: in the store, too.
+
+        `unvouched`: as in `Remember`.
+        """
         self.intake.ids.add(push_id)
         if after is not None:
             after = msgspec.structs.replace(after, issued=int(self.request.now))
         if trace:
-            self.intake.changes.append(Remember(push_id, self.shown, after))
+            self.intake.changes.append(Remember(push_id, self.shown, after, unvouched))
+
+    def accept_trace(self, push_id: str, after: Visitor, before: Visitor, *, trace: bool) -> Result:
+        """Accepts a log-out or a consent of `before`. What it leaves counts as brought by strangers, unless a token says who that is."""
+        unvouched = trace and self.trust(before) is not Trust.VERIFIED
+        if unvouched:
+            self.intake.unvouched.append("")
+        self.remember(push_id, after, trace=trace, unvouched=unvouched)
+        return Result(push_id, Status.ACCEPTED)
 
 
 def lane_room(trust: Trust, lane_max: int) -> int:

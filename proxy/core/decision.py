@@ -190,11 +190,12 @@ class EndAlias(Change, frozen=True):
 
 
 class Remember(Change, frozen=True):
-    """Knows this id again; see `Seen`."""
+    """Knows this id again; see `Seen`. `unvouched`: nobody has vouched for it, and no push counts its bytes."""
 
     id: str
     shown: str
     after: Visitor | None = None
+    unvouched: bool = False
 
 
 class Refused(Change, frozen=True):

@@ -59,12 +59,17 @@ def start_anew(context: Context, visit: Visit, push_id: str, *, trace: bool = Tr
 def leaves_trace(context: Context, visit: Visit) -> bool:
     """Returns whether a log-out or a consent is remembered.
 
-    That of a known visitor always is; those of unknown visitors are limited per hour, because anyone can send them.
+    That of a visitor who is known by a token always is, and that of one who has typed an address or is held for as long as strangers have room.
+    Others are limited per hour, because anyone can send them.
     """
-    if visit.who.email is not None or visit.heir is not None or visit.held or visit.holding(context.facts):
+    who, facts = visit.who, context.facts
+    if context.trust(who) is Trust.VERIFIED:
         return True
-    if context.facts.visitor(visit.who.id).identified is not None:
+    if who.email is None and facts.visitor(who.id).identified is not None:
         return True  # a tab without the cookie of the person who is logged in
+    known = who.email is not None or visit.heir is not None or visit.held or visit.holding(facts)
+    if known and not context.strangers_are_full():
+        return True
     free = context.busy_until(Schedule.TRACES) <= context.request.now + _HOUR  # an hour's worth may be taken in one go
     return free and context.book(Schedule.TRACES, context.limits.traces_per_hour) <= context.request.now
 

@@ -21,7 +21,16 @@ from proxy.core.calls import Kind, Track
 from proxy.core.reasons import DROPPED_VALUES, Reason
 from proxy.core.visitors import Trust
 from proxy.store.facts import Ask, HeldRow, Known, LaneChange, VisitorChange, Writes
-from proxy.store.rows import HELD_OVERHEAD, HOLDING, ID_OVERHEAD, PUSH_OVERHEAD, UNVOUCHED_BYTES, WAITING, id_gauge
+from proxy.store.rows import (
+    HELD_OVERHEAD,
+    HOLDING,
+    ID_OVERHEAD,
+    PUSH_OVERHEAD,
+    TRACE_BYTES,
+    UNVOUCHED_BYTES,
+    WAITING,
+    id_gauge,
+)
 
 _encode = msgspec.json.Encoder().encode
 _TRACK, _IDENTIFY = Kind.TRACK.value, Kind.IDENTIFY.value
@@ -268,6 +277,8 @@ class Ledger:
         if self.seen(change.id) is None:
             self.writes.remembered.append(change)
             self._seen[change.id] = decision.Seen(change.shown, change.after, self.known.now)
+            if change.unvouched:
+                self.tallies[id_gauge(self.known.now)] += TRACE_BYTES
 
     def _refused(self, change: decision.Refused) -> None:
         self.tallies[change.reason.counter] += 1

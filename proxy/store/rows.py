@@ -28,6 +28,7 @@ CLOCK_JITTER = 60.0  # seconds by which the newest row may be ahead of a correct
 MAX_REFUSED_NAMES = 500
 # Bytes that a row costs beside its body, with its indexes.
 HELD_OVERHEAD, PUSH_OVERHEAD, ID_OVERHEAD = 200, 500, 200
+TRACE_BYTES = 500  # of a log-out or a consent: its id and who came after it, and up to two visitors
 
 # --- clocks
 

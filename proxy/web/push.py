@@ -170,8 +170,8 @@ class PushEndpoint:
     def _charge(
         self, client_address: str, candidates: Sequence[Candidate], answer: PushAnswer, size: int, at: float
     ) -> None:
-        """Counts what the client's network has brought. `size`: of the request, in bytes."""
-        self._strangers.charge(client_address, answer.unvouched, size * len(answer.unvouched) / len(candidates), at)
+        """Counts what the client's network has brought. `size`: of the request, in bytes; which push it came with is not looked at."""
+        self._strangers.charge(client_address, answer.unvouched, size, at)
         for candidate, result in zip(candidates, answer.results, strict=True):
             typed = _typed(candidate)
             if typed is not None and typed.email and result.status is Status.ACCEPTED:

@@ -15,7 +15,7 @@ from proxy.core.turns import Share
 from proxy.core.visitors import NOBODY, Trust
 from proxy.store.outbox import Outbox
 from proxy.store.records import Fate, Lease, Settled, Settlement, SignUpFilter
-from proxy.store.rows import HELD_OVERHEAD, ID_OVERHEAD, PUSH_OVERHEAD
+from proxy.store.rows import HELD_OVERHEAD, ID_OVERHEAD, PUSH_OVERHEAD, TRACE_BYTES
 from tests.contract.test_outbox import (
     ADAPTERS,
     SIZE,
@@ -285,6 +285,12 @@ async def test_bytes_that_nobody_has_vouched_for_are_known_and_given_back(outbox
     assert await unvouched(outbox) == push + held + ID_OVERHEAD, "a dead letter counts, and so do ids"
     await outbox.erase(address(0))
     assert await unvouched(outbox) == held + 2 * ID_OVERHEAD
+
+
+async def test_what_a_strangers_log_out_leaves_takes_up_bytes_too(outbox: Outbox) -> None:
+    log_outs = [Remember(push_id(), "v", unvouched=True), Remember(push_id(), "v")]
+    await carry_out(outbox, *log_outs, log_outs[0])
+    assert await unvouched(outbox) == TRACE_BYTES
 
 
 async def test_ready_lanes_of_strangers_are_claimed_by_a_claim_that_says_nothing_of_them(outbox: Outbox) -> None:

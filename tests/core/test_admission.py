@@ -443,10 +443,53 @@ def test_a_stranger_is_refused_for_what_its_network_has_brought_whoever_the_addr
 
 
 def test_what_was_said_before_adds_nothing_and_is_always_accepted() -> None:
-    asked = request(Candidate(Push("p", typed(BOB)), repeats=True), session="s")
-    decision = judge(msgspec.structs.replace(asked, over=True), Known(), POLICY, LIMITS)
-    assert outcomes(decision) == [Status.ACCEPTED]
-    assert not [it for it in decision.changes if isinstance(it, Enqueue)]
+    for cookie in (None, visitor(BOB, Trust.ASSERTED)):
+        asked = request(Candidate(Push("p", typed(BOB)), repeats=True), session="s", cookie=cookie)
+        asked = msgspec.structs.replace(asked, over=True)
+        for lane in (LaneFacts(waiting=1), LaneFacts(verified=True)):
+            decision = judge(asked, Known(lanes={BOB: lane}), POLICY, LIMITS)
+            assert outcomes(decision) == [Status.ACCEPTED]
+            assert not [it for it in decision.changes if isinstance(it, Enqueue | Remember)]
+        decision = judge(asked, Known(), POLICY, LIMITS)
+        assert outcomes(decision) == [Status.ACCEPTED]
+        assert [it for it in decision.changes if isinstance(it, Enqueue)], "it was dropped meanwhile"
+
+
+def test_a_typed_visitor_has_signed_up_only_if_the_store_knows_it_for_that_address_and_its_turn_has_come() -> None:
+    signed_up = VisitorFacts(identified=LONG_AGO, person=BOB)
+    cases = [
+        (signed_up, LaneFacts(), ""),
+        (signed_up, LaneFacts(waiting=1, put_off=True), "192.0.2.1"),
+        (VisitorFacts(identified=LONG_AGO, person=NOBODY), LaneFacts(), "192.0.2.1"),
+        (VisitorFacts(), LaneFacts(), "192.0.2.1"),
+    ]
+    for known, lane, client in cases:
+        pushes = [Candidate(Push("p1", Track(("news",)))), Candidate(Push("p2", Identify(Attributes())))]
+        asked = request(*pushes, cookie=visitor(BOB, Trust.ASSERTED))
+        facts = Known(visitors={"v": known}, lanes={BOB: lane})
+        decision = judge(msgspec.structs.replace(asked, client="192.0.2.1"), facts, POLICY, LIMITS)
+        assert [it.sign_up for it in decision.changes if isinstance(it, Enqueue)] == [client, client]
+
+
+@pytest.mark.parametrize("call", [Consent(granted=False), Reset(), Reset("#1")])
+def test_what_strangers_log_out_and_consent_counts_as_theirs_and_is_limited_once_they_are_full(call: Call) -> None:
+    for who, known in (
+        (visitor(BOB, Trust.ASSERTED), VisitorFacts(identified=LONG_AGO, person=BOB)),
+        (visitor(), VisitorFacts(holding=1)),
+        (visitor(), VisitorFacts(person=BOB)),
+    ):
+        asked = request(*(Candidate(Push(f"p{number}", call)) for number in range(4)), cookie=who)
+        facts = Known(visitors={"v": known})
+        taken = judge(asked, facts, POLICY, LIMITS)
+        left = [it for it in taken.changes if isinstance(it, Remember)]
+        assert left
+        assert all(it.unvouched for it in left)
+        assert taken.answer.unvouched == ("",) * len(left)
+        full = judge(msgspec.structs.replace(asked, over=True), facts, POLICY, LIMITS)
+        assert outcomes(full) == [Status.ACCEPTED] * 4
+        assert len([it for it in full.changes if isinstance(it, Remember | Born)]) <= 5
+    vouched = judge(request(Candidate(Push("p", call)), cookie=visitor(BOB)), Known(), POLICY, LIMITS)
+    assert vouched.answer.unvouched == ()
 
 
 def test_a_late_retry_for_somebody_erased_is_accepted_and_forgotten() -> None:

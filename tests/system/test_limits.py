@@ -55,6 +55,15 @@ def test_what_has_been_said_of_an_address_is_accepted_however_full_its_lane_is(s
     assert again == ["accepted"] * LANE
 
 
+def test_pushes_that_are_refused_beside_a_large_one_do_not_hide_its_size(server: Server) -> None:
+    heavy, client = track(*[f"{LONG_TAG[:-3]}{number:03}" for number in range(100)]), "203.0.113.1"
+    taken = 0
+    while Browser(server, x_forwarded_for=client).statuses(heavy, *[["track", {}]] * 40)[0] == "held":
+        taken += 1
+        assert taken < 10, "a client takes more than its part of an eighth of a megabyte"
+    assert taken
+
+
 def test_an_anonymous_visitor_is_held_up_to_a_number(server: Server) -> None:
     ann, bob = Browser(server), Browser(server)
     assert ann.statuses(*[track("cart-1")] * (HOLD + 1)) == ["held"] * HOLD + ["hold-full"]
