@@ -17,7 +17,10 @@ MOST_REMEMBERED = 100_000  # networks, or addresses typed by clients
 PUSH_BYTES = 700  # what a push of a stranger costs beside its body: its rows and its id, in tables and indexes
 _PART = 8  # of what is free, one part in so many is a network's
 _SMALL_LANE = 32  # pushes that any network may have in a lane, if a lane has room for them
-_STEP = 0.025  # seconds: an answer about a typed address comes one to two of them after its request
+_STEP = (
+    0.025  # seconds: an answer about a typed address comes one to two of them after its request, if that has few pushes
+)
+_FEW = 10
 _DAY, _HOUR = 86_400.0, 3_600.0  # seconds: after so long, 37 % of what was brought still counts
 
 
@@ -77,13 +80,14 @@ def allowed_bytes(budget: float, used: float, headroom: float) -> float:
     return min(budget, (max(headroom, 0.0) + used) / 4)
 
 
-def silence(elapsed: float, chance: float) -> float:
-    """Returns how many seconds to wait with an answer about a typed address, `elapsed` after its request had come.
+def silence(elapsed: float, chance: float, pushes: int = 1) -> float:
+    """Returns how many seconds to wait with an answer about a typed address, `elapsed` after its request of so many pushes had come.
 
     A newcomer costs the store more than a customer, and somebody who was erased less. So that no clock tells which it is, an answer comes at a moment
     of `chance` (from 0 to 1) within a step that is long against such differences. Without chance the rounding of timers to milliseconds would tell.
     """
-    return (ceil(elapsed / _STEP) + chance) * _STEP - elapsed
+    step = _STEP * (1 + pushes // _FEW)
+    return (ceil(elapsed / step) + chance) * step - elapsed
 
 
 class Strangers:

@@ -24,7 +24,7 @@ from proxy.core.reasons import Status
 from proxy.core.request import Candidate, Limits, PushAnswer, Request, Result
 from proxy.core.strangers import Strangers, allowed_bytes, silence
 from proxy.core.tokens import TokenCodec
-from proxy.core.visitors import Visitor
+from proxy.core.visitors import Trust, Visitor
 from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
 from proxy.web.access import ClientAddresses, Headers, RateLimit, require_origin, scan
@@ -133,8 +133,9 @@ class PushEndpoint:
             most_bytes=most_bytes,
         )
         answer = await self._store(request)
-        if self._policy.asserted_identify and any(map(_types, candidates)):
-            await asyncio.sleep(silence(time.monotonic() - at, chance=secrets.randbelow(_CHANCES) / _CHANCES))
+        if self._policy.asserted_identify and (_has_typed(visitor) or any(map(_types, candidates))):
+            chance = secrets.randbelow(_CHANCES) / _CHANCES
+            await asyncio.sleep(silence(time.monotonic() - at, chance, len(candidates)))
         if answer.unvouched:
             self._charge(client_address, candidates, answer, len(content), at)
         if log.isEnabledFor(logging.DEBUG):
@@ -200,6 +201,11 @@ def _typed(candidate: Candidate) -> Identify | None:
 
 def _types(candidate: Candidate) -> bool:
     return (typed := _typed(candidate)) is not None and typed.email is not None
+
+
+def _has_typed(visitor: Visitor | None) -> bool:
+    """Returns whether the cookie is of an address that was typed: what its visitor pushes is about that address."""
+    return visitor is not None and visitor.trust is Trust.ASSERTED
 
 
 def _log_results(answer: PushAnswer) -> None:

@@ -127,6 +127,11 @@ def test_strangers_have_no_more_than_a_quarter_of_the_free_disk() -> None:
     assert allowed_bytes(256 * MB, 30 * MB, -5 * MB) == 7.5 * MB
 
 
+def test_a_request_of_many_pushes_has_longer_steps_as_what_they_cost_differs_by_more() -> None:
+    for elapsed in (0.024, 0.026, 0.149):
+        assert elapsed + silence(elapsed, 0.0, pushes=50) == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize("elapsed", [0.0001, 0.0005, 0.004, 0.0249])
 def test_answers_about_typed_addresses_come_at_the_same_time_whatever_they_have_cost(elapsed: float) -> None:
     for chance in (0.0, 0.5):

@@ -102,3 +102,19 @@ def test_no_refusal_tells_whether_an_address_is_known(strict: Server, sandbox: S
     heard = [transcript(strict, TALKS[talk], email, host=HOST) for email in (known, nobody, known.upper())]
     assert heard[0] == heard[1] == heard[2]
     assert '"refused"' in heard[0][0][1]
+
+
+def test_what_a_typed_visitor_pushes_later_is_answered_as_late_as_the_address_was(server: Server) -> None:
+    stranger, seconds = Browser(server), []
+    stranger.push(identify(email=person("later")))
+    for calls in (
+        [track("newsletter")],
+        [identify(firstName="F")],
+        [["consent", "granted"]],
+        [track("newsletter")] * 50,
+    ):
+        started = time.perf_counter()
+        stranger.push(*calls)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) >= 0.025
+    assert seconds[-1] >= 0.150, "the more is pushed, the more can differ"
