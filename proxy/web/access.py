@@ -20,6 +20,7 @@ Network = IPv4Network | IPv6Network
 MAX_HEADERS = 32_768  # bytes of names and values
 _MAX_FORWARDED = 1_024  # characters at the end of X-Forwarded-For that can matter
 _UNKNOWN = "unknown"
+_NAT64 = IPv6Network("64:ff9b::/96")
 _MAX_DEBT_SECONDS = 10.0  # for what was let in at once before it was counted: others may share the address
 
 
@@ -145,9 +146,21 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
 def _key(address: IPv4Address | IPv6Address | None) -> str:
     if address is None:
         return _UNKNOWN
+    if isinstance(address, IPv6Address) and (behind := _translated(address)) is not None:
+        return str(behind)
     if isinstance(address, IPv6Address):
         return str(ip_network((address, 64), strict=False))
     return str(address)
+
+
+def _translated(address: IPv6Address) -> IPv4Address | None:
+    """Returns the IPv4 client whom a translator or a tunnel shows as this IPv6 address: whole countries would be in one /64.
+
+    Only what is counted depends on it. That an address is a trusted proxy's is never concluded from what stands inside another.
+    """
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.sixtofour or (address.teredo[1] if address.teredo is not None else None)
 
 
 class RateLimit:
