@@ -625,8 +625,10 @@ UPDATE lanes SET ready_at = {now} WHERE id IN (
 
 -- name: bring_networks_near
 -- As `bring_near`: what has left can have taken up two hours (see proxy.core.turns).
-UPDATE networks SET until = least(until, {now} + 7200), rests = CASE WHEN rests > {now} + 7200 THEN {now} ELSE rests END
-WHERE until > {now} + 7200 OR rests > {now} + 7200;
+-- A weight is the hours since the epoch and the logarithm of a number of turns: 14 more would be a million.
+UPDATE networks SET until = least(until, {now} + 7200), rests = CASE WHEN rests > {now} + 7200 THEN {now} ELSE rests END,
+weight = least(weight, {now} / 3600 + 14)
+WHERE until > {now} + 7200 OR rests > {now} + 7200 OR weight > {now} / 3600 + 14;
 
 -- name: bring_sign_ups_near
 UPDATE sign_ups SET at = {now} WHERE at > {now} + 7200;

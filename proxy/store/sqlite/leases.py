@@ -243,3 +243,4 @@ def _end_waits(connection: sqlite3.Connection, now: float, ahead: float) -> None
 def _move_schedules(connection: sqlite3.Connection, now: float, ahead: float) -> None:
     for query in ("move_schedules", "move_networks"):
         connection.execute(SQL[query], (now, ahead))
+    connection.execute(SQL["move_weights"], (ahead,))

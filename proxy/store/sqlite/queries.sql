@@ -188,7 +188,9 @@ UPDATE lanes SET ready_at = ?1 WHERE ready_at > ?1 + 7200;
 UPDATE schedules SET until = ?1 + 7200 WHERE name = 'sign-ups' AND until > ?1 + 7200;
 
 -- name: bring_networks_near
-UPDATE networks SET until = min(until, ?1 + 7200), rests = min(rests, ?1) WHERE until > ?1 + 7200 OR rests > ?1 + 7200;
+-- A weight is the hours since the epoch and the logarithm of a number of turns: 14 more would be a million.
+UPDATE networks SET until = min(until, ?1 + 7200), rests = min(rests, ?1), weight = min(weight, ?1 / 3600.0 + 14)
+WHERE until > ?1 + 7200 OR rests > ?1 + 7200 OR weight > ?1 / 3600.0 + 14;
 
 -- name: bring_sign_ups_near
 UPDATE sign_ups SET at = ?1 WHERE at > ?1 + 7200;
@@ -212,6 +214,10 @@ UPDATE schedules SET until = max(?1, until + ?2) WHERE until > ?1 - max(0, ?2) A
 
 -- name: move_networks
 UPDATE networks SET until = max(?1, until + ?2) WHERE until > ?1 - max(0, ?2);
+
+-- name: move_weights
+-- Of networks that had a turn: the others' are small numbers.
+UPDATE networks SET weight = weight + ?1 / 3600.0 WHERE weight > 1000;
 
 -- name: move_sign_ups
 -- In their order.

@@ -255,6 +255,20 @@ async def test_times_of_turns_that_a_wrong_clock_has_set_do_not_last(nodes: Node
     assert float(str(row[0])) < 7_201
 
 
+async def test_a_network_that_was_served_under_a_wrong_clock_is_not_last_for_it(nodes: Nodes) -> None:
+    node, _ = nodes
+    await carry_out(node, sign_up("a@example.com"))
+    assert len(await turns(node, ALL)) == 1
+    execute(node, "UPDATE networks SET weight = weight + %s WHERE weight > 1000", 365 * 24)
+    await node.sweep()
+    execute(node, "UPDATE networks SET weight = weight - 15 WHERE weight > 1000")  # as time passes
+    await carry_out(node, *[sign_up(f"{number}@example.com", "203.0.113.1") for number in range(5)])
+    assert len(await turns(node, ALL, 2)) == 2
+    await carry_out(node, sign_up("b@example.com"))
+    (lease,) = await turns(node, ALL, 1)
+    assert lease.pushes[0].address == "b@example.com"
+
+
 async def test_the_gauge_of_ids_goes_with_them(nodes: Nodes) -> None:
     node, _ = nodes
     await carry_out(node, sign_up("a@example.com"))

@@ -39,9 +39,9 @@ path = Path(sys.argv[1])
 def set_clock(seconds):
     Path(os.environ["CLOCK_OFFSET"]).write_text(str(seconds))
 
-async def typed(outbox, number):
+async def typed(outbox, number, client="192.0.2.1"):
     address = f"{number}@example.com"
-    changes = Enqueue(address, address, address, Trust.ASSERTED, Track(("a",)), "192.0.2.1"), Remember(address, "v")
+    changes = Enqueue(address, address, address, Trust.ASSERTED, Track(("a",)), client), Remember(address, "v")
     await outbox.append(lambda facts: Decision(changes, None))
 
 async def main():
@@ -159,6 +159,29 @@ def test_a_clock_that_is_set_gives_no_turn_and_loses_none(tmp_path: Path, shim: 
         "until = await outbox._writer.submit(lambda store: store.execute('SELECT until FROM schedules WHERE name = ?', ('sign-ups',)).fetchone()[0])",
         "assert 0 < until - time.time() < 7300",
         "assert len([each for each in (await outbox.claim(9, 9, 60)).leases if each.sign_up]) == 2",
+        "await outbox.close()",
+    )
+
+
+@pytest.mark.parametrize("restart", ["in use", "at a restart"])
+def test_a_network_that_was_served_under_a_wrong_clock_is_not_last_for_it(
+    tmp_path: Path, shim: Path, restart: str
+) -> None:
+    opens_again = ("await outbox.close()", "outbox = await opened(path)") if restart == "at a restart" else ()
+    under_the_clock(
+        tmp_path / "scq.db",
+        shim,
+        f"set_clock({10 * DAY})",
+        "outbox = await opened(path)",
+        "await typed(outbox, 0)",
+        "assert len((await outbox.claim(1, 1, 60)).leases) == 1",
+        "set_clock(0)",
+        *opens_again,
+        "for number in range(1, 9): await typed(outbox, number, '203.0.113.1')",
+        "assert len((await outbox.claim(3, 1, 60)).leases) == 3",
+        "await typed(outbox, 9)",
+        "(lease,) = [each for each in (await outbox.claim(1, 1, 60)).leases]",
+        "assert lease.sign_up == '192.0.2.1', lease",
         "await outbox.close()",
     )
 
