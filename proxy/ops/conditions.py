@@ -267,8 +267,12 @@ def _advice(delivery: DeliveryState | None) -> str:
 
 
 def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
+    if seen.stats.closure is not None:
+        return
     lag, sign_ups = lag_seconds(seen), seen.stats.sign_ups
-    if sign_ups and lag > SIGN_UPS_LAG.total_seconds() and seen.stats.closure is None:
+    if sign_ups and lag > SIGN_UPS_LAG.total_seconds():
+        ready = seen.stats.ready
+        lag = seen.now - ready if ready is not None else 0.0  # of customers: they have to wait for nobody's turn
         yield (
             Kind.SIGN_UPS,
             f"{_counted(sign_ups, 'typed address waits', 'typed addresses wait')} to be sent, because no more are sent in an hour than "
@@ -276,7 +280,7 @@ def _of_what_waits(seen: Seen, memory: Memory) -> Iterable[tuple[Kind, str]]:
             "running a campaign, the form is being abused: scq-proxy signups list --networks shows from where, scq-proxy signups drop "
             "drops them.",
         )
-    elif lag > LAG.total_seconds() and seen.stats.closure is None:
+    if lag > LAG.total_seconds():
         yield (
             Kind.LAG,
             f"The oldest push has waited for {timedelta(seconds=int(lag))}: {_why_it_waits(seen, memory.rate)}",

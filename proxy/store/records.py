@@ -229,7 +229,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """`counters`: transitions since the store was made (`accepted`, `delivered`, `refused:<reason>`, …).
 
-    `oldest`: Unix seconds when the oldest waiting push was acknowledged; `sign_ups`: lanes that wait for their turn.
+    `oldest`: Unix seconds when the oldest waiting push was acknowledged; `ready`: since when a lane in which something was vouched for could be
+    claimed, in the future if it backs off. `sign_ups`: lanes that wait for their turn.
     `unvouched_bytes`: what the store keeps that nobody has vouched for. `closure`: what shuts the gate, None while it is open.
     """
 
@@ -240,6 +241,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     oldest: float | None
     refused_names: tuple[RefusedName, ...]
     health: Health = Health()
+    ready: float | None = None
     sign_ups: int = 0
     unvouched_bytes: int = 0
     closure: Closure | None = None

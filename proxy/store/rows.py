@@ -121,6 +121,7 @@ def make_stats(
     counted: Mapping[str, int],
     *,
     oldest: float | None,
+    ready: float | None,
     refused_names: Iterable[tuple[Any, ...]],
     closure: bytes | None,
 ) -> Stats:
@@ -131,6 +132,7 @@ def make_stats(
         holding=counted.get(HOLDING, 0),
         dead=counted.get(DEAD, 0),
         oldest=oldest,
+        ready=ready,
         refused_names=tuple(RefusedName(*row) for row in refused_names if not holds_address(row[0])),
         sign_ups=counted.get(SIGN_UPS, 0),
         unvouched_bytes=unvouched_bytes(counted),

@@ -293,6 +293,15 @@ async def test_what_a_strangers_log_out_leaves_takes_up_bytes_too(outbox: Outbox
     assert await unvouched(outbox) == TRACE_BYTES
 
 
+async def test_it_is_known_since_when_customers_wait_whoever_else_does(outbox: Outbox) -> None:
+    await carry_out(outbox, *typed(2), queued("bob@example.com", trust=Trust.ASSERTED))
+    assert (await outbox.stats()).ready is None
+    await carry_out(outbox, queued("ada@example.com"))
+    ready = (await outbox.stats()).ready
+    assert ready is not None
+    assert abs(ready - outbox.now()) < 30
+
+
 async def test_ready_lanes_of_strangers_are_claimed_by_a_claim_that_says_nothing_of_them(outbox: Outbox) -> None:
     await carry_out(outbox, queued("bob@example.com", trust=Trust.ASSERTED))
     assert [lease.stranger for lease in await claim(outbox)] == [True]

@@ -184,6 +184,14 @@ def test_each_kind_of_condition_has_an_example_here() -> None:
     assert {kind for kind, _, _ in SEEN.values()} | {Kind.SILENT} == set(Kind)
 
 
+def test_customers_who_wait_are_reported_beside_sign_ups_that_do() -> None:
+    waits = {"sign_ups": 3, "waiting": 9, "oldest": NOW - 900}
+    assert [each.kind for each in found(seen(stats=stats(**waits, ready=NOW - 5)))] == [Kind.SIGN_UPS]
+    late = found(seen(stats=stats(**waits, ready=NOW - 400)))
+    assert [each.kind for each in late] == [Kind.SIGN_UPS, Kind.LAG]
+    assert "The oldest push has waited for 0:06:40" in late[1].sentence
+
+
 def test_sign_ups_that_wait_for_a_moment_or_for_sendx_are_not_put_off() -> None:
     assert found(seen(stats=stats(sign_ups=3, oldest=NOW - 30))) == ()
     shut = stats(sign_ups=3, oldest=NOW - 600, closure=Closure(NOW + 12, down=True))

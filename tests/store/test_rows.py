@@ -80,6 +80,7 @@ def test_a_gauge_is_not_among_the_counters() -> None:
     stats = make_stats(
         counted,
         oldest=7.0,
+        ready=None,
         refused_names=[("vip", "SCQ_TAGS", 2, 8.0)],
         closure=encode_closure(SHUT),
     )

@@ -403,6 +403,9 @@ SELECT name, sum(value)::bigint FROM counters GROUP BY name ORDER BY name;
 -- name: oldest
 SELECT since FROM pushes ORDER BY seq LIMIT 1;
 
+-- name: vouched_ready
+SELECT min(ready_at) FROM lanes WHERE stranger = false AND ready_at IS NOT NULL;
+
 -- name: refused_names
 SELECT name, setting, sum(count)::bigint, max(last) FROM not_offered GROUP BY setting, name ORDER BY 3 DESC, 4 DESC LIMIT %(limit)s;
 

@@ -23,9 +23,10 @@ PROOF = tally({"gauge:proofs": 1})  # a write that is made only to commit someth
 
 async def read_stats(database: Database) -> Stats:
     """Returns the numbers of the store. One statement reads the counters, so that their sums add up."""
-    counters, oldest, names, gate, timelines, unconfirmed = await database.read(
+    counters, oldest, ready, names, gate, timelines, unconfirmed = await database.read(
         ("counters", {}),
         ("oldest", {}),
+        ("vouched_ready", {}),
         ("refused_names", {"limit": MAX_REFUSED_NAMES}),
         ("gate", {}),
         ("timelines", {}),
@@ -34,6 +35,7 @@ async def read_stats(database: Database) -> Stats:
     stats = make_stats(
         dict(counters.rows),
         oldest=oldest.value,
+        ready=ready.value,
         refused_names=names.rows,
         closure=gate.value,
     )

@@ -237,6 +237,9 @@ SELECT name, value FROM counters ORDER BY name;
 -- name: oldest
 SELECT since FROM pushes ORDER BY seq LIMIT 1;
 
+-- name: vouched_ready
+SELECT min(ready_at) FROM lanes WHERE stranger = 0 AND ready_at IS NOT NULL;
+
 -- name: refused_names
 SELECT name, setting, count, last FROM not_offered ORDER BY count DESC, last DESC LIMIT ?;
 

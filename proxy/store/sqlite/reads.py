@@ -24,6 +24,7 @@ def read_stats(connection: sqlite3.Connection, tallies: Counter[str]) -> Stats:
     return make_stats(
         counted,
         oldest=value(connection, "oldest"),
+        ready=value(connection, "vouched_ready"),
         refused_names=connection.execute(SQL["refused_names"], (MAX_REFUSED_NAMES,)),
         closure=value(connection, "gate"),
     )
