@@ -55,6 +55,21 @@ class Kind(StrEnum):
     CONNECTIONS = "connections"
 
 
+_CLOSED = frozenset({Kind.HALTED, Kind.DOWN, Kind.THROTTLED})
+_SENDING = _CLOSED | {Kind.FAILING, Kind.SILENT, Kind.SLOW}
+# What a condition may turn into: then it is no longer shown, and its cause is still there.
+_TURNS_INTO = {
+    **dict.fromkeys(_SENDING, _SENDING),
+    Kind.LAG: _CLOSED | {Kind.SIGN_UPS},
+    Kind.SIGN_UPS: _CLOSED | {Kind.LAG},
+}
+
+
+def turned_into(ended: Kind, begun: Iterable[Kind]) -> Kind | None:
+    """Returns which of the conditions that have just begun continues one that has just ended, None if that one is resolved."""
+    return next((kind for kind in begun if kind in _TURNS_INTO.get(ended, ())), None)
+
+
 class Condition(msgspec.Struct, frozen=True):
     """One problem. `seconds`: how long it has lasted, as far as the process that was asked knows."""
 

@@ -15,7 +15,7 @@ import msgspec
 
 from proxy.delivery.account import DeliveryState
 from proxy.errors import StoreUnavailable, describe
-from proxy.ops.conditions import LATELY_SECONDS, Condition, Memory, Seen, conditions
+from proxy.ops.conditions import LATELY_SECONDS, Condition, Kind, Memory, Seen, conditions, turned_into
 from proxy.ops.report import Report, make_report
 from proxy.store.outbox import Outbox
 from proxy.store.records import Stats
@@ -129,6 +129,7 @@ class Watch:
 
     def _tell(self, found: tuple[Condition, ...], clock: float) -> None:
         before, self._lasting = self._lasting, {}
+        begun = [each.kind for each in found if each.key not in before]
         for condition in found:
             lasting = before.get(condition.key)
             if lasting is None:
@@ -144,16 +145,17 @@ class Watch:
             self._lasting[condition.key] = lasting
         for key, lasting in before.items():
             if key not in self._lasting:
-                age = _age(clock - lasting.since)
-                _log_one(
-                    logging.WARNING,
-                    "problem-ended",
-                    lasting,
-                    clock,
-                    "Resolved after %s: %s",
-                    age,
-                    lasting.condition.sentence,
-                )
+                _tell_end(lasting, turned_into(lasting.condition.kind, begun), clock)
+
+
+def _tell_end(lasting: _Lasting, now: Kind | None, clock: float) -> None:
+    """Logs that it is resolved, unless it is `now` another problem."""
+    age, sentence = _age(clock - lasting.since), lasting.condition.sentence
+    if now is None:
+        _log_one(logging.WARNING, "problem-ended", lasting, clock, "Resolved after %s: %s", age, sentence)
+    else:
+        text = "Turned into another problem (%s) after %s: %s"
+        _log_one(logging.WARNING, "problem-changed", lasting, clock, text, str(now), age, sentence)
 
 
 def _log_one(level: int, event: str, lasting: _Lasting, clock: float, text: str, *arguments: object) -> None:

@@ -20,6 +20,7 @@ from proxy.ops.conditions import (
     Memory,
     Seen,
     conditions,
+    turned_into,
 )
 from proxy.ops.watch import Pace
 from proxy.store.records import Health, Stats
@@ -242,6 +243,23 @@ def test_a_failure_that_a_clock_put_back_has_in_the_future_counts() -> None:
 def test_a_shut_gate_explains_what_waits_behind_it() -> None:
     waits = stats(oldest=NOW - 600, waiting=7, closure=Closure(NOW + 12, down=True))
     assert [each.kind for each in found(seen(delivery=down(down=True), stats=waits))] == [Kind.DOWN]
+
+
+@pytest.mark.parametrize(
+    ("ended", "begun", "expected"),
+    [
+        (Kind.FAILING, [Kind.STORE, Kind.DOWN], Kind.DOWN),
+        (Kind.LAG, [Kind.DOWN], Kind.DOWN),
+        (Kind.SIGN_UPS, [Kind.THROTTLED], Kind.THROTTLED),
+        (Kind.LAG, [Kind.FAILING], None),
+        (Kind.STORE, [Kind.DOWN], None),
+        (Kind.DOWN, [], None),
+    ],
+)
+def test_a_problem_that_another_one_continues_is_not_resolved(
+    ended: Kind, begun: list[Kind], expected: Kind | None
+) -> None:
+    assert turned_into(ended, begun) is expected
 
 
 def test_a_past_event_is_shown_for_a_while() -> None:

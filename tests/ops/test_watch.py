@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from proxy.core.decision import Decision
+from proxy.core.gate import Halt
 from proxy.delivery.account import DeliveryState
 from proxy.ops.watch import Pace, Watch
 from proxy.store.sqlite.outbox import SqliteOutbox, open_outbox
@@ -68,6 +69,30 @@ async def test_each_change_is_logged_when_it_begins_while_it_lasts_and_when_it_e
     ]
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING", "WARNING"]
     assert vars(caplog.records[0])["fields"] == {"problem": "forwarder", "seconds": 0.0}
+
+
+async def test_an_outage_that_is_told_in_other_words_is_not_told_as_resolved(
+    outbox: SqliteOutbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    forwarding = Forwarding()
+    watch = Watch(outbox, lambda: forwarding.state, lambda: 0, lambda: 0, timeout_seconds=20)
+    forwarding.is_(until=outbox.now() + 60, down=True, last_error="503 Service Unavailable")
+    await watch.look()
+    forwarding.is_(down=False, halted=Halt.KEY)
+    await watch.look()
+    forwarding.is_(until=None, halted=None)
+    await watch.look()
+    assert [(event, message.partition(":")[0]) for event, message in lines(caplog)] == [
+        (
+            "problem-began",
+            "SendX does not answer (503 Service Unavailable). Nothing is lost, and sending resumes by itself; "
+            "the next probe is in 60 s. If it lasts, contact SendX.",
+        ),
+        ("problem-began", "Sending is halted (401)"),
+        ("problem-changed", "Turned into another problem (halted) after 0"),
+        ("problem-ended", "Resolved after 0"),
+    ]
 
 
 async def test_a_condition_that_lasts_is_repeated_once_a_minute_only(
