@@ -20,10 +20,11 @@ from proxy.core.retry import Verdict
 from proxy.core.tokens import TokenCodec, TokenProblem
 from proxy.delivery.account import VERDICT_ADVICE
 from proxy.delivery.sendx import Client, Upstream
+from proxy.delivery.unreached import ADVICE as CONNECTION_ADVICE
 from proxy.errors import StoreError
 from proxy.ops.control import ask_once, ask_processes
 from proxy.ops.pages import AskDurability, AskReport
-from proxy.ops.report import Report, read_report, together
+from proxy.ops.report import Report, missing_server, read_report, together
 from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing
 
@@ -124,7 +125,8 @@ async def _check_file(path: Path) -> list[Finding]:
                 return [missing]
             server = "no server is running"
             async with open_existing(SqliteUrl(path)) as outbox:
-                durability, wrong = await outbox.durability(), _wrong(await read_report(outbox))
+                durability, report = await outbox.durability(), await read_report(outbox)
+            wrong = [*(_mend(f"server: {problem}") for problem in missing_server(report)), *_wrong(report)]
     except StoreError as error:
         return wrong or [_mend(f"store: {error.message}")]
     return [_fine(f"store: {durability.promise} ({_listed(durability.facts)}); {server}"), *wrong]
@@ -178,7 +180,8 @@ async def check_send(settings: Settings, email: str) -> list[Finding]:
     took = f"{answer.latency_seconds:.2f} s"
     if answer.verdict is Verdict.DELIVERED:
         return [_fine(f"SendX: it took the identify ({took})")]
-    advice = _ADVICE.get(answer.verdict, "Try again; if that does not help, check SCQ_UPSTREAM.")
+    of_verdicts = _ADVICE.get(answer.verdict, "Try again; if that does not help, check SCQ_UPSTREAM.")
+    advice = CONNECTION_ADVICE.get(answer.detail, of_verdicts)
     return [_mend(f"SendX: it did not take the identify ({took}): {answer.detail}. {advice}")]
 
 

@@ -24,7 +24,7 @@ from proxy.errors import StoreRefused
 from proxy.ops.control import ask_once, ask_processes
 from proxy.ops.dead_letters import Adopt, Erase
 from proxy.ops.pages import AskReport
-from proxy.ops.report import Report, facts_of, read_report, together
+from proxy.ops.report import Report, facts_of, missing_server, read_report, together
 from proxy.store.records import Adopted, Erased
 from proxy.stores import assess_database, copy_store, migrate_database, open_existing
 
@@ -60,9 +60,8 @@ async def _report(store: StoreUrl) -> Report:
             return await ask_once(store.path, AskReport(), Report)
     async with open_existing(store) as outbox:
         report = await read_report(outbox)
-    if isinstance(store, SqliteUrl) and report.waiting:
-        problem = f"No server is running while pushes wait to be sent ({report.waiting}): start scq-proxy serve."
-        return msgspec.structs.replace(report, problems=(problem, *report.problems))
+    if isinstance(store, SqliteUrl):
+        return msgspec.structs.replace(report, problems=(*missing_server(report), *report.problems))
     return report
 
 

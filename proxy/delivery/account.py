@@ -24,14 +24,15 @@ ADVICE: Mapping[Halt, str] = {
     Halt.KEY: "SendX does not accept the API key: check SCQ_API_KEY (and SCQ_TEAM_ID)",
     Halt.FORBIDDEN: "SendX, or a gateway in front of it, refuses this account's requests: check SCQ_API_KEY, SCQ_UPSTREAM, and the "
     "account's status at SendX",
-    Halt.WRONG_URL: "the answers are not from SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT; if it is SendX, set SCQ_DELIVERED=2xx",
+    Halt.WRONG_URL: "the answers are not those of SendX's API: check SCQ_UPSTREAM and SCQ_DIALECT, and whether SendX is under "
+    "maintenance; set SCQ_DELIVERED=2xx only if SendX answers like this to what it has taken",
 }
 
 # What to do about an answer that is not about one push alone. What a connection runs into has advice of its own, in `unreached`.
 VERDICT_ADVICE: Mapping[Verdict, str] = {
     Verdict.UNAUTHORIZED: "Check SCQ_API_KEY (and SCQ_TEAM_ID).",
-    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: another server may be answering, or SendX is under maintenance. If SendX itself answers "
-    "like this, set SCQ_DELIVERED=2xx.",
+    Verdict.UNCLEAR: "Check SCQ_UPSTREAM: another server may be answering, or SendX is under maintenance. Set SCQ_DELIVERED=2xx "
+    "only if SendX answers like this to what it has taken.",
     Verdict.REFUSED: "Check SCQ_API_KEY, and the account's state at SendX.",
     Verdict.REDIRECTED: "Check SCQ_UPSTREAM: it is not SendX's API that answers.",
     Verdict.MISDIRECTED: "Check SCQ_UPSTREAM and SCQ_DIALECT: it is not SendX's API that answers.",

@@ -89,6 +89,12 @@ def _of_dead_letters(count: int) -> Iterable[str]:
         yield f"{letters}: refused by SendX, tried in vain for days, or of unknown outcome. scq-proxy dead list shows which and why."
 
 
+def missing_server(report: Report) -> Iterable[str]:
+    """Yields the problem of a store that no server serves while pushes wait in it."""
+    if report.waiting:
+        yield f"No server is running while pushes wait to be sent ({report.waiting}): start scq-proxy serve."
+
+
 def facts_of(report: Report) -> list[tuple[str, object]]:
     """Returns the labels and values that people are shown."""
     delivery, store = report.delivery, report.store

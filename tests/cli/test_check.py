@@ -182,7 +182,7 @@ def test_check_quotes_what_came_in_place_of_sendx_s_answer(tmp_path: Path, sandb
     assert re.search(
         r"^mend SendX: it did not take the identify .*text/html, \d+ bytes: \"Back soon \*\*\*\"", said.out, re.M
     )
-    assert "set SCQ_DELIVERED=2xx" in said.out
+    assert "Set SCQ_DELIVERED=2xx only if SendX answers like this to what it has taken." in said.out
     assert email not in said.out
     assert scq("check", "--send", email, cwd=tmp_path, **given, SCQ_DELIVERED="2xx").code == 0
 
@@ -191,7 +191,11 @@ def test_check_says_when_sendx_cannot_be_reached(tmp_path: Path) -> None:
     upstream = f"http://127.0.0.1:{free_port()}/api/v1/rest"
     said = scq("check", "--send", "ada@example.com", cwd=tmp_path, **settings(tmp_path, SCQ_UPSTREAM=upstream))
     assert said.code == 1
-    assert re.search(r"^mend SendX: it did not take .*no connection.*SCQ_UPSTREAM", said.out, re.MULTILINE)
+    assert re.search(
+        r"^mend SendX: it did not take .*connection refused\. Check the host name and port in SCQ_UPSTREAM",
+        said.out,
+        re.MULTILINE,
+    )
 
 
 @pytest.mark.parametrize(

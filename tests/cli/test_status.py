@@ -74,7 +74,7 @@ def test_status_quotes_what_came_in_place_of_sendx_s_answer(server: Server, sand
     eventually(lambda: (report(server)["delivery"] or {}).get("halted"))
     said = " ".join(ask(server, "status").out.split())
     assert 'text/html, 18 bytes: "Back soon"' in said
-    assert "SCQ_DELIVERED=2xx" in said
+    assert "whether SendX is under maintenance; set SCQ_DELIVERED=2xx only if" in said
 
 
 def test_status_exits_1_while_there_are_dead_letters(server: Server, sandbox: Sandbox, upstream: str) -> None:
@@ -99,6 +99,9 @@ def test_a_server_that_was_killed_is_missed_while_pushes_wait(server: Server, sa
     said = ask(server, "status")
     assert said.code == 1
     assert said.out.startswith("! No server is running while pushes wait to be sent (1): start scq-proxy serve.")
+    checked = ask(server, "check")
+    assert checked.code == 1
+    assert "mend server: No server is running while pushes wait to be sent (1): start scq-proxy serve." in checked.out
 
 
 def test_status_keeps_an_address_in_a_refused_name_to_itself_and_counts_it(server: Server) -> None:
