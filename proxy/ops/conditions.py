@@ -329,7 +329,7 @@ def _why_it_waits(seen: Seen, rate: float | None) -> str:
     speed = (
         f"{rate or 0:.1f} per second are delivered, with {delivery.limit} of {delivery.concurrency} concurrent requests"
     )
-    left = backlog_seconds(seen.stats.waiting, rate)
+    left = backlog_seconds(seen.stats, rate)
     until = f", so the backlog takes {timedelta(seconds=int(left))}" if left is not None else ""
     return (
         f"{speed}{until}. If SendX allows more, raise SCQ_UPSTREAM_CONCURRENCY (and SCQ_UPSTREAM_RATE, if it is set)."
@@ -342,6 +342,6 @@ def lag_seconds(seen: Seen) -> float:
     return max(0.0, seen.now - oldest) if oldest is not None else 0.0
 
 
-def backlog_seconds(waiting: int, rate: float | None) -> float | None:
-    """Returns the time to drain the backlog at this rate, None if nothing is delivered."""
-    return waiting / rate if rate else None
+def backlog_seconds(stats: Stats, rate: float | None) -> float | None:
+    """Returns the time to drain the backlog at this rate, without the sign-ups, which wait for turns; None if nothing is delivered."""
+    return max(0, stats.waiting - stats.sign_ups) / rate if rate else None

@@ -16,13 +16,15 @@ from proxy.ops.conditions import Condition, Memory, Seen, backlog_seconds, condi
 from proxy.store.outbox import Outbox
 from proxy.store.records import Health, RefusedName
 
+_SAME_SECOND = 1.0  # seconds: what is read while it happens may be a moment ahead
+
 
 class Report(msgspec.Struct, frozen=True):
     """The state of the whole proxy. `problems`: sentences for a person, each with what to do; none: all is well.
 
     `delivery` is None if no server runs, or the one that was asked does not deliver. Ages are in seconds. `conditions`: the problems that
     come and go by themselves. `at`: when this was read (Unix seconds). `uptime_seconds`: of the server, None if none was asked. `rate`:
-    deliveries per second over the last minute; `backlog_seconds`: the time to drain the backlog at that rate; None where unknown.
+    deliveries per second over the last minute; `backlog_seconds`: the time to drain the backlog at that rate, sign-ups aside; None where unknown.
     `defects`: requests that failed because of a fault in this program. `sign_ups`: typed addresses waiting for
     their turn; `unvouched_bytes`: the bytes in the store that nobody has vouched for.
     """
@@ -65,7 +67,7 @@ def make_report(seen: Seen, memory: Memory, found: tuple[Condition, ...], uptime
         at=seen.now,
         uptime_seconds=uptime_seconds,
         rate=memory.rate,
-        backlog_seconds=backlog_seconds(stats.waiting, memory.rate),
+        backlog_seconds=backlog_seconds(stats, memory.rate),
         defects=seen.defects,
         sign_ups=stats.sign_ups,
         unvouched_bytes=stats.unvouched_bytes,
@@ -109,7 +111,7 @@ def facts_of(report: Report) -> list[tuple[str, object]]:
     ]
     if report.rate is not None:
         facts.append(("delivered per second", f"{report.rate:.1f}"))
-    if report.waiting and report.backlog_seconds is not None:
+    if report.backlog_seconds:
         facts.append(("time to drain the backlog", _age(report.backlog_seconds)))
     if delivery is not None:
         facts += [
@@ -143,11 +145,14 @@ def _last_error(delivery: DeliveryState, now: float) -> Iterable[tuple[str, str]
     if delivery.last_error is None or delivery.last_error_at is None:
         return
     over = delivery.last_delivered_at is not None and delivery.last_delivered_at >= delivery.last_error_at
+    over |= delivery.last_error_at > now + _SAME_SECOND and delivery.failing_since is None  # the clock was set back
     label = "last error (resolved)" if over else "last error"
     yield label, f"{delivery.last_error}, {_ago(delivery.last_error_at, now)}"
 
 
 def _ago(at: float | None, now: float) -> str:
+    if at is not None and at > now + _SAME_SECOND:
+        return "before the clock was set back"
     return f"{_age(now - at)} ago" if at is not None else "none yet"
 
 

@@ -24,7 +24,7 @@ from proxy.store.postgres.failovers import note_move
 from proxy.store.postgres.groups import Groups, Job
 from proxy.store.postgres.leases import NodeLeases, settle
 from proxy.store.postgres.people import erase_person
-from proxy.store.postgres.reads import PROOF, discard, read_dead_letters, read_stats, replay
+from proxy.store.postgres.reads import PROOF, discard, read_dead_letters, read_stats, replay, waits_for_a_standby
 from proxy.store.postgres.schema import UNSAFE, assess
 from proxy.store.postgres.sight import Sight
 from proxy.store.postgres.sign_ups import drop_sign_ups, read_sign_ups
@@ -196,6 +196,9 @@ class PostgresOutbox:
         if time.monotonic() - self._database.sight.looked_at > _LOOK_SECONDS:
             await self._database.look()
         stats = await read_stats(self._database)
+        if self._database.trouble is not None and not waits_for_a_standby(stats.health):
+            await self.ready()  # nobody may be pushing, and only a commit proves that it is over
+            stats = await read_stats(self._database)
         self._budget.bytes = stats.unvouched_bytes
         return stats
 

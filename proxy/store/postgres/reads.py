@@ -56,6 +56,11 @@ def _health(database: Database, timelines: Sequence[tuple[Any, ...]], unconfirme
     )
 
 
+def waits_for_a_standby(health: Health) -> bool:
+    """Returns whether commits wait for a standby, so that another one would, too."""
+    return any(NO_STANDBY in problem for problem in health.problems)
+
+
 async def read_dead_letters(database: Database, matching: DeadFilter, after: int, limit: int) -> list[DeadLetter]:
     (found,) = await database.read(_dead_letters(matching, after, limit))
     return [decode_dead_letter(row) for row in found.rows]

@@ -388,6 +388,21 @@ async def test_what_a_group_asks_for_is_found_by_an_index_however_small_the_tabl
 # --- connections that are lost
 
 
+async def test_an_outage_is_told_to_be_over_although_nobody_pushes(server: Server) -> None:
+    outbox = await opened(server.database(), answer_seconds=0.5)
+    await carry_out(outbox, queued("a@example.com"))
+    server.freeze()
+    with pytest.raises(StoreUnavailable):
+        await outbox.stats()
+    server.wake()
+    health = None
+    while health is None:
+        with suppress(StoreUnavailable):
+            health = (await outbox.stats()).health
+    assert health.problems == ()
+    await outbox.close()
+
+
 async def test_the_store_is_unavailable_while_the_database_is_and_comes_back_with_it(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
