@@ -29,6 +29,7 @@ LATELY_SECONDS = 600.0  # for which a past event is shown
 FAILING_SECONDS = 1.0  # a single failure that the next request recovers from is not reported
 SILENT_SECONDS = 3.0  # without an answer while requests are in flight
 RATE_SECONDS = 60.0  # the window of the delivery rate
+CLOCK_SECONDS = 30.0  # by which the clock may be set without a word: tokens tolerate as much
 _MANY_SLOW = 0.5
 _NEARLY_FULL = 0.9
 _MB = 1_048_576  # as in SCQ_HOLD_MB
@@ -53,6 +54,7 @@ class Kind(StrEnum):
     UNAVAILABLE = "store-unavailable"
     DEFECT = "defect"
     CONNECTIONS = "connections"
+    CLOCK = "clock"
 
 
 _CLOSED = frozenset({Kind.HALTED, Kind.DOWN, Kind.THROTTLED})
@@ -119,10 +121,18 @@ class Happened(msgspec.Struct, frozen=True):
         return timedelta(seconds=int(clock - self.at))
 
 
+class Jump(msgspec.Struct, frozen=True):
+    """A clock that was set. `seconds`: by how much, negative if back; `at`: when (monotonic seconds)."""
+
+    seconds: float
+    at: float
+
+
 class Memory(msgspec.Struct, frozen=True):
     """The state carried from one snapshot to the next. `delivered`: samples of the counter over the last minute, oldest first, with their times.
 
     `answers`: the number of answers from SendX; `silent_since`: since when none has come although requests are in flight.
+    `offset`: by which the clock was ahead of the monotonic one.
     """
 
     reopened: Happened = Happened()
@@ -133,12 +143,16 @@ class Memory(msgspec.Struct, frozen=True):
     delivered: tuple[tuple[float, int], ...] = ()
     answers: int = 0
     silent_since: float | None = None
+    offset: float | None = None
+    jump: Jump | None = None
 
     def after(self, seen: Seen) -> Self:
         clock, health, delivery = seen.clock, seen.stats.health, seen.delivery
         sample = (clock, seen.stats.counters.get("delivered", 0))
         answers = sum(delivery.requests.values()) if delivery is not None else 0
         busy = delivery is not None and delivery.in_flight > 0
+        offset = seen.now - clock
+        jump = Jump(offset - self.offset, clock) if self.offset is not None else None
         same = busy and self.silent_since is not None and answers == self.answers
         return msgspec.structs.replace(
             self,
@@ -149,6 +163,8 @@ class Memory(msgspec.Struct, frozen=True):
             turned_away=self.turned_away.counted(seen.turned_away, clock),
             delivered=(*(each for each in self.delivered if each[0] > clock - RATE_SECONDS), sample),
             answers=answers,
+            offset=offset,
+            jump=jump if jump is not None and abs(jump.seconds) > CLOCK_SECONDS else self.jump,
             silent_since=self.silent_since if same else clock if busy else None,
         )
 
@@ -166,6 +182,7 @@ def conditions(seen: Seen, memory: Memory, *, lately: float = LATELY_SECONDS) ->
     found = [
         *(*_of_the_store(seen, memory, lately), *_of_requests(seen, memory, lately)),
         *(*_of_sending(seen, memory, lately), *_of_what_waits(seen, memory), *_of_strangers(seen)),
+        *_of_the_clock(seen, memory, lately),
     ]
     return tuple(Condition(kind, sentence) for kind, sentence in found)
 
@@ -186,6 +203,20 @@ def _of_the_store(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[K
         )
     for sentence in seen.stats.health.problems:
         yield Kind.STORE, sentence
+
+
+def _of_the_clock(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:
+    """Tells of a clock that was set. No clock tells which of the two was right."""
+    jump = memory.jump
+    if jump is None or seen.clock - jump.at >= lately:
+        return
+    by, ago = timedelta(seconds=round(abs(jump.seconds))), timedelta(seconds=int(seen.clock - jump.at))
+    how = f"ahead by {by}, or this machine was suspended" if jump.seconds > 0 else f"back by {by}"
+    yield (
+        Kind.CLOCK,
+        f"The clock was set {how} ({ago} ago). If it is wrong now, log-ins fail (expired-token, "
+        "bad-token): check the time and NTP. If it was wrong before, there is nothing to do.",
+    )
 
 
 def _of_requests(seen: Seen, memory: Memory, lately: float) -> Iterable[tuple[Kind, str]]:

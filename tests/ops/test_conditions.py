@@ -45,7 +45,7 @@ def seen(clock: float = CLOCK, **more: Any) -> Seen:
     given: dict[str, Any] = {
         "stats": stats(),
         "delivery": delivery(),
-        "now": NOW,
+        "now": NOW + clock - CLOCK,
         "clock": clock,
         "timeout_seconds": 20.0,
     }
@@ -182,7 +182,7 @@ def test_a_condition_says_what_is_wrong_and_what_to_do(name: str) -> None:
 
 
 def test_each_kind_of_condition_has_an_example_here() -> None:
-    assert {kind for kind, _, _ in SEEN.values()} | {Kind.SILENT} == set(Kind)
+    assert {kind for kind, _, _ in SEEN.values()} | {Kind.SILENT, Kind.CLOCK} == set(Kind)
 
 
 def test_customers_who_wait_are_reported_beside_sign_ups_that_do() -> None:
@@ -260,6 +260,22 @@ def test_a_problem_that_another_one_continues_is_not_resolved(
     ended: Kind, begun: list[Kind], expected: Kind | None
 ) -> None:
     assert turned_into(ended, begun) is expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3_600, "ahead by 1:00:00, or this machine was suspended"), (-3_600, "back by 1:00:00")]
+)
+def test_a_clock_that_is_set_is_told_for_a_while(seconds: float, words: str) -> None:
+    moments = [seen(), seen(CLOCK + 1, now=NOW + 1 + seconds), seen(CLOCK + 4, now=NOW + 4 + seconds)]
+    (condition,) = found(*moments)
+    assert condition.kind is Kind.CLOCK
+    assert condition.sentence.startswith(f"The clock was set {words} (0:00:03 ago). If it is wrong now, log-ins fail")
+    later = seen(CLOCK + 1 + LATELY_SECONDS, now=NOW + 1 + LATELY_SECONDS + seconds)
+    assert found(*moments, later) == ()
+
+
+def test_a_clock_that_is_set_by_a_little_is_nothing_to_tell() -> None:
+    assert found(seen(), seen(CLOCK + 1, now=NOW + 31)) == ()
 
 
 def test_a_past_event_is_shown_for_a_while() -> None:
