@@ -83,10 +83,10 @@ class Reason(StrEnum):
         "This tag is not offered to this visitor: see SCQ_TAGS and SCQ_ASSERTED_TAGS.")
     LANE_FULL = (
         "lane-full", (_PAGE, _SERVER),
-        "`SCQ_LANE_MAX` pushes wait for this contact, or as many times 4 KB; of a typed address also: its network has brought its share",
+        "`SCQ_LANE_MAX` pushes wait for this contact, or as many times 4 KB; for a typed address also: the visitor's network has used up its share",
         "Too much is waiting for this contact, or has come from this network: see SCQ_LANE_MAX, SCQ_HOLD_MB and scq-proxy status.")
     HOLD_FULL = (
-        "hold-full", (_PAGE,), "too much is held for visitors who are not identified, or has come from this network",
+        "hold-full", (_PAGE,), "too much is held for visitors who are not identified, or too much of it came from this network",
         "Too much is held for visitors who are not identified: see SCQ_HOLD_MAX and SCQ_HOLD_MB.")
     HOLD_EXPIRED = (
         "hold-expired", (_HELD,), "the visitor was not identified within `SCQ_HOLD_DAYS`",
