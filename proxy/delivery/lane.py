@@ -219,7 +219,9 @@ class LaneRun:
             _log_push(self._lease.lane, push, result)
         if result.fate is Fate.DEAD:
             lane, reason = self._lease.lane, result.reason
-            log.warning("A push of lane %d is a dead letter, %s (HTTP %s)", lane, reason, answer.status)
+            log.warning(
+                "A push of lane %d is a dead letter, %s (HTTP %s): see scq-proxy dead list", lane, reason, answer.status
+            )
 
     def _break_off(self) -> None:
         """Gives up on the request on the wire: whether it was applied will never be known."""

@@ -134,7 +134,7 @@ def garbage(path: Path) -> None:
     ("make", "wrong"),
     [
         (foreign_database, "is a database of another program"),
-        (garbage, "cannot be read as an SQLite database"),
+        (garbage, "cannot be read as an SQLite database (file is not a database). Move it away, or change SCQ_STORE"),
     ],
 )
 def test_a_store_that_is_none_of_ours_is_refused_and_left_as_it_is(

@@ -83,6 +83,7 @@ def test_status_exits_1_while_there_are_dead_letters(server: Server, sandbox: Sa
     Browser(server).logs_in(email)
     eventually(lambda: report(server)["dead"])
     running_said = ask(server, "status")
+    assert "is a dead letter, rejected (HTTP 422): see scq-proxy dead list" in server.log
     assert server.stop() == 0
     for said in (running_said, ask(server, "status")):
         assert said.code == 1

@@ -202,7 +202,10 @@ class StoreFile:
         was_open = self._identities.get(self.path, (0, 0)) == _identity(self.path)
         if was_open or header[_APPLICATION_ID_AT:] == APPLICATION_ID.to_bytes(4, "big"):
             return Damaged(words)
-        return StoreRefused(f"{self.path} cannot be read as an SQLite database ({words}).")
+        return StoreRefused(
+            f"{self.path} cannot be read as an SQLite database ({words}). Move it away, or change SCQ_STORE; if it was a store of "
+            "scq-proxy, its beginning is damaged: restore it from a backup."
+        )
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.create_function("lane_key", 1, lane_key, deterministic=True)

@@ -238,7 +238,7 @@ class Writer:
         elif self._recovery.failures == 1 or remedy is not Remedy.MAKE_ROOM:
             reason = self._explain(error)
             self._why = _BROKEN % reason
-            log.error("A transaction of %d jobs failed: %s", len(jobs), reason)
+            log.error("A transaction failed (jobs: %d): %s", len(jobs), reason)
 
     def _be_patient(self, seconds: float) -> None:
         """Sets the timeout for another program's lock."""
