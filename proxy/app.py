@@ -42,7 +42,7 @@ from proxy.web.application import Application
 from proxy.web.defects import Defects
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi
-from proxy.web.shim import load_debug_shim, load_shim
+from proxy.web.shim import DebugShim, load_shim
 
 STOP_SECONDS = 20.0  # for requests on the wire to SendX, at a stop
 SWEEP_SECONDS = 600.0
@@ -227,15 +227,16 @@ def create_app(
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
-    prefix, shim, pages = settings.prefix, load_shim(), service.pages
+    prefix, pages = settings.prefix, service.pages
+    shim, debug_shim = load_shim(f"{prefix}/push"), DebugShim(f"{prefix}/push", service.push.trust_of)
     routes: list[BaseRoute] = [
         Route(f"{prefix}/push", service.push),
         Route("/prod/push", service.push),
         *(Route(path, service.server_api) for path in OPERATIONS),
         Route(f"{prefix}/scq.js", shim.respond),
-        Route(f"{prefix}/scq.debug.js", load_debug_shim().respond),
+        Route(f"{prefix}/scq.debug.js", debug_shim.respond),
         Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
-        Route("/prod/{name}.js", shim.respond),
+        Route("/prod/{name}.js", load_shim("/prod/push").respond),
         Route(f"{prefix}/status", pages.status_page),
         Route(f"{prefix}/check", pages.check),
         Route("/healthz", pages.healthz),

@@ -15,7 +15,7 @@ from proxy.cli.embed import SENDX_NAMES, Form, make_snippet
 from proxy.cli.terminal import EnvFile, env_file_of, host_name
 from proxy.config.settings import load_one
 from proxy.resources import shipped
-from proxy.web.shim import load_debug_shim, load_shim
+from proxy.web.shim import debug_source, load_shim, make_shim
 
 # The queue becomes a global, and the page must not have one of its name yet: `location = …` leaves the page. No Web IDL name begins with an
 # underscore (https://webidl.spec.whatwg.org/#reserved-identifier), no keyword of JavaScript does, and `__proto__` and its like have two.
@@ -74,10 +74,12 @@ def snippet(
     if types:
         sys.stdout.write(shipped("static/scq.d.ts").read_text(encoding="utf-8"))
         return
+    prefix = load_one("prefix", os.environ, env_file_of(env_file))
+    endpoint = f"{prefix}/push"
     made = make_snippet(
         Form(form.removeprefix("--") or "linked"),
-        load_debug_shim() if debug else load_shim(),
-        prefix=load_one("prefix", os.environ, env_file_of(env_file)),
+        make_shim(debug_source(endpoint, "unknown")) if debug else load_shim(endpoint),
+        prefix=prefix,
         host=host,
         queue=queue,
         debug=debug,

@@ -61,6 +61,30 @@ def scan(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
     return found
 
 
+def scan_script_request(raw: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """Does as `scan`, for a script, which browsers ask for without Origin: the page's origin is that of the Referer.
+
+    Where a page keeps its Referer back, the browser may still say that it is of the same origin: then it is that of the Host.
+    """
+    headers = scan(raw)
+    if headers.origin is None:
+        given = {name: value.decode("latin-1") for name, value in raw}
+        if b"referer" in given:
+            headers.origin = _origin_of(given[b"referer"])
+        elif headers.fetch_site == "same-origin":
+            plain = f"http://{given.get(b'host', '')}"
+            headers.origin = plain if _is_safe(plain) else plain.replace("http:", "https:", 1)
+    return headers
+
+
+def _origin_of(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "null"
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def require_origin(headers: Headers, listed: Collection[str]) -> str:
     """Returns the page's origin if it may push: a listed one, or one that the browser says is the same. Raises 403."""
     origin = headers.origin

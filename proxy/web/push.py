@@ -27,7 +27,7 @@ from proxy.core.tokens import TokenCodec
 from proxy.core.visitors import Trust, Visitor
 from proxy.errors import RequestError, StoreUnavailable
 from proxy.store.outbox import Outbox
-from proxy.web.access import ClientAddresses, Headers, RateLimit, require_origin, scan
+from proxy.web.access import ClientAddresses, Headers, RateLimit, require_origin, scan, scan_script_request
 from proxy.web.asgi import Gone, Header, read_body, send_error, send_json
 
 _CHANCES = 1 << 20
@@ -114,8 +114,7 @@ class PushEndpoint:
         self._rate.require_paid(client_address, at)
         self._rate.spend(client_address, max(0, len(batch.items) - 1), at)
         now, name = self._outbox.now(), cookie_name(origin)
-        value = read_cookie(headers.cookie, name)
-        visitor = self._cookies.decode(value, now) if value else None
+        visitor = self._visitor(headers, name, now)
         unvouched = self._outbox.unvouched()
         most_bytes = allowed_bytes(self._strangers_bytes, unvouched.bytes, unvouched.headroom)
         over = self._strangers.has_used_up(client_address, most_bytes - unvouched.bytes, at)
@@ -145,6 +144,21 @@ class PushEndpoint:
             msgspec.json.encode(_Wire(answer.results, answer.session)),
             ((b"set-cookie", set_cookie(name, cookie).encode("ascii")),) if cookie else (),
         )
+
+    def _visitor(self, headers: Headers, cookie: str, now: float) -> Visitor | None:
+        value = read_cookie(headers.cookie, cookie)
+        return self._cookies.decode(value, now) if value else None
+
+    def trust_of(self, raw: Sequence[Header]) -> Trust:
+        """Returns how well the browser that asks for a script is known, as far as its cookie alone tells, and to a page that may push."""
+        try:
+            headers = scan_script_request(raw)
+            origin = require_origin(headers, self._origins)
+        except RequestError:
+            return Trust.ANONYMOUS
+        now = self._outbox.now()
+        visitor = self._visitor(headers, cookie_name(origin), now)
+        return visitor.trust_at(now, self._limits.verified_for) if visitor else Trust.ANONYMOUS
 
     def _candidate(self, item: Push | BadPush, client_address: str, now: float) -> Candidate:
         """Tokens are verified here, outside the transaction, which has better things to do."""

@@ -2,26 +2,39 @@
 
 {prefix}/scq.js           cached for ten minutes, revalidated by ETag
 {prefix}/scq.<hash>.js    the same bytes, cached for ever; a hash of another version gets the current bytes, shortly cached
-/prod/<anything>.js       the same, so that SendX's install snippet works with only its host name changed
-{prefix}/scq.debug.js     the development build, which explains itself in the console; never cached for ever
+/prod/<anything>.js       the same but for the endpoint, so that SendX's install snippet works with only its host name changed
+{prefix}/scq.debug.js     the development build, which explains itself in the console and says who the browser is; cached by nobody
 
-It minifies nothing: `.ci/shim` makes scq.min.js of scq.js beforehand. The development build is scq.js itself with DEBUG switched on.
+Each response carries the path of the endpoint beside the path that was asked for: a page may run a copy of the script from anywhere, and still has
+to post here or nowhere. It minifies nothing: `.ci/shim` makes scq.min.js of scq.js beforehand. The development build is scq.js itself
+with DEBUG switched on.
 """
 
 import base64
 import gzip
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import brotli
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from proxy import __version__
+from proxy.core.visitors import Trust
 from proxy.resources import shipped
+from proxy.web.asgi import Header
 
 SHORT_CACHE = "public, max-age=600"
 IMMUTABLE = "public, max-age=31536000, immutable"
+_PUBLIC = {
+    "X-Content-Type-Options": "nosniff",
+    # A script tag with `integrity` on a sister sub-domain asks with CORS; the script is public.
+    "Access-Control-Allow-Origin": "*",
+    "Cross-Origin-Resource-Policy": "cross-origin",  # the same, for pages that require it (COEP)
+}
 _DEBUG_BANNER = b"/* The development build of scq.js, for a tag with data-debug. */\n"
 
 
@@ -47,10 +60,7 @@ class Shim:
             "ETag": etag,
             "Cache-Control": IMMUTABLE if name == self.digest else SHORT_CACHE,
             "Vary": "Accept-Encoding",
-            "X-Content-Type-Options": "nosniff",
-            # A script tag with `integrity` on a sister sub-domain asks with CORS; the script is public.
-            "Access-Control-Allow-Origin": "*",
-            "Cross-Origin-Resource-Policy": "cross-origin",  # the same, for pages that require it (COEP)
+            **_PUBLIC,
         }
         if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
             return Response(status_code=304, headers=headers)
@@ -59,13 +69,38 @@ class Shim:
         return Response(body, headers=headers, media_type="text/javascript")
 
 
-def load_shim() -> Shim:
-    return make_shim(shipped("static/scq.min.js").read_bytes())
+class DebugShim:
+    """The development build, which names the browser's trust and is therefore private.
+
+    `trust_of`: judges the headers of a request.
+    """
+
+    def __init__(self, endpoint: str, trust_of: Callable[[Sequence[Header]], Trust]) -> None:
+        self._sources = {trust: debug_source(endpoint, trust.name.lower()) for trust in Trust}
+        self._trust_of = trust_of
+
+    def respond(self, request: Request) -> Response:
+        source = self._sources[self._trust_of(request.scope["headers"])]
+        headers = {"Cache-Control": "no-store", "Vary": "Cookie", **_PUBLIC}
+        return Response(source, headers=headers, media_type="text/javascript")
 
 
-def load_debug_shim() -> Shim:
-    """Returns the same with the lines that log to the console, not minified."""
-    return make_shim(_DEBUG_BANNER + re.sub(rb"\bDEBUG\b", b"true", shipped("static/scq.js").read_bytes()))
+def load_shim(endpoint: str) -> Shim:
+    """Returns the script for pages. `endpoint`: the public path that it posts to."""
+    return make_shim(_baked(shipped("static/scq.min.js").read_bytes(), push=endpoint))
+
+
+def debug_source(endpoint: str, trust: str) -> bytes:
+    """Returns the same with the lines that log to the console, not minified. `trust`: how well the browser is known."""
+    source = re.sub(rb"\bDEBUG\b", b"true", shipped("static/scq.js").read_bytes())
+    return _DEBUG_BANNER + _baked(source, push=endpoint, VERSION=__version__, TRUST=trust)
+
+
+def _baked(source: bytes, **values: str) -> bytes:
+    """Returns the script with each value in place of the literal of its name."""
+    for name, value in values.items():
+        source = source.replace(b'"%b"' % name.encode(), msgspec.json.encode(value))
+    return source
 
 
 def make_shim(source: bytes) -> Shim:

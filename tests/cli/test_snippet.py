@@ -19,6 +19,7 @@ from tests.support.live import PATIENCE_SECONDS, eventually
 from tests.support.site import TOLD, Site
 
 ROOT = Path(__file__).parents[2]
+SHIM = load_shim("/scq/push")
 
 
 def snippet(folder: Path, *options: str) -> Said:
@@ -69,8 +70,8 @@ OWN = "/page.js", "/push.js"
     [
         ((), "/scq/scq.js"),
         (("--spa",), "/scq/scq.js"),
-        (("--hashed",), f"/scq/scq.{load_shim().digest}.js"),
-        (("--hashed", "--spa"), f"/scq/scq.{load_shim().digest}.js"),
+        (("--hashed",), f"/scq/scq.{SHIM.digest}.js"),
+        (("--hashed", "--spa"), f"/scq/scq.{SHIM.digest}.js"),
     ],
     ids=["plain", "spa", "hashed", "hashed-spa"],
 )
@@ -127,7 +128,7 @@ def test_a_queue_named_after_what_the_page_has_loads_no_page_again(site: Site, v
 @pytest.mark.browser
 def test_a_script_that_was_changed_on_the_way_is_not_run(site: Site, visit: Visit, tmp_path: Path) -> None:
     tag = re.sub(r"/scq/scq\.[0-9a-f]+\.js", "/other.js", snippet(tmp_path, "--hashed").out)
-    site.pages.put("/other.js", load_shim().source.decode() + "//")
+    site.pages.put("/other.js", SHIM.source.decode() + "//")
     page = visit.open(site.put("/", tag))
     page.wait_for_load_state()
     assert page.evaluate("_scq.push === Array.prototype.push")
@@ -150,7 +151,7 @@ def test_sendxs_snippet_works_with_the_host_that_was_asked_for(site: Site, visit
 def test_inline_is_the_script_byte_for_byte(tmp_path: Path) -> None:
     said = snippet(tmp_path, "--inline")
     script = re.findall(r'^<script data-src="/scq/scq\.js">(.*)</script>\n$', said.out)[0]
-    assert script == (ROOT / "static" / "scq.min.js").read_text("utf-8")
+    assert script == (ROOT / "static" / "scq.min.js").read_text("utf-8").replace('"push"', '"/scq/push"')
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in said.err
 
@@ -177,6 +178,7 @@ def test_sendxs_snippet_differs_from_its_own_in_one_host_name(tmp_path: Path) ->
 @pytest.mark.parametrize("form", ["--hashed", "--inline", "--debug", "--spa"])
 def test_another_host_and_another_prefix_go_with_every_form(tmp_path: Path, form: str) -> None:
     said = scq("snippet", form, "--host", "t.example.com", cwd=tmp_path, SCQ_PREFIX="/t/1")
+    assert ('"/t/1/push"' in said.out) is (form == "--inline")
     assert re.search(r'src="https://t\.example\.com/t/1/scq\.([0-9a-f]+\.|debug\.)?js"', said.out)
     assert "connect-src https://t.example.com\n" in said.err
     assert "'self'" not in said.err

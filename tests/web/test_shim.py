@@ -9,24 +9,28 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from proxy import __version__
+from proxy.core.cookies import CookieCodec
 from proxy.core.reasons import Reason
-from proxy.web.shim import load_debug_shim
+from proxy.core.visitors import Trust, Visitor
+from proxy.web.shim import debug_source, load_shim
 from tests.load.sizes import size_of
 from tests.support.browser import Visit
 from tests.support.live import eventually
-from tests.support.server import Server
+from tests.support.server import COOKIE_KEY, SHOP, Server
 from tests.support.site import TOLD, Site, token
 
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "static"
 NPM = ROOT / ".venv" / "npm" / "node_modules"
 SMALL = (STATIC / "scq.min.js").read_bytes()
-DEBUG = load_debug_shim().source
+DEBUG = debug_source("/scq/push", "anonymous")
 BROTLI_CAP, GZIP_CAP = 1_130, 1_280  # Fathom Lite, which repeats nothing, has 1,309 after gzip
 
 
@@ -58,7 +62,13 @@ def test_the_development_build_is_the_source_with_debug_switched_on() -> None:
     banner, _, script = DEBUG.partition(b"\n")
     assert b"development build" in banner
     assert b"DEBUG" not in script
-    assert script == (STATIC / "scq.js").read_bytes().replace(b"DEBUG", b"true")
+    source = (STATIC / "scq.js").read_bytes().replace(b"DEBUG", b"true").replace(b'"push"', b'"/scq/push"')
+    assert script == source.replace(b'"VERSION"', f'"{__version__}"'.encode()).replace(b'"TRUST"', b'"anonymous"')
+
+
+@pytest.mark.parametrize("file", ["scq.js", "scq.min.js"])
+def test_there_is_one_place_for_the_endpoint(file: str) -> None:
+    assert (STATIC / file).read_bytes().count(b'"push"') == 1
 
 
 def test_what_browsers_load_stays_under_its_caps() -> None:
@@ -114,21 +124,47 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
-@pytest.mark.parametrize("path", ["/scq/scq.js", "/prod/TEAMID.js"])
-def test_browsers_get_the_small_build(server: Server, path: str) -> None:
-    assert server.client.get(path).content == SMALL
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        ("/scq/scq.js", b'"/scq/push"'),
+        (f"/scq/scq.{load_shim('/scq/push').digest}.js", b'"/scq/push"'),
+        ("/prod/TEAMID.js", b'"/prod/push"'),
+    ],
+)
+@pytest.mark.parametrize("coding", ["br", "gzip", "identity"])
+def test_browsers_get_the_small_build_and_in_it_the_endpoint_beside_it(
+    server: Server, path: str, endpoint: bytes, coding: str
+) -> None:
+    answer = server.client.get(path, headers={"Accept-Encoding": coding})
+    assert answer.content == SMALL.replace(b'"push"', endpoint)
+    assert answer.content.count(endpoint) == 1
 
 
-def test_the_development_build_has_an_address_and_is_never_kept_for_ever(server: Server) -> None:
+def test_two_scripts_that_differ_in_their_endpoint_have_two_etags(server: Server) -> None:
+    assert server.client.get("/scq/scq.js").headers["etag"] != server.client.get("/prod/x.js").headers["etag"]
+
+
+def test_the_development_build_has_an_address_and_is_kept_by_nobody(server: Server) -> None:
     answer = server.client.get("/scq/scq.debug.js")
     assert answer.content == DEBUG
     assert "javascript" in answer.headers["content-type"]
-    assert "immutable" not in answer.headers["cache-control"]
-    assert int(re.findall(r"max-age=(\d+)", answer.headers["cache-control"])[0]) <= 600
-    etag = answer.headers["etag"]
-    assert server.client.get("/scq/scq.debug.js", headers={"If-None-Match": etag}).status_code == 304
-    digest = re.findall(r"[0-9a-f]{12}", etag)[0]
-    assert "immutable" not in server.client.get(f"/scq/scq.{digest}.js").headers["cache-control"]
+    assert (answer.headers["cache-control"], answer.headers["vary"]) == ("no-store", "Cookie")
+    assert "etag" not in answer.headers
+
+
+@pytest.mark.parametrize("trust", Trust)
+def test_the_development_build_says_how_well_the_browser_is_known_and_changes_no_cookie(
+    server: Server, trust: Trust
+) -> None:
+    now = int(time.time())
+    visitor = Visitor("v" * 22, "ann@example.com" if trust else None, trust, issued=now - 300 * 86_400, verified=now)
+    cookie = CookieCodec([COOKIE_KEY]).encode(visitor)
+    headers = {"Referer": f"{SHOP}/", "Cookie": f"__Host-scq={cookie}"}
+    answer = server.client.get("/scq/scq.debug.js", headers=headers)
+    assert answer.content == debug_source("/scq/push", trust.name.lower())
+    assert "set-cookie" not in answer.headers
+    assert b"ann@example.com" not in answer.content
 
 
 # What it says to whoever builds the site
