@@ -40,6 +40,7 @@ from proxy.stores import open_store
 from proxy.web.access import ClientAddresses, RateLimit
 from proxy.web.application import Application
 from proxy.web.defects import Defects
+from proxy.web.paths import SENDX_PREFIX, Paths
 from proxy.web.push import PushEndpoint
 from proxy.web.server_api import ServerApi
 from proxy.web.shim import DebugShim, load_shim
@@ -220,25 +221,26 @@ def create_app(
                 app.state.reload = service.reload  # and calls this on SIGHUP
             app.router.routes[:] = _routes(settings, service, fallback)
             if not settings.hosts:
-                app.direct = {f"{settings.prefix}/push": service.push, "/prod/push": service.push}
+                paths = _paths(settings)
+                app.direct = {paths.push: service.push, paths.sendx_push: service.push}
             yield
 
     return Application(lifespan, settings.hosts)
 
 
 def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> Sequence[BaseRoute]:
-    prefix, pages = settings.prefix, service.pages
-    shim, debug_shim = load_shim(f"{prefix}/push"), DebugShim(f"{prefix}/push", service.push.trust_of)
+    paths, pages = _paths(settings), service.pages
+    shim, debug_shim = load_shim(paths.push), DebugShim(paths.push, service.push.trust_of)
     routes: list[BaseRoute] = [
-        Route(f"{prefix}/push", service.push),
-        Route("/prod/push", service.push),
+        Route(paths.push, service.push),
+        Route(paths.sendx_push, service.push),
         *(Route(path, service.server_api) for path in OPERATIONS),
-        Route(f"{prefix}/scq.js", shim.respond),
-        Route(f"{prefix}/scq.debug.js", debug_shim.respond),
-        Route(f"{prefix}/scq.{{digest}}.js", shim.respond),
-        Route("/prod/{name}.js", load_shim("/prod/push").respond),
-        Route(f"{prefix}/status", pages.status_page),
-        Route(f"{prefix}/check", pages.check),
+        Route(paths.script_path, shim.respond),
+        Route(paths.debug_path, debug_shim.respond),
+        Route(paths.hashed_path("{digest}"), shim.respond),
+        Route(f"{SENDX_PREFIX}/{{name}}.js", load_shim(paths.sendx_push).respond),
+        Route(f"{paths.prefix}/status", pages.status_page),
+        Route(f"{paths.prefix}/check", pages.check),
         Route("/healthz", pages.healthz),
         Route("/readyz", pages.readyz),
         Route("/metrics", pages.metrics),
@@ -246,6 +248,10 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
     if fallback is not None:
         routes.append(Mount("/", fallback))
     return routes
+
+
+def _paths(settings: Settings) -> Paths:
+    return Paths(settings.prefix, settings.script, settings.endpoint)
 
 
 def _push_endpoint(settings: Settings, outbox: Outbox) -> PushEndpoint:

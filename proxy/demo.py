@@ -58,7 +58,7 @@ def _shop(settings: Settings, sandbox_url: str) -> Starlette:
     shop = runpy.run_path(str(shipped("examples/shop/shop.py")))
     app: Starlette = shop["create_shop"](
         identity_key=settings.identity_keys[0].secret.reveal(),
-        script_url=f"{settings.prefix}/scq.js",
+        script_url=f"{settings.prefix}/{settings.script}",
         sandbox_url=sandbox_url,
     )
     return app

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from proxy.web.paths import Paths
 from proxy.web.shim import Shim
 
 SENDX_HOST = "cdn.sendx.io"
@@ -49,31 +50,31 @@ class Snippet:
     notes: tuple[str, ...]
 
 
-def make_snippet(form: Form, shim: Shim, *, prefix: str, host: str, queue: str, debug: bool, spa: bool) -> Snippet:
+def make_snippet(form: Form, shim: Shim, *, paths: Paths, host: str, queue: str, debug: bool, spa: bool) -> Snippet:
     """The tag for a proxy at `host`, or with an empty one at the page's own. `shim`: the build that the tag is about.
 
     `debug` says that this is the development build; it has no address of its own with `HASHED` and `SENDX`.
     """
-    made = _sendx(host) if form is Form.SENDX else _tag(form, shim, prefix, host, queue, debug)
+    made = _sendx(host) if form is Form.SENDX else _tag(form, shim, paths, host, queue, debug)
     return Snippet(made.html + _spa_comment(queue), made.notes) if spa else made
 
 
-def _tag(form: Form, shim: Shim, prefix: str, host: str, queue: str, debug: bool) -> Snippet:
-    base = f"https://{host}{prefix}" if host else prefix
+def _tag(form: Form, shim: Shim, paths: Paths, host: str, queue: str, debug: bool) -> Snippet:
+    base = f"https://{host}" if host else ""
     options = (" data-debug" if debug else "") + (f' data-queue="{queue}"' if queue != "_scq" else "")
     script = shim.source.decode("utf-8")
     if form is Form.INLINE:
-        html = f'<script data-src="{base}/scq.js"{options}>{script}</script>\n'
+        html = f'<script data-src="{base}{paths.script_path}"{options}>{script}</script>\n'
         return Snippet(html, (_policy([_hash(script)], host),))
     early = f"window.{queue} = window.{queue} || [];"
     notes = [_policy([_source(host), _hash(early)], host)]
     if form is Form.HASHED:
-        address = f'{base}/scq.{shim.digest}.js" integrity="{shim.integrity}" crossorigin="anonymous'
+        address = f'{base}{paths.hashed_path(shim.digest)}" integrity="{shim.integrity}" crossorigin="anonymous'
         notes.append(
             "Print this tag again after each upgrade: a browser refuses a script that is not the one it names."
         )
     else:
-        address = f"{base}/scq{'.debug' if debug else ''}.js"
+        address = base + (paths.debug_path if debug else paths.script_path)
     return Snippet(f'<script>{early}</script>\n<script async src="{address}"{options}></script>\n', tuple(notes))
 
 

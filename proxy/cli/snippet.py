@@ -15,6 +15,7 @@ from proxy.cli.embed import SENDX_NAMES, Form, make_snippet
 from proxy.cli.terminal import EnvFile, env_file_of, host_name
 from proxy.config.settings import load_one
 from proxy.resources import shipped
+from proxy.web.paths import Paths
 from proxy.web.shim import debug_source, load_shim, make_shim
 
 # The queue becomes a global, and the page must not have one of its name yet: `location = …` leaves the page. No Web IDL name begins with an
@@ -59,7 +60,7 @@ def snippet(
 ) -> None:
     """Print the embed tag.
 
-    Paste it into every page, into the head. The script's path follows SCQ_PREFIX. Standard error says what a
+    Paste it into every page, into the head. Its paths follow SCQ_PREFIX, SCQ_SCRIPT and SCQ_ENDPOINT. Standard error says what a
     Content-Security-Policy must allow for it.
     """
     chosen = {"--hashed": hashed, "--inline": inline, "--sendx": sendx, "--types": types}
@@ -74,12 +75,11 @@ def snippet(
     if types:
         sys.stdout.write(shipped("static/scq.d.ts").read_text(encoding="utf-8"))
         return
-    prefix = load_one("prefix", os.environ, env_file_of(env_file))
-    endpoint = f"{prefix}/push"
+    paths = Paths(*[load_one(name, os.environ, env_file_of(env_file)) for name in ("prefix", "script", "endpoint")])
     made = make_snippet(
         Form(form.removeprefix("--") or "linked"),
-        make_shim(debug_source(endpoint, "unknown")) if debug else load_shim(endpoint),
-        prefix=prefix,
+        make_shim(debug_source(paths.push, "unknown")) if debug else load_shim(paths.push),
+        paths=paths,
         host=host,
         queue=queue,
         debug=debug,

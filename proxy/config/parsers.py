@@ -260,6 +260,28 @@ def prefix(text: str) -> str:
     return text
 
 
+_FILE_NAME = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*")
+
+
+def script(text: str) -> str:
+    if not _FILE_NAME.fullmatch(text) or not text.endswith(".js"):
+        raise Wrong(f"must be a file name of letters, digits and ._~- that ends in .js, not {shown(text)}")
+    return text
+
+
+_TAKEN_NAMES = ("status", "check")  # under the prefix
+
+
+def endpoint(text: str) -> str:
+    if not _FILE_NAME.fullmatch(text):
+        raise Wrong(f"must be one name of letters, digits and ._~-, without a slash, not {shown(text)}")
+    if text.endswith(".js"):
+        raise Wrong(f"{shown(text)} ends in .js, as only scripts do; choose another name")
+    if text in _TAKEN_NAMES:
+        raise Wrong(f"{shown(text)} is taken: {' and '.join(_TAKEN_NAMES)} serve other things")
+    return text
+
+
 def listen_host(text: str) -> str:
     if ip_or_none(text) is None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text):
         raise Wrong(f"must be an IP address or a host name, without port or brackets, not {shown(text)}")

@@ -130,6 +130,9 @@ class Settings:
     store_unsafe: bool = _setting("SCQ_STORE_UNSAFE", parsers.switch, "0",
         "`1` serves on a PostgreSQL server that would lose acknowledged pushes, such as one with fsync off: for trials", example="1")
     prefix: str = _setting("SCQ_PREFIX", parsers.prefix, "/scq", "path under which everything public lives")
+    script: str = _setting("SCQ_SCRIPT", parsers.script, "scq.js", "name of the script under `SCQ_PREFIX`", example="t.js")
+    endpoint: str = _setting("SCQ_ENDPOINT", parsers.endpoint, "push",
+        "name of the endpoint that takes pushes, under `SCQ_PREFIX` and `/prod/`", example="in")
     host: str = _setting("SCQ_HOST", parsers.listen_host, "127.0.0.1", "address to listen on")
     port: int = _setting("SCQ_PORT", parsers.whole(0, 65535), "8000", "port to listen on; 0 takes any free one")
     hosts: frozenset[str] = _setting("SCQ_HOSTS", parsers.hosts, "",

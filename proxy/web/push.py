@@ -1,4 +1,4 @@
-"""The browser's edge: `POST {prefix}/push`, answered 202 once every accepted push is durable.
+"""The browser's edge: `POST {prefix}/{endpoint}`, answered 202 once every accepted push is durable.
 
 Plain ASGI, because this is the hot path. Whole-request refusals come in the order of the wire contract: 405, 403, 429, 413, 400, 503;
 nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.

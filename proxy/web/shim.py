@@ -5,9 +5,9 @@
 /prod/<anything>.js       the same but for the endpoint, so that SendX's install snippet works with only its host name changed
 {prefix}/scq.debug.js     the development build, which explains itself in the console and says who the browser is; cached by nobody
 
-Each response carries the path of the endpoint beside the path that was asked for: a page may run a copy of the script from anywhere, and still has
-to post here or nowhere. It minifies nothing: `.ci/shim` makes scq.min.js of scq.js beforehand. The development build is scq.js itself
-with DEBUG switched on.
+The name may be the site's own (`paths`). Each response carries the path of the endpoint beside the path that was asked for: a page may run a
+copy of the script from anywhere, and still has to post here or nowhere. It minifies nothing: `.ci/shim` makes scq.min.js of scq.js beforehand.
+The development build is scq.js itself with DEBUG switched on.
 """
 
 import base64

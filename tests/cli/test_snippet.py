@@ -254,6 +254,18 @@ def test_the_snippet_follows_the_prefix_of_the_environment_and_of_the_env_file(t
     assert 'src="/given/scq.js"' in scq("snippet", cwd=tmp_path, SCQ_PREFIX="/given").out
 
 
+def test_the_snippet_follows_the_names_of_script_and_endpoint(tmp_path: Path) -> None:
+    names = {"SCQ_SCRIPT": "t.js", "SCQ_ENDPOINT": "in", "SCQ_PREFIX": "/a"}
+    said = {
+        form: scq("snippet", *form.split(), cwd=tmp_path, **names).out
+        for form in ("", "--hashed", "--inline", "--debug")
+    }
+    assert ' src="/a/t.js"' in said[""]
+    assert f' src="/a/t.{load_shim("/a/in").digest}.js" integrity="{load_shim("/a/in").integrity}"' in said["--hashed"]
+    assert said["--inline"] == f'<script data-src="/a/t.js">{load_shim("/a/in").source.decode()}</script>\n'
+    assert ' src="/a/t.debug.js"' in said["--debug"]
+
+
 def test_the_snippet_names_another_host_if_asked(tmp_path: Path) -> None:
     said = scq("snippet", "--host", "t.example.com", cwd=tmp_path)
     assert 'src="https://t.example.com/scq/scq.js"' in said.out

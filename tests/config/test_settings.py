@@ -72,6 +72,7 @@ def test_the_smallest_environment_gets_the_documented_defaults() -> None:
     assert (given.server_keys, given.admin_token) == ((), None)
     assert given.store == SqliteUrl(Path("scq.db"))
     assert (given.prefix, given.host, given.port, given.rate_per_ip) == ("/scq", "127.0.0.1", 8000, 50.0)
+    assert (given.script, given.endpoint) == ("scq.js", "push")
     assert given.trusted_proxies == (ip_network("127.0.0.0/8"), ip_network("::1"))
     assert (given.verified_for, given.hold_age) == (timedelta(days=30), timedelta(days=30))
     assert (given.max_age, given.dead_age) == (timedelta(days=3), timedelta(days=90))
@@ -568,6 +569,57 @@ def test_a_prefix_that_is_no_plain_path_is_refused(text: str) -> None:
 )
 def test_a_prefix_where_something_else_is_served_is_refused(text: str) -> None:
     assert "is taken" in only_problem(enough(SCQ_PREFIX=text)).wrong
+
+
+@pytest.mark.parametrize("text", ["t.js", "T_1~-.min.js", "a.debug.js", "0.js"])
+def test_a_plain_name_that_ends_in_js_is_a_script(text: str) -> None:
+    assert loaded(SCQ_SCRIPT=text).script == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ".js",
+        "t",
+        "push",
+        "t.JS",
+        "t.js.map",
+        "a/t.js",
+        "/t.js",
+        "../t.js",
+        ".t.js",
+        "t t.js",
+        "é.js",
+        "t.js?x",
+        "{t}.js",
+    ],
+)
+def test_another_name_of_a_script_is_refused_with_what_would_do(text: str) -> None:
+    problem = only_problem(enough(SCQ_SCRIPT=text))
+    assert (problem.variable, problem.example) == ("SCQ_SCRIPT", "SCQ_SCRIPT=t.js")
+    assert "must be a file name of letters" in problem.wrong
+
+
+@pytest.mark.parametrize("text", ["in", "t.in", "_~-1"])
+def test_a_plain_name_is_an_endpoint(text: str) -> None:
+    assert loaded(SCQ_ENDPOINT=text).endpoint == text
+
+
+@pytest.mark.parametrize("text", ["/in", "in/", "a/b", ".", "..", ".in", "a b", "é", "in?x", "%61", "{in}"])
+def test_an_endpoint_that_is_no_plain_name_is_refused(text: str) -> None:
+    problem = only_problem(enough(SCQ_ENDPOINT=text))
+    assert (problem.variable, problem.example) == ("SCQ_ENDPOINT", "SCQ_ENDPOINT=in")
+    assert "must be one name of letters" in problem.wrong
+
+
+@pytest.mark.parametrize("text", ["scq.js", "t.js", "scq.debug.js", "scq.0123456789ab.js", "x.js"])
+def test_script_and_endpoint_cannot_clash(text: str) -> None:
+    assert "only scripts do" in only_problem(enough(SCQ_ENDPOINT=text, SCQ_SCRIPT="t.js")).wrong
+
+
+@pytest.mark.parametrize("text", ["status", "check"])
+def test_an_endpoint_where_something_else_is_served_is_refused(text: str) -> None:
+    assert "is taken" in only_problem(enough(SCQ_ENDPOINT=text)).wrong
 
 
 def test_globs_are_trimmed_and_keep_their_case() -> None:

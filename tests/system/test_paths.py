@@ -127,6 +127,22 @@ def test_rates_prefixes_and_the_operators_token(upstream: str, tmp_path: Path) -
                 assert error(server.client.send(request)) == (404, "not-found")
 
 
+def test_script_and_endpoint_have_the_names_that_were_set(upstream: str, tmp_path: Path) -> None:
+    with running(tmp_path, upstream, SCQ_SCRIPT="t.js", SCQ_ENDPOINT="in", SCQ_PREFIX="/a") as server:
+        plain = server.client.get("/a/t.js")
+        assert b'"/a/in"' in plain.content
+        digest = re.findall(r"[0-9a-f]{12}", plain.headers["etag"])[0]
+        hashed = server.client.get(f"/a/t.{digest}.js")
+        assert hashed.content == plain.content
+        assert "immutable" in hashed.headers["cache-control"]
+        assert b'"/a/in"' in server.client.get("/a/t.debug.js").content
+        assert b'"/prod/in"' in server.client.get("/prod/TEAMID.js").content
+        for path in ("/a/in", "/prod/in"):
+            assert outcomes(server.send(batch(track("cart-1")), (), path).json()["results"]) == ["held"]
+        for path in ("/a/push", "/prod/push", "/a/scq.js", f"/a/scq.{digest}.js", "/a/scq.debug.js"):
+            assert error(server.client.get(path))[0] == 404
+
+
 def test_below_the_disks_floor_pushes_are_503_and_readiness_says_why(upstream: str, tmp_path: Path) -> None:
     with running(tmp_path, upstream, False, SCQ_MIN_FREE_MB="1000000") as server:
         assert server.client.get("/healthz").status_code == 200
