@@ -1,6 +1,7 @@
 """`scq-proxy check`: is this configuration sound, and does the way through it work? One finding a line, each with what to do."""
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,14 @@ from proxy.ops.pages import AskDurability, AskReport
 from proxy.ops.report import Report, missing_server, read_report, together
 from proxy.store.records import Durability
 from proxy.stores import assess_database, open_existing
+from proxy.web.paths import Paths
 
 _SECONDS = 10.0
+# Words that stand in rules of EasyPrivacy or EasyList for paths on any site.
+_LISTED = """
+    ad ads advert analytics banner beacon collect collector counter event events fingerprint ga gtag gtm hit hits impression insights log
+    matomo metric metrics pageview ping pixel plausible rum segment snowplow stat stats telemetry track tracker tracking umami
+"""
 _PRIVATE_BLOCKS = (IPv6Network("fc00::/7"), IPv6Network("fe80::/10"))
 
 _ADVICE = {
@@ -201,32 +208,63 @@ async def check_public(settings: Settings, url: str) -> list[Finding]:
 
     `url`: without a slash at its end, user name, query or fragment.
     """
-    origin = url.partition("://")[0] + "://" + httpx.URL(url).netloc.decode("ascii")
+    parts = httpx.URL(url)
+    origin = f"{parts.scheme}://{parts.netloc.decode('ascii')}"
+    paths = Paths(parts.path.rstrip("/"), settings.script, settings.endpoint)
     async with httpx.AsyncClient(timeout=_SECONDS, follow_redirects=False) as client:
         try:
-            return [await _check_script(client, url), *await _check_push(client, settings, url, origin)]
+            found = await _check_script(client, origin, paths)
+            found += await _check_push(client, settings, origin, paths)
         except httpx.HTTPError as error:
             why = str(error) or type(error).__name__
             return [_mend(f"{url} cannot be reached ({why}): is the proxy running, and routed there?")]
+    return found + _listed_names(paths)
 
 
-async def _check_script(client: httpx.AsyncClient, url: str) -> Finding:
-    answer = await client.get(f"{url}/scq.js", headers={"Accept-Encoding": "br, gzip"})
+async def _check_script(client: httpx.AsyncClient, origin: str, paths: Paths) -> list[Finding]:
+    url = origin + paths.script_path
+    answer = await client.get(url, headers={"Accept-Encoding": "br, gzip"})
     if answer.status_code != 200 or "javascript" not in answer.headers.get("content-type", ""):
-        return _mend(f"{url}/scq.js answers {answer.status_code}, not the script: route this path to the proxy.")
+        return [_mend(f"{url} answers {answer.status_code}, not the script: route this path to the proxy.")]
+    found = _check_endpoint(answer.content, origin, paths)
     encoding = answer.headers.get("content-encoding")
     if encoding is None or "etag" not in answer.headers:
-        return _mend("script: served, but on the way its compression or its ETag was removed.")
-    return _fine(f"script: served, compressed with {encoding}")
+        return [_mend("script: served, but on the way its compression or its ETag was removed."), *found]
+    return [_fine(f"script: served, compressed with {encoding}"), *found]
 
 
-async def _check_push(client: httpx.AsyncClient, settings: Settings, url: str, origin: str) -> list[Finding]:
+def _check_endpoint(script: bytes, origin: str, paths: Paths) -> list[Finding]:
+    """Compares the endpoint in the script, which is that of the path that the proxy was asked for, with that of the path that pages ask for."""
+    named = re.findall(rf'"((?:/[A-Za-z0-9._~-]+)+/{re.escape(paths.endpoint)})"'.encode(), script)
+    if paths.push.encode() in named:
+        return []
+    if not named:
+        wrong = "it does not name that endpoint. The proxy there has another SCQ_ENDPOINT or version, or something keeps an old script."
+        return [_mend(f"script: it should post to {paths.push}, and {wrong}")]
+    wrong = (
+        f"script: a web server renames the path, so the script that pages find at {paths.script_path} posts to {named[0].decode()}. "
+        f'Put data-src="{origin}{paths.script_path}" on its tag, or let the web server pass the path on as it is and set SCQ_PREFIX to match.'
+    )
+    return [_mend(wrong)]
+
+
+def _listed_names(paths: Paths) -> list[Finding]:
+    found = []
+    for path in (paths.script_path, paths.push):
+        if listed := [word for word in re.split("[^a-z0-9]+", path.lower()) if word in _LISTED.split()]:
+            wrong = f"{path}: blocking lists know “{listed[0]}”. Choose a name of your own (SCQ_PREFIX, SCQ_SCRIPT, SCQ_ENDPOINT)."
+            found.append(_mend(wrong))
+    return found
+
+
+async def _check_push(client: httpx.AsyncClient, settings: Settings, origin: str, paths: Paths) -> list[Finding]:
     body = {"v": 1, "pushes": [{"id": secrets.token_hex(16), "call": ["consent", "granted"]}]}
     page = {"Origin": origin, "Sec-Fetch-Site": "same-origin", "Content-Type": "text/plain"}
-    answer = await client.post(f"{url}/push", content=msgspec.json.encode(body), headers=page)
+    url = origin + paths.push
+    answer = await client.post(url, content=msgspec.json.encode(body), headers=page)
     if answer.status_code != 202:
         message = _object(answer).get("message", "it is not the proxy that answers.")
-        return [_mend(f"{url}/push answers {answer.status_code}: {message}")]
+        return [_mend(f"{url} answers {answer.status_code}: {message}")]
     found = [_fine("push: acknowledged with 202")]
     name = cookie_name(origin)
     cookie = answer.headers.get("set-cookie", "")
@@ -234,7 +272,7 @@ async def _check_push(client: httpx.AsyncClient, settings: Settings, url: str, o
         found.append(_mend(f"cookie: the answer does not set {name}; does something on the way remove Set-Cookie?"))
         return found
     found.append(_fine(f"cookie: {name} is set"))
-    return [*found, *await _check_seen(client, settings, url, cookie.partition(";")[0])]
+    return [*found, *await _check_seen(client, settings, origin + paths.prefix, cookie.partition(";")[0])]
 
 
 async def _check_seen(client: httpx.AsyncClient, settings: Settings, url: str, cookie: str) -> list[Finding]:

@@ -220,6 +220,7 @@ def test_check_refuses_an_option_that_makes_no_sense(tmp_path: Path, option: str
 def test_check_tries_the_way_of_a_browser(server: Server, slash: str) -> None:
     said = ask(server, "check", "--url", f"{server.url}/scq{slash}")
     assert (said.code, said.err) == (1 if "mend" in said.out else 0, "")
+    assert said.out.count("script: ") == 1
     for found in (
         "script: served, compressed with br",
         "push: ack",
@@ -227,6 +228,48 @@ def test_check_tries_the_way_of_a_browser(server: Server, slash: str) -> None:
         "client address seen: 127.0",
     ):
         assert f"ok   {found}" in said.out
+
+
+def test_check_says_when_a_web_server_renames_the_path(server: Server) -> None:
+    async def on_the_way(request: Request) -> Response:
+        kept = {name: text for name, text in request.headers.items() if name not in ("host", "accept-encoding")}
+        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_SECONDS) as client:
+            path = request.url.path.replace("/t/1", "/scq", 1)
+            answer = await client.request(request.method, path, content=await request.body(), headers=kept)
+        passed = {
+            name: text for name, text in answer.headers.items() if name not in ("content-length", "content-encoding")
+        }
+        return Response(answer.content, answer.status_code, passed)
+
+    app = Starlette(routes=[Route("/{path:path}", on_the_way, methods=["GET", "POST"])])
+    with serving(app) as url:
+        said = ask(server, "check", "--url", f"{url}/t/1")
+    wrong = (
+        "mend script: a web server renames the path, so the script that pages find at /t/1/scq.js posts to /scq/push. "
+    )
+    assert wrong + f'Put data-src="{url}/t/1/scq.js" on its tag, ' in said.out
+
+
+def test_check_finds_a_proxy_whose_endpoint_has_another_name(server: Server) -> None:
+    said = ask(server, "check", "--url", f"{server.url}/scq", SCQ_ENDPOINT="in")
+    assert said.code == 1
+    assert "mend script: it should post to /scq/in, and it does not name that endpoint." in said.out
+    assert f"mend {server.url}/scq/in answers 404: " in said.out
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        ({"SCQ_SCRIPT": "my-analytics.js", "SCQ_ENDPOINT": "Collect"}, ["/scq/my-analytics.js", "/scq/Collect"]),
+        ({"SCQ_PREFIX": "/racetrack", "SCQ_SCRIPT": "pixelate.js", "SCQ_ENDPOINT": "in"}, []),
+    ],
+)
+def test_check_warns_of_a_path_that_blocking_lists_know(
+    tmp_path: Path, upstream: str, names: dict[str, str], listed: list[str]
+) -> None:
+    with running(tmp_path, upstream, **names) as server:
+        said = ask(server, "check", "--url", f"{server.url}{server.prefix}")
+    assert re.findall(r"^mend (\S+): blocking lists know ", said.out, re.MULTILINE) == listed
 
 
 def test_check_finds_a_url_where_nothing_is(tmp_path: Path) -> None:
