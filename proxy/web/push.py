@@ -1,11 +1,13 @@
 """The browser's edge: `POST {prefix}/{endpoint}`, answered 202 once every accepted push is durable.
 
 Plain ASGI, because this is the hot path. Whole-request refusals come in the order of the wire contract: 405, 403, 429, 413, 400, 503;
-nothing is parsed before the limits are checked, and no input leads to a 500. It decides nothing about a push: `admission` does.
+nothing is parsed before the limits are checked, and no input leads to a 500. A page that may not push can read the 403 that says so, and
+no other answer. It decides nothing about a push: `admission` does.
 """
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Collection, Sequence
@@ -35,6 +37,7 @@ _CHANCES = 1 << 20
 log = logging.getLogger("proxy.push")
 
 _ALLOW: Header = (b"allow", b"POST, OPTIONS")
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]{0,30}://[a-z0-9._:\[\]-]{0,300}")  # as browsers send it
 _VARY: Header = (b"vary", b"Origin")
 _PREFLIGHT: tuple[Header, ...] = (
     (b"access-control-allow-methods", b"POST"),
@@ -82,7 +85,12 @@ class PushEndpoint:
             if method not in ("POST", "OPTIONS"):
                 cors = (*cors, _ALLOW)
                 raise RequestError(405, "method-not-allowed", "Send pushes by POST.")
-            origin = require_origin(headers, self._origins)
+            try:
+                origin = require_origin(headers, self._origins)
+            except RequestError:
+                if method == "POST":
+                    cors = _cors_of_refused(headers.origin)
+                raise
             if method == "OPTIONS":
                 allowed = (*_cors(origin), *_PREFLIGHT) if listed else (_VARY,)
                 await send({"type": "http.response.start", "status": 204, "headers": allowed})
@@ -231,11 +239,18 @@ def _log_results(answer: PushAnswer) -> None:
         )
 
 
-@lru_cache(maxsize=256)
-def _cors(origin: str) -> tuple[Header, ...]:
+def _cors_of_refused(origin: str | None) -> tuple[Header, ...]:
+    """Lets the page read its refusal, which depends on nothing but where it is. Repeats no text that a browser does not send as an origin."""
+    return _grant(origin) if origin is not None and _ORIGIN.fullmatch(origin) else (_VARY,)
+
+
+def _grant(origin: str) -> tuple[Header, ...]:
     return (
         _VARY,
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-allow-credentials", b"true"),
         (b"access-control-expose-headers", b"Retry-After"),
     )
+
+
+_cors = lru_cache(maxsize=256)(_grant)  # listed origins only: strangers' would push them out

@@ -1,12 +1,16 @@
-"""How well a browser is known by its cookie alone, as the development build of the script is told."""
+"""The endpoint without a server: what it does with headers that no HTTP parser lets through, and what it tells of a browser by its cookie alone."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.app import create_app
 from proxy.config.settings import load_settings
@@ -23,8 +27,8 @@ DAY = 86_400
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PushEndpoint]:
-    given = environment("http://127.0.0.1:9/api/v1/rest", tmp_path_factory.mktemp("push") / "scq.db", SCQ_PORT="0")
-    app = cast("Application", create_app(load_settings(given, None)))
+    environ = environment("http://127.0.0.1:9/api/v1/rest", tmp_path_factory.mktemp("push") / "scq.db", SCQ_PORT="0")
+    app = cast("Application", create_app(load_settings(environ, None)))
     with serving(app):
         yield cast("PushEndpoint", app.direct["/scq/push"])
 
@@ -105,3 +109,21 @@ def test_a_page_that_may_not_push_learns_nothing(endpoint: PushEndpoint, page: d
 )
 def test_a_loopback_page_is_known_by_its_plain_cookie(endpoint: PushEndpoint, page: dict[str, str]) -> None:
     assert endpoint.trust_of(asked(cookie=ANN.replace("__Host-", ""), **page)) is Trust.VERIFIED
+
+
+async def _nothing() -> Any:
+    raise AssertionError("the body is not asked for")
+
+
+@given(origin=st.binary(max_size=40) | st.from_regex(rb"https://[a-z.]{1,9}[\x00-\xff]{0,3}[a-z]*", fullmatch=True))
+def test_no_origin_puts_anything_but_an_origin_into_a_header(endpoint: PushEndpoint, origin: bytes) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(endpoint({"type": "http", "method": "POST", "headers": [(b"origin", origin)]}, _nothing, send))
+    granted = [value for name, value in sent[0]["headers"] if name == b"access-control-allow-origin"]
+    assert sent[0]["status"] == 403
+    assert granted in ([], [origin])
+    assert not granted or re.fullmatch(rb"[!-~]+", origin)
