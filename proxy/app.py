@@ -38,7 +38,7 @@ from proxy.store.outbox import Outbox
 from proxy.store.rows import SEEN_AGE, TRACE_BYTES
 from proxy.stores import open_store
 from proxy.web.access import ClientAddresses, RateLimit
-from proxy.web.application import Application
+from proxy.web.application import Application, PageRoute
 from proxy.web.defects import Defects
 from proxy.web.paths import SENDX_PREFIX, Paths
 from proxy.web.push import PushEndpoint
@@ -232,13 +232,13 @@ def _routes(settings: Settings, service: Service, fallback: ASGIApp | None) -> S
     paths, pages = _paths(settings), service.pages
     shim, debug_shim = load_shim(paths.push), DebugShim(paths.push, service.push.trust_of)
     routes: list[BaseRoute] = [
-        Route(paths.push, service.push),
-        Route(paths.sendx_push, service.push),
+        PageRoute(paths.push, service.push),
+        PageRoute(paths.sendx_push, service.push),
         *(Route(path, service.server_api) for path in OPERATIONS),
-        Route(paths.script_path, shim.respond),
-        Route(paths.debug_path, debug_shim.respond),
-        Route(paths.hashed_path("{digest}"), shim.respond),
-        Route(f"{SENDX_PREFIX}/{{name}}.js", load_shim(paths.sendx_push).respond),
+        PageRoute(paths.script_path, shim.respond),
+        PageRoute(paths.debug_path, debug_shim.respond),
+        PageRoute(paths.hashed_path("{digest}"), shim.respond),
+        PageRoute(f"{SENDX_PREFIX}/{{name}}.js", load_shim(paths.sendx_push).respond),
         Route(f"{paths.prefix}/status", pages.status_page),
         Route(f"{paths.prefix}/check", pages.check),
         Route("/healthz", pages.healthz),

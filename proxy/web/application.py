@@ -3,6 +3,7 @@
 It knows no setting and builds no endpoint: `proxy.app` does.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from proxy.errors import RequestError
@@ -49,6 +51,15 @@ class Application(Starlette):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.direct.get(scope["path"]) if scope["type"] == "http" else None
         await (app or super().__call__)(scope, receive, send)
+
+
+class PageRoute(Route):
+    """A path that pages ask for. Doubled slashes and one at its end, as templates and web servers make them, do not matter."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any]) -> None:
+        super().__init__(path, endpoint)
+        segments = re.sub(r"/(?!\])", "/+", self.path_regex.pattern.removesuffix("$"))  # not in a parameter's [^/]+
+        self.path_regex = re.compile(segments + r"/*\Z")
 
 
 class _HostGuard:

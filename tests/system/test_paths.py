@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -61,6 +62,53 @@ def test_the_hashed_shim_has_the_same_bytes_and_is_immutable(server: Server) -> 
 def test_head_of_the_shim_has_no_body(server: Server) -> None:
     response = server.client.head("/scq/scq.js")
     assert (response.status_code, response.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    "path", ["/scq/push/", "/scq//push", "//scq/push", "///scq//push//", "/prod/push/", "//prod/push", "/prod//push"]
+)
+def test_slashes_too_many_find_the_endpoint(server: Server, path: str) -> None:
+    body = json.dumps(batch(track("cart-1"))).encode()
+    head = f"Host: x\r\nOrigin: {SHOP}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    assert b'"held"' in server.raw(f"POST {path} HTTP/1.1\r\n{head}".encode() + body)
+    preflight = f"OPTIONS {path} HTTP/1.1\r\nHost: x\r\nOrigin: {SHOP}\r\nConnection: close\r\n\r\n"
+    assert server.raw(preflight.encode()).startswith(b"HTTP/1.1 204 ")
+
+
+@pytest.mark.parametrize(
+    ("path", "same"),
+    [
+        ("/scq/scq.js/", "/scq/scq.js"),
+        ("//scq/scq.js", "/scq/scq.js"),
+        ("/scq//scq.js", "/scq/scq.js"),
+        ("/scq//scq.0123456789ab.js//", "/scq/scq.js"),
+        ("/scq//scq.debug.js", "/scq/scq.debug.js"),
+        ("//prod//a+b.js", "/prod/x.js"),
+    ],
+)
+def test_slashes_too_many_find_the_script(server: Server, path: str, same: str) -> None:
+    answer = server.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.partition(b"\r\n\r\n")[2] == server.client.get(same, headers={"Accept-Encoding": "identity"}).content
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/healthz/",
+        "//healthz",
+        "/readyz/",
+        "/scq//status",
+        "/scq/check/",
+        "/metrics/",
+        "/prod//",
+        "/scq//",
+        "//prod/a/b.js",
+    ],
+)
+def test_no_other_path_is_found_by_slashes_too_many(server: Server, path: str) -> None:
+    answer = server.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404 ")
 
 
 def test_pushes_are_taken_beside_the_shim_under_prod_too(server: Server, browser: Browser) -> None:

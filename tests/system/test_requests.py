@@ -223,7 +223,7 @@ def test_nasty_headers_are_never_a_5xx(server: Server, head: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/scq", "/scq/", "/scq/push/", "/prod/", "/prod/push/x", "/%00", "/%ff", "//push", "/scq/../push", "/x.js"],
+    ["/", "/scq", "/scq/", "/scq/pu/sh", "/prod/", "/prod/push/x", "/%00", "/%ff", "//push", "/scq/../push", "/x.js"],
 )
 def test_an_unknown_path_is_a_404_in_json(server: Server, path: str) -> None:
     request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()

@@ -397,6 +397,13 @@ def test_without_server_keys_there_is_no_such_api(upstream: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_a_path_with_slashes_too_many_is_another_path(server: Server, path: str) -> None:
+    for wrong in (f"{path}/", f"/{path}", path.replace("/contact", "//contact")):
+        head = f"Host: x\r\nX-Team-ApiKey: {KEY}\r\napi_key: {KEY}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        assert server.raw(f"POST {wrong} HTTP/1.1\r\n{head}".encode()).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "headers", [{"Origin": SHOP}, {"Origin": "null"}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}]
 )
