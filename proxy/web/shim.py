@@ -1,6 +1,6 @@
 """Serves the script: compressed once at start, under a short-lived, a hashed and a SendX-like path, and a build for debugging.
 
-{prefix}/scq.js           cached for ten minutes, revalidated by ETag
+{prefix}/scq.js           cached for ten minutes, revalidated by ETag; stale for a week, so that pages have it while the proxy is down
 {prefix}/scq.<hash>.js    the same bytes, cached for ever; a hash of another version gets the current bytes, shortly cached
 /prod/<anything>.js       the same but for the endpoint, so that SendX's install snippet works with only its host name changed
 {prefix}/scq.debug.js     the development build, which explains itself in the console and says who the browser is; cached by nobody
@@ -27,7 +27,8 @@ from proxy.core.visitors import Trust
 from proxy.resources import shipped
 from proxy.web.asgi import Header
 
-SHORT_CACHE = "public, max-age=600"
+# Stale for a week at most: as long as the script keeps what could not be delivered.
+SHORT_CACHE = "public, max-age=600, stale-while-revalidate=604800, stale-if-error=604800"
 IMMUTABLE = "public, max-age=31536000, immutable"
 _PUBLIC = {
     "X-Content-Type-Options": "nosniff",

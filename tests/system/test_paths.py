@@ -26,6 +26,10 @@ def test_the_shim_is_served(server: Server, path: str) -> None:
     assert response.headers["etag"]
     assert 0 < int(re.findall(r"max-age=(\d+)", response.headers["cache-control"])[0]) <= 86_400
     assert "immutable" not in response.headers["cache-control"]
+    for stale in ("stale-while-revalidate", "stale-if-error"):
+        assert f", {stale}=604800" in response.headers["cache-control"], (
+            "a week: it may be needed while the proxy is down"
+        )
     assert b"_scq" in response.content
     assert "set-cookie" not in response.headers
 

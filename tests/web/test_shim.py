@@ -22,9 +22,9 @@ from proxy.core.visitors import Trust, Visitor
 from proxy.web.shim import debug_source, load_shim
 from tests.load.sizes import size_of
 from tests.support.browser import Visit
-from tests.support.live import eventually
+from tests.support.live import eventually, serving
 from tests.support.server import COOKIE_KEY, SHOP, Server
-from tests.support.site import TOLD, Site, token
+from tests.support.site import TOLD, Pages, Site, token
 
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "static"
@@ -165,6 +165,21 @@ def test_the_development_build_says_how_well_the_browser_is_known_and_changes_no
     assert answer.content == debug_source("/scq/push", trust.name.lower())
     assert "set-cookie" not in answer.headers
     assert b"ann@example.com" not in answer.content
+
+
+@pytest.mark.browser
+def test_a_returning_visitor_has_the_script_while_the_proxy_is_down(server: Server, visit: Visit) -> None:
+    served = server.client.get("/scq/scq.js")
+    kept = {"Cache-Control": served.headers["cache-control"], "Age": "86400"}  # a day old, so no longer fresh
+    pages, proxy = Pages(), Pages()
+    proxy.put("/scq/scq.js", served.text, **kept)
+    with serving(pages.app) as url:
+        with serving(proxy.app) as proxy_url:
+            pages.put("/", f'<!doctype html><script src="{proxy_url}/scq/scq.js"></script>')
+            assert visit.open(url).evaluate("!!window._scq.Push")
+        assert visit.open(url).evaluate("!!window._scq.Push")
+        (error,) = eventually(visit.take_errors)
+    assert "ERR_CONNECTION_REFUSED" in error, "and the browser has asked for a fresh one"
 
 
 # What it says to whoever builds the site
