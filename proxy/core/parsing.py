@@ -125,10 +125,15 @@ def _parse_call(call: Any) -> Call:
     if method == "reset":
         return _parse_reset(call)
     if method == "consent":
-        if len(call) < 2 or call[1] not in ("granted", "denied"):
-            raise _BadCall(Reason.BAD_SHAPE, "call[1]")
-        return Consent(call[1] == "granted")
+        return _parse_consent(call)
     raise _BadCall(Reason.UNKNOWN_METHOD, "call[0]")
+
+
+def _parse_consent(call: list[Any]) -> Consent:
+    """Reads what the visitor has agreed to. Any word but the two that grant denies: a denial in a consent manager's own words is one, too."""
+    if len(call) < 2:
+        raise _BadCall(Reason.BAD_SHAPE, "call[1]")
+    return Consent(call[1] is True or call[1] == "granted")
 
 
 def _parse_reset(call: list[Any]) -> Reset:

@@ -93,6 +93,42 @@ def test_reset_and_consent_are_calls_of_their_own() -> None:
     assert call(["consent", "denied", {}]) == Consent(granted=False)
 
 
+@pytest.mark.parametrize("argument", [None, True, False, "", "all", [], [1], {"a": 1}, -1, 1.5, 2**32])
+def test_a_reset_with_anything_behind_it_is_a_log_out(argument: Any) -> None:
+    assert call(["reset", argument]) == Reset()
+
+
+@pytest.mark.parametrize("argument", ["granted", True])
+def test_two_words_grant_consent(argument: Any) -> None:
+    assert call(["consent", argument]) == Consent(granted=True)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "denied",
+        False,
+        None,
+        "",
+        "maybe",
+        "revoked",
+        "grant",
+        "Granted",
+        "true",
+        " granted",
+        1,
+        1.0,
+        0,
+        [],
+        ["granted"],
+        [True],
+        {},
+    ],
+)
+def test_all_else_denies_it(argument: Any) -> None:
+    assert call(["consent", argument]) == Consent(granted=False)
+
+
 @pytest.mark.parametrize(
     ("argument", "reason", "where"),
     [
@@ -122,8 +158,6 @@ def test_reset_and_consent_are_calls_of_their_own() -> None:
         (["identify", {"token": 7}], Reason.BAD_TOKEN, "call[1].token"),
         (["identify", [{"name": "email", "value": "ann@example.com"}]], Reason.BAD_SHAPE, "call[1]"),
         (["consent"], Reason.BAD_SHAPE, "call[1]"),
-        (["consent", "maybe"], Reason.BAD_SHAPE, "call[1]"),
-        (["consent", []], Reason.BAD_SHAPE, "call[1]"),
     ],
 )
 def test_a_bad_call_is_refused_with_the_place_that_is_wrong(argument: Any, reason: Reason, where: str) -> None:

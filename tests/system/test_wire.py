@@ -140,8 +140,6 @@ def test_only_accepted_and_held_ids_are_remembered(browser: Browser) -> None:
         (["identify", {"token": "\ud83d"}], "bad-token"),
         (["identify", {"token": "e30." * 2}], "bad-token"),
         (["consent"], "bad-shape"),
-        (["consent", "maybe"], "bad-shape"),
-        (["consent", ["granted"]], "bad-shape"),
         (["_trackPageview"], "unknown-method"),
         (["setMerchantId", "X"], "unknown-method"),
         (["Track", {"addTags": ["blogger"]}], "unknown-method"),
@@ -158,6 +156,17 @@ def test_reset_and_consent_need_no_object_and_other_keys_are_ignored(browser: Br
     assert browser.statuses(*calls) == ["accepted"] * 4
     odd = ["track", {"addTags": ["cart-1"], "source": "x", "success": {"not": "a function"}, "failure": 7}]
     assert browser.statuses(odd) == ["held"]
+
+
+@pytest.mark.parametrize("denial", [False, None, "revoked", "grant", ["granted"], 0])
+def test_nothing_is_taken_after_a_denial_in_whatever_words(browser: Browser, denial: Any) -> None:
+    calls = [["consent", True], track("cart-1"), ["consent", denial], track("cart-1")]
+    assert browser.statuses(*calls) == ["accepted", "held", "accepted", "consent-denied"]
+
+
+@pytest.mark.parametrize("behind", [None, True, "all", [], {"a": 1}])
+def test_a_log_out_counts_whatever_stands_behind_it(ann: Browser, behind: Any) -> None:
+    assert ann.statuses(["reset", behind], track("cart-1")) == ["accepted", "held"]
 
 
 def test_a_track_is_refused_whole(ann: Browser, sandbox: Sandbox) -> None:
