@@ -58,6 +58,9 @@ class Front:
     def __init__(self, upstream: str, host: str | None = None) -> None:
         self.upstream = urlsplit(upstream)
         self.fault: Fault | None = None  # see `set`
+        self.firewall: tuple[bytes, int, str] | None = (
+            None  # bodies with these bytes are answered with this status and page
+        )
         self.tries: list[Try] = []
         self.gets: list[tuple[str, dict[str, str]]] = []  # path and headers of everything else that was asked for
         self.busy = 0  # requests to /busy, which is answered once `mend` is called
@@ -148,6 +151,8 @@ class Front:
 
     async def _push(self, request: _Request) -> bytes | None:
         fault, pushes = self.fault, json.loads(request.body)["pushes"]
+        if self.firewall and self.firewall[0] in request.body:
+            return _response(self.firewall[1], self.firewall[2].encode(), {"Content-Type": "text/html"})
         attempt = Try(
             time.monotonic(), request.headers, [push["id"] for push in pushes], [push["call"] for push in pushes], fault
         )

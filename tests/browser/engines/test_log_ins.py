@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def mark_of(address: str) -> int:
 def kept(tab: Tab) -> list[dict[str, Any]]:
     """The pushes in the browser's storage, oldest first."""
     found: dict[str, str] = tab.run("localStorage")
-    return [json.loads(found[key]) for key in sorted(found) if key.startswith("scq1")]
+    return [json.loads(found[key]) for key in sorted(found) if re.match(r"scq\d", key)]
 
 
 def follow(tab: Tab, path: str) -> None:
@@ -194,7 +195,7 @@ def test_another_page_sends_a_log_out_under_the_id_of_a_log_in_without_an_answer
     (log_in_id,) = {attempt.ids[0] for attempt in own}
     assert all("eyJ" in str(attempt.calls[0]) for attempt in own)  # the page that has the token
     kept_log_in, kept_track = kept(tab)
-    assert set(kept_log_in) == {"id", "call", "t", "scq"} == set(kept_track)
+    assert set(kept_log_in) >= {"id", "call", "t", "scq"} <= set(kept_track)
     assert kept_log_in["id"] == log_in_id
     assert kept_log_in["call"] == ["reset", mark_of(bob)]
     assert kept_log_in["scq"] == kept_track["scq"]
@@ -215,7 +216,7 @@ def test_the_page_itself_repeats_the_log_in_with_its_token(site: Site) -> None:
     assert [push["call"][0] for push in kept(tab)] == ["reset", "track"]
     site.mend()
     site.await_story(bob, "identify", "+t-1")
-    assert {attempt.calls[0][0] for attempt in site.tries} == {"identify"}
+    assert "reset" not in {call[0] for attempt in site.tries for call in attempt.calls}
     assert site.story(ann) == ["identify"]
 
 
@@ -297,18 +298,14 @@ def test_of_a_token_that_names_nobody_nothing_is_kept(site: Site, found: str) ->
 
 
 def test_a_page_cannot_push_such_a_log_out_by_mistake(site: Site) -> None:
-    """A `reset` followed by anything but an object is not ours, and stays in the array."""
+    """Whatever stands behind `reset`, it is an ordinary log-out, and no mark of somebody else."""
     tab, ann = site.logged_in()
     tab.run("void _scq.push(['reset', 1], ['reset', '2166136261'], ['reset', [1]], ['reset', 'x'], ['reset', 1, 2])")
     tab.run("track('t-1')")
-    site.await_story(ann, "identify", "+t-1")
-    assert [call for attempt in site.tries for call in attempt.calls if call[0] == "reset"] == []
-    assert tab.run("_scq.length") == 5
-    tab.run("void _scq.push(['reset', {}])")
-    tab.run("track('t-2')")
-    assert outcomes(tab, 2)[1:] == succeeded("t-2", status="held")
+    assert outcomes(tab, 1) == succeeded("t-1", status="held")
     await_empty_storage(tab)
-    assert [call for attempt in site.tries for call in attempt.calls if call[0] == "reset"] == [["reset", {}]]
+    assert site.story(ann) == ["identify"]
+    assert [call for attempt in site.tries for call in attempt.calls if call[0] == "reset"] == [["reset", {}]] * 5
 
 
 def test_a_denial_drops_a_log_in_that_an_earlier_page_left_behind_and_what_stood_behind_it(site: Site) -> None:
