@@ -25,6 +25,7 @@ try {
   let script = document.currentScript;
   // A module, import() and eval have none. And an element that is named "currentScript" must not choose where addresses go.
   let { consent, src, queue: name = "_scq", debug } = script && script.async + 1 ? script.dataset : {};
+  if (DEBUG && !script) debug = ""; // who loads this build wants to be told
   let missing = consent == "required"; // consent managers write other words there, for themselves
   let endpoint = "/scq/push"; // the server writes its own path here
   // Beside the script if that is where the server serves it, or where data-src says it is. A copy of the script (a cache's, a bundle's)

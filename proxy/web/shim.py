@@ -14,7 +14,7 @@ import base64
 import gzip
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import brotli
@@ -36,6 +36,7 @@ _PUBLIC = {
     "Access-Control-Allow-Origin": "*",
     "Cross-Origin-Resource-Policy": "cross-origin",  # the same, for pages that require it (COEP)
 }
+_ENDPOINT = "/scq/push"  # in the sources, for a copy that no proxy has served
 _DEBUG_BANNER = b"/* The development build of scq.js, for a tag with data-debug. */\n"
 
 
@@ -88,16 +89,16 @@ class DebugShim:
 
 def load_shim(endpoint: str) -> Shim:
     """Returns the script for pages. `endpoint`: the public path that it posts to."""
-    return make_shim(_baked(shipped("static/scq.min.js").read_bytes(), push=endpoint))
+    return make_shim(_baked(shipped("static/scq.min.js").read_bytes(), {_ENDPOINT: endpoint}))
 
 
 def debug_source(endpoint: str, trust: str) -> bytes:
     """Returns the same with the lines that log to the console, not minified. `trust`: how well the browser is known."""
     source = re.sub(rb"\bDEBUG\b", b"true", shipped("static/scq.js").read_bytes())
-    return _DEBUG_BANNER + _baked(source, push=endpoint, VERSION=__version__, TRUST=trust)
+    return _DEBUG_BANNER + _baked(source, {_ENDPOINT: endpoint, "VERSION": __version__, "TRUST": trust})
 
 
-def _baked(source: bytes, **values: str) -> bytes:
+def _baked(source: bytes, values: Mapping[str, str]) -> bytes:
     """Returns the script with each value in place of the literal of its name."""
     for name, value in values.items():
         source = source.replace(b'"%b"' % name.encode(), msgspec.json.encode(value))
