@@ -147,6 +147,14 @@ def _answers(url: str) -> bool:
         return False
 
 
+def test_the_balancer_answers_what_is_too_large_as_a_node_does(server: Server, tmp_path: Path) -> None:
+    with balancer(tmp_path / "nginx", [server, server]) as site:
+        for size in (150_000, 2_000_000):
+            own, passed = (each.send(b"x" * size) for each in (server, site))
+            assert own.json()["error"] == "too-large"
+            assert (passed.status_code, passed.json()) == (413, own.json())
+
+
 def test_behind_a_balancer_a_node_is_stopped_and_one_is_frozen_and_clients_see_only_retries(
     tmp_path: Path, sandbox: Sandbox, upstream: str, dsn: str
 ) -> None:

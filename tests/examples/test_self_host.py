@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from proxy.config.settings import load_settings
 from tests.examples.conftest import EXAMPLES, binary
 from tests.support.live import eventually, free_port, serving
+from tests.support.server import SHOP, Server
 
 SELF_HOST = EXAMPLES / "self-host"
 
@@ -74,7 +75,29 @@ def caddy_command(folder: Path, port: int, upstream_port: int) -> list[str]:
     return [caddy, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
 
 
-COMMANDS: dict[str, Callable[[Path, int, int], list[str]]] = {"nginx": nginx_command, "caddy": caddy_command}
+def trying_command(example: str) -> Callable[[Path, int, int], list[str]]:
+    """The command for the Caddyfile of an example that serves a page to try."""
+
+    def command(folder: Path, port: int, upstream_port: int) -> list[str]:
+        site = replaced(
+            (EXAMPLES / example / "Caddyfile").read_text(),
+            {
+                "http://localhost:8080 {": f"{{\n\tadmin off\n}}\nhttp://:{port} {{",
+                "reverse_proxy 127.0.0.1:8000": f"reverse_proxy 127.0.0.1:{upstream_port}",
+            },
+        )
+        (folder / "Caddyfile").write_text(site)
+        return [binary("caddy", "caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+
+    return command
+
+
+COMMANDS: dict[str, Callable[[Path, int, int], list[str]]] = {
+    "nginx": nginx_command,
+    "caddy": caddy_command,
+    "embed": trying_command("embed"),
+    "single-page": trying_command("single-page"),
+}
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -96,13 +119,16 @@ async def echo(request: Request) -> JSONResponse:
 
 
 @contextmanager
-def web_server(kind: str, folder: Path) -> Iterator[int]:
-    """Run the web server with the example's file in front of `echo`; yields its port."""
-    with serving(Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])])) as upstream:
+def web_server(kind: str, folder: Path, upstream_port: int | None = None) -> Iterator[int]:
+    """Run the web server with the example's file in front of the proxy, or of `echo`; yields its port."""
+    with ExitStack() as stack:
+        if upstream_port is None:
+            app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])])
+            upstream_port = int(stack.enter_context(serving(app)).rpartition(":")[2])
         port = free_port()
-        command = COMMANDS[kind](folder, port, int(upstream.rpartition(":")[2]))
+        command = COMMANDS[kind](folder, port, upstream_port)
         with (folder / "output").open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment(folder))
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment(folder), cwd=folder)
         try:
             eventually(lambda: answers(port) or process.poll() is not None)
             assert process.poll() is None, (folder / "output").read_text()
@@ -164,12 +190,23 @@ def test_the_web_server_publishes_the_prefix_and_prod_and_nothing_else(kind: str
         assert seen is None or seen["path"].startswith("/scq/")
 
 
-@pytest.mark.parametrize("kind", ["nginx", "caddy"])
-def test_the_web_server_leaves_the_size_limit_to_the_proxy_but_stops_floods(kind: str, tmp_path: Path) -> None:
-    with web_server(kind, tmp_path) as port:
-        assert ask(port, "/scq/push", {}, b"x" * 70_000)[1]["size"] == 70_000
-        url = f"http://127.0.0.1:{port}/scq/push"
-        assert httpx.post(url, content=b"x" * 300_000, timeout=120).status_code == 413
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_push_that_is_too_large_is_answered_as_the_proxy_answers_it(
+    kind: str, server: Server, tmp_path: Path
+) -> None:
+    headers = {"Origin": SHOP}
+    with web_server(kind, tmp_path, server.port) as port, httpx.Client(timeout=120) as client:
+        for size in (150_000, 2_000_000):
+            own, passed = (
+                client.post(f"http://127.0.0.1:{each}/scq/push", content=b"x" * size, headers=headers)
+                for each in (server.port, port)
+            )
+            assert own.json()["error"] == "too-large"
+            assert (passed.status_code, passed.json()) == (413, own.json())
+            assert passed.headers["Content-Type"] == own.headers["Content-Type"]
+            assert passed.headers["Cache-Control"] == "no-store"
+            if size < 1_000_000:  # what a page might push: one of another origin may read the answer, too
+                assert passed.headers["Access-Control-Allow-Origin"] == SHOP
 
 
 @pytest.mark.parametrize("kind", ["nginx", "caddy"])
