@@ -19,7 +19,7 @@ from proxy.config.settings import SPECS, load_settings
 from proxy.sandbox.api import Sandbox
 from tests.support.live import eventually, free_port
 from tests.support.nodes import Load, judge, node
-from tests.support.server import KID_KEY, SHOP, Server, login, new_email, new_id, track
+from tests.support.server import KID_KEY, SHOP, Server, login, new_email, new_id, running, track
 
 NODES = Path(__file__).parents[2] / "examples" / "nodes"
 SECRETS = {
@@ -97,6 +97,7 @@ def _configured(folder: Path, port: int, nodes: list[Server]) -> list[str]:
         "rate=50r/s": "rate=10000r/s",
         "proxy_read_timeout 15s": "proxy_read_timeout 4s",  # before the client gives up, which would not count as a failure
         "/var/log/nginx/": f"{folder}/",
+        "/var/cache/": f"{folder}/",
         "/var/www/www.example.com": str(folder),
     }
     for old, new in changes.items():
@@ -153,6 +154,15 @@ def test_the_balancer_answers_what_is_too_large_as_a_node_does(server: Server, t
             own, passed = (each.send(b"x" * size) for each in (server, site))
             assert own.json()["error"] == "too-large"
             assert (passed.status_code, passed.json()) == (413, own.json())
+
+
+def test_the_balancer_still_serves_the_script_when_no_node_answers(upstream: str, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    with running(tmp_path / "node", upstream) as node, balancer(tmp_path / "nginx", [node, node]) as site:
+        script = site.client.get("/scq/scq.js").content
+        assert node.stop() == 0
+        assert site.client.get("/scq/scq.js").content == script
+        assert site.post([]).status_code == 502
 
 
 def test_behind_a_balancer_a_node_is_stopped_and_one_is_frozen_and_clients_see_only_retries(

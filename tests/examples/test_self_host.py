@@ -23,7 +23,8 @@ from starlette.routing import Route
 from proxy.config.settings import load_settings
 from tests.examples.conftest import EXAMPLES, binary
 from tests.support.live import eventually, free_port, serving
-from tests.support.server import SHOP, Server
+from tests.support.server import SHOP, Server, new_id, running, track
+from tests.support.shims import built
 
 SELF_HOST = EXAMPLES / "self-host"
 
@@ -45,6 +46,7 @@ def nginx_command(folder: Path, port: int, upstream_port: int) -> list[str]:
             "ssl_certificate_key /etc/ssl/www.example.com.key;": "",
             "server 127.0.0.1:8000;": f"server 127.0.0.1:{upstream_port};",
             "/var/log/nginx/": f"{folder}/",
+            "/var/cache/": f"{folder}/",
             "/var/www/www.example.com": str(folder),
         },
     )
@@ -54,7 +56,7 @@ def nginx_command(folder: Path, port: int, upstream_port: int) -> list[str]:
     )
     user = "user root;" if os.geteuid() == 0 else ""  # or the workers could not read the test's folder
     (folder / "nginx.conf").write_text(
-        f"{user} pid {folder}/pid; error_log {folder}/error.log; events {{}}\n"
+        f"{user} pid {folder}/pid; error_log {folder}/error.log; env CLOCK_OFFSET; events {{}}\n"
         f"http {{ access_log off; {temporary} include {folder}/site.conf; }}\n"
     )
     return [binary("nginx", "nginx-light"), "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
@@ -119,16 +121,17 @@ async def echo(request: Request) -> JSONResponse:
 
 
 @contextmanager
-def web_server(kind: str, folder: Path, upstream_port: int | None = None) -> Iterator[int]:
-    """Run the web server with the example's file in front of the proxy, or of `echo`; yields its port."""
+def web_server(kind: str, folder: Path, upstream_port: int | None = None, **more: str) -> Iterator[int]:
+    """Run the web server with the example's file in front of the proxy, or of `echo`; yields its port. `more`: of its environment."""
     with ExitStack() as stack:
         if upstream_port is None:
             app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST"])])
             upstream_port = int(stack.enter_context(serving(app)).rpartition(":")[2])
         port = free_port()
         command = COMMANDS[kind](folder, port, upstream_port)
+        environ = environment(folder) | more
         with (folder / "output").open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, env=environment(folder), cwd=folder)
+            process = subprocess.Popen(command, stdout=output, stderr=output, env=environ, cwd=folder)
         try:
             eventually(lambda: answers(port) or process.poll() is not None)
             assert process.poll() is None, (folder / "output").read_text()
@@ -207,6 +210,43 @@ def test_a_push_that_is_too_large_is_answered_as_the_proxy_answers_it(
             assert passed.headers["Cache-Control"] == "no-store"
             if size < 1_000_000:  # what a page might push: one of another origin may read the answer, too
                 assert passed.headers["Access-Control-Allow-Origin"] == SHOP
+
+
+def in_cache(folder: Path) -> set[str]:
+    """The keys of what nginx has cached."""
+    files = [file for file in (folder / "nginx-scq").rglob("*") if file.is_file()]
+    return {re.findall(rb"^KEY: (.*)", file.read_bytes(), re.MULTILINE)[0].decode() for file in files}
+
+
+def test_nginx_serves_the_script_a_day_after_the_proxy_went_down_and_caches_nothing_else(
+    upstream: str, tmp_path: Path
+) -> None:
+    scripts = ["/scq/scq.js", "/scq/scq.js?email=ada@example.com", "/prod/TEAMID.js"]
+    clock = tmp_path / "offset"
+    ahead = {"LD_PRELOAD": str(built("wrong_clock.c", tmp_path)), "CLOCK_OFFSET": str(clock)}
+    (tmp_path / "proxy").mkdir()
+    with (
+        running(tmp_path / "proxy", upstream) as proxy,
+        web_server("nginx", tmp_path, proxy.port, **ahead) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, headers={"Origin": SHOP}) as client,
+    ):
+
+        def visit() -> dict[str, int]:
+            push = {"v": 1, "s": "s" * 20, "pushes": [{"id": new_id(), "call": track("blogger")}]}
+            statuses = {path: client.get(path).status_code for path in (*scripts, "/scq/push")}
+            return statuses | {"push": client.post("/scq/push", json=push).status_code}
+
+        up = dict.fromkeys(scripts, 200) | {"/scq/push": 405, "push": 202}
+        assert visit() == up
+        script = client.get("/scq/scq.js").content
+        assert proxy.stop() == 0
+        clock.write_text("86400")
+        down = dict.fromkeys(scripts, 200) | {"/scq/push": 502, "push": 502}
+        assert visit() == down
+        assert client.get("/scq/scq.js").content == script
+        assert in_cache(tmp_path) == {"/scq/scq.js", "/prod/TEAMID.js"}
+        proxy.start()
+        assert visit() == up
 
 
 @pytest.mark.parametrize("kind", ["nginx", "caddy"])
