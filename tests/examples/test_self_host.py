@@ -233,15 +233,15 @@ def test_nginx_serves_the_script_a_day_after_the_proxy_went_down_and_caches_noth
 
         def visit() -> dict[str, int]:
             push = {"v": 1, "s": "s" * 20, "pushes": [{"id": new_id(), "call": track("blogger")}]}
-            statuses = {path: client.get(path).status_code for path in (*scripts, "/scq/push")}
+            statuses = {path: client.get(path).status_code for path in (*scripts, "/scq/scq.debug.js", "/scq/push")}
             return statuses | {"push": client.post("/scq/push", json=push).status_code}
 
-        up = dict.fromkeys(scripts, 200) | {"/scq/push": 405, "push": 202}
+        up = dict.fromkeys(scripts, 200) | {"/scq/scq.debug.js": 200, "/scq/push": 405, "push": 202}
         assert visit() == up
         script = client.get("/scq/scq.js").content
         assert proxy.stop() == 0
         clock.write_text("86400")
-        down = dict.fromkeys(scripts, 200) | {"/scq/push": 502, "push": 502}
+        down = dict.fromkeys(scripts, 200) | {"/scq/scq.debug.js": 502, "/scq/push": 502, "push": 502}
         assert visit() == down
         assert client.get("/scq/scq.js").content == script
         assert in_cache(tmp_path) == {"/scq/scq.js", "/prod/TEAMID.js"}
