@@ -30,6 +30,19 @@ def test_the_plain_page_queues_its_pushes_before_the_script_comes(page: Page) ->
 
 
 @pytest.mark.browser
+def test_the_plain_page_says_so_when_the_script_does_not_come(page: Page) -> None:
+    with serving(Starlette(routes=[Mount("/", StaticFiles(directory=EXAMPLES / "embed"))])) as url:
+        page.clock.install()
+        page.goto(f"{url}/index.html")  # there is no proxy: the script is a 404
+        page.fill("#newsletter-email", "bob@example.com")
+        page.click("#newsletter button")
+        result = page.locator("#newsletter-result")
+        assert result.text_content() == "One moment…"
+        page.clock.fast_forward(15_000)
+        assert "did not load" in str(result.text_content())
+
+
+@pytest.mark.browser
 def test_what_the_plain_page_held_follows_the_sign_up_to_sendx(page: Page, tmp_path: Path) -> None:
     readme = (EXAMPLES / "embed" / "README.md").read_text()
     given = dict(re.findall(r"^(SCQ_(?:IDENTIFY|TAGS|ASSERTED_TAGS|ORIGINS))=([^#\n]*[^#\s])", readme, re.MULTILINE))
