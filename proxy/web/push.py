@@ -37,7 +37,7 @@ _CHANCES = 1 << 20
 log = logging.getLogger("proxy.push")
 
 _ALLOW: Header = (b"allow", b"POST, OPTIONS")
-_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]{0,30}://[a-z0-9._:\[\]-]{0,300}")  # as browsers send it
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]{0,30}://[a-z0-9._:\[\]-]{0,300}")  # as browsers send it; "null" is anybody
 _VARY: Header = (b"vary", b"Origin")
 _PREFLIGHT: tuple[Header, ...] = (
     (b"access-control-allow-methods", b"POST"),
