@@ -264,4 +264,4 @@ def test_tabs_do_not_multiply_what_one_of_them_left(behind: Behind, browser: Eng
         eventually(lambda: len(site.story(email)) == 61)
         await_empty_storage(tab)
         sent = sum(len(attempt.ids) for attempt in site.tries[before:] if attempt.fault is None)
-        assert sent < 60 * 3
+        assert sent < 60 * 4  # each of the five tabs has all of them

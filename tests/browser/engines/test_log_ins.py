@@ -204,7 +204,8 @@ def test_another_page_sends_a_log_out_under_the_id_of_a_log_in_without_an_answer
     # Not the first to get through, perhaps: a browser may repeat by itself the request of a page that is gone.
     later = next(attempt for attempt in site.tries if attempt.results and attempt.calls[0][0] == "reset")
     assert later.ids[0] == log_in_id
-    assert later.calls == [["reset", mark_of(bob)], ["track", {"addTags": ["t-1"]}]]
+    assert later.calls[0] == ["reset", mark_of(bob)]
+    assert [call for attempt in site.tries for call in attempt.calls][-1] == ["track", {"addTags": ["t-1"]}]
 
 
 def test_the_page_itself_repeats_the_log_in_with_its_token(site: Site) -> None:
