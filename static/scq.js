@@ -24,13 +24,14 @@
 try {
   let script = document.currentScript;
   // A module, import() and eval have none. And an element that is named "currentScript" must not choose where addresses go.
-  let { consent, src, queue: name = "_scq", debug } = script && script.async + 1 ? script.dataset : {};
-  if (DEBUG && !script) debug = ""; // who loads this build wants to be told
+  if (!(script && script.async + 1)) script = { dataset: {} };
+  let { consent, src, queue: name = "_scq", debug } = script.dataset;
+  if (DEBUG && !script.src) debug = debug || ""; // who loads this build wants to be told
   let missing = consent == "required"; // consent managers write other words there, for themselves
   let endpoint = "/scq/push"; // the server writes its own path here
   // Beside the script if that is where the server serves it, or where data-src says it is. A copy of the script (a cache's, a bundle's)
   // posts to the page's own origin. Without the user and password that the page's address may have: fetch refuses those.
-  let at = new URL(src || (script && script.src) || endpoint, location);
+  let at = new URL(src || script.src || endpoint, location);
   let path = at.pathname.replace(/[^/]*$/, endpoint.match(/[^/]*$/));
   let url = (src || path == endpoint ? at : location).origin + (src ? path : endpoint);
   let queue = self[name] || (self[name] = []); // not assigned twice: to `location` that would load the page again, for ever
@@ -98,7 +99,7 @@ try {
             (key, push) =>
               /^scq\d/.test(key) &&
               (push = JSON.parse(store[key])).call[0] &&
-              waiting.splice(at++, (push.i = 0), push) && ((last = push.t), delete store.scq),
+              waiting.splice(at++, (push.i = 0), push) && ((last = push.t), (push.l = store[key].length), delete store.scq),
           );
       } catch (error) {
         store = {};
@@ -211,8 +212,8 @@ try {
   let settle = (push, reason, result) => {
     if (DEBUG && debug != null && push.success !== 0) explain(push, reason, result);
     clearTimeout(push.i);
-    // Not final: it goes on trying. The page's origin may not be listed yet.
-    if (!/^time|^ori/.test(reason)) push.t = 0;
+    // It goes on trying where that is not final: the page's origin or the host name may be listed yet.
+    if (!/^(time|ori|unk)/.test(reason)) push.t = 0;
     // By a promise: it ignores what is no function, and what page code throws reaches the page's error tracking, not us.
     return (async () => reason || result)().then(reason ? push.failure : push.success, (push.failure = push.success = 0));
   };

@@ -147,6 +147,13 @@ def test_data_src_says_where_the_script_was_served(site: Site) -> None:
     site.await_story(email, "identify", "+t-1")
 
 
+def test_an_element_of_its_name_does_not_choose_where_pushes_go(site: Site, elsewhere: str) -> None:
+    email = new_email()
+    clobber = f'<img name="currentScript" src="{elsewhere}scq/scq.js" data-src="{elsewhere}scq/scq.js">'
+    site.browser.open(site.page("/", f"{identify(email)}; track('t-1');", embed=clobber + EMBED))
+    site.await_story(email, "identify", "+t-1")
+
+
 # Consent, and logging out, as people write them
 
 
