@@ -8,7 +8,7 @@ const { minify } = require("terser");
 
 // The names of the variables of the minified script, in the order in which they are declared. Which ones compress best only trying
 // tells; these were found by .ci/shim --search, and are worth forty bytes of what browsers load.
-const NAMES = "OPnlizrwpkumeofyqgbastcxdtwcrxOrzsOObczrboluwsOrczrewtcfrzionuwrOretrmtyb";
+const NAMES = "esuiaxmwptnlyohfvbzqdPgcratkraoritoreairenotagrririrxltirmavnrwirrrrigtfr";
 const LETTERS = [..."eitclopgqsnfduhjrzaxwbSkymvOP"];
 
 const SOURCE = fs.readFileSync("static/scq.js", "utf8");

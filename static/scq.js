@@ -311,9 +311,8 @@ try {
     // Shown again after pagehide, out of the back/forward cache: the old request may be dead.
     addEventListener("visibilitychange", () => flush(document.hidden || (leaving && later((leaving = 0)))));
     addEventListener("online", later);
-    // What was pushed before we were here; or later what an earlier page left, which is no reason to make this one wait, nor for all
-    // tabs to send it at once.
-    queue.length ? queue.Push(...queue.splice(0)) : setTimeout(flush, Math.random() * 3e3);
+    // What was pushed before we were here; or later what an earlier page left, which is no reason to make this one wait.
+    queue.length ? queue.Push(...queue.splice(0)) : setTimeout(flush);
   }
 } catch (error) {
   console.warn(error); // an old engine, no URL to go by, a frozen queue: the page goes on without us
