@@ -11,6 +11,9 @@ interface Window {
   _scq?: Scq.Queue;
 }
 
+/** The same without `window`, in a page whose tag or first script has made it. */
+declare let _scq: Scq.Queue;
+
 declare namespace Scq {
   /** An array until the script has loaded; afterwards the same array, whose push delivers. */
   interface Queue extends Array<Entry> {
@@ -24,7 +27,7 @@ declare namespace Scq {
     | readonly ["identify", Identify]
     | readonly ["track", Track]
     | readonly ["reset", Callbacks?]
-    | readonly ["consent", "granted" | "denied"]
+    | readonly ["consent", "granted" | "denied" | boolean]
     | (() => void);
 
   /** Says who the visitor is, by a token of your back end or an address they typed; with neither, sets their own fields. */
@@ -46,7 +49,7 @@ declare namespace Scq {
   type Track = Callbacks &
     ({ addTags: readonly string[]; removeTags?: readonly string[] } | { addTags?: readonly string[]; removeTags: readonly string[] });
 
-  /** Exactly one of them runs, once; neither if the push is delivered by a later page. */
+  /** Exactly one of them runs, once; neither if the push is delivered by a later page. An object without fields: another script has read the answer. */
   interface Callbacks {
     success?: (result: Result) => void;
     failure?: (reason: Failure) => void;
@@ -60,8 +63,12 @@ declare namespace Scq {
     dropped?: string[];
   }
 
-  /** "timeout": no answer yet, and the script goes on trying. Other texts: the request was refused as a whole, by code or HTTP status. */
-  type Failure = Reason | "timeout" | (string & {});
+  /**
+   * "timeout": no answer yet, and the script goes on trying. "blocked": something in front of the proxy turned it away. "storage-full": too
+   * much waited in this browser. "origin-not-allowed", "unknown-host": not listed yet, and the script goes on trying. Other texts: the
+   * request was refused as a whole.
+   */
+  type Failure = Reason | "timeout" | "blocked" | "storage-full" | "origin-not-allowed" | "unknown-host" | (string & {});
 
   /** Why the proxy refuses a push. The README's table says what each means. */
   type Reason =

@@ -47,3 +47,8 @@ interface Window {
   _scp?: Scq.Queue;
 }
 (window._scp = window._scp || []).push(["track", { addTags: ["x"] }]);
+
+// Without window, and as people write consent.
+_scq.push(["track", { addTags: ["x"] }], ["consent", true], ["consent", false]);
+const blocked: Scq.Failure[] = ["blocked", "storage-full", "origin-not-allowed"];
+console.log(blocked);
