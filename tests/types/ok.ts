@@ -12,7 +12,8 @@ const count: number = queue.push(
 queue.push(["identify", { email: "ada@example.com", tags: ["newsletter"], customFields: { Visits: "++1", Plan: 2, Beta: true } }]);
 queue.push(["identify", { firstName: "Ada", lastName: "Lovelace", company: "Engines", birthday: "1815-12-10" }]);
 queue.push(["track", { removeTags: [] }]);
-queue.push(["consent", "granted"], ["consent", "denied"]);
+queue.push(["consent", "granted"], ["consent", "denied"], ["consent", true], ["consent", false]);
+queue.push(["reset", undefined], ["reset", null]);
 queue.push(["reset", { success: () => location.reload() }]);
 queue.push(() => console.log("ready", count));
 queue.Push?.(["track", { addTags: ["as SendX's documentation writes it once"] }]);
@@ -28,11 +29,11 @@ queue.push([
   {
     email: "ada@example.com",
     success(result) {
-      const words: string[] = [result.id, result.status, ...(result.dropped ?? [])];
+      const words: string[] = [result.id ?? "", result.status ?? "", ...(result.dropped ?? [])];
       if (result.status === "held") console.log(words);
     },
     failure(reason) {
-      const said: Partial<Record<Scq.Failure, string>> = { "bad-email": "Please check the address.", timeout: "Noted." };
+      const said: Partial<Record<Scq.Failure, string>> = { "bad-email": "Please check the address.", timeout: "Noted.", blocked: "Sorry.", "storage-full": "Sorry." };
       console.log(said[reason] ?? reason, reason === "tag-not-allowed", reason === "403");
     },
   },
@@ -48,7 +49,11 @@ interface Window {
 }
 (window._scp = window._scp || []).push(["track", { addTags: ["x"] }]);
 
-// Without window, and as people write consent.
-_scq.push(["track", { addTags: ["x"] }], ["consent", true], ["consent", false]);
-const blocked: Scq.Failure[] = ["blocked", "storage-full", "origin-not-allowed"];
-console.log(blocked);
+// On a page with the embed tag.
+_scq.push(["reset"], () => {}, ["track", { addTags: ["a"] }]);
+
+// A site's own type: its array, and its entries, are taken as they are.
+const own: Array<[string, ...unknown[]]> = [["track", { addTags: ["a"] }]];
+window._scq = own;
+_scq.push(...own);
+for (const one of own) _scq.push(one);

@@ -47,3 +47,9 @@ pages.push((element: Element) => element.remove());
 pages.push(["track", { addTags: ["a"], success: (result) => result.status === "refused" }]);
 // @ts-expect-error No such reason.
 const reason: Scq.Reason = "tag-not-alowed";
+// @ts-expect-error The bare queue checks as well.
+_scq.push(["trak", { addTags: ["a"] }]);
+// @ts-expect-error One good entry does not excuse the other.
+_scq.push(["reset"], ["track", { addTags: "a" }]);
+// @ts-expect-error A method of one's own, known to be wrong.
+_scq.push(["trak" as const, {}]);

@@ -5,6 +5,7 @@ What it does in browsers is in `tests/browser`; here are its files, its developm
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -337,6 +338,34 @@ def test_each_mistake_is_an_error() -> None:
 def test_the_types_compile_under_the_strictest_options_too() -> None:
     strictest = ("--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--noPropertyAccessFromIndexSignature")
     assert compiled(ROOT / "tests/types/ok.ts", options=strictest) == ""
+
+
+COMPLETIONS = {
+    '(window._scq = window._scq || []).push(["track", { § }]);': "addTags failure removeTags success",
+    '_scq.push(["track", { addTags: ["a"], § }]);': "failure removeTags success",
+    '_scq.push(["identify", { token: "…", § }]);': (
+        "birthday company customFields email failure firstName lastName success tags"
+    ),
+    '_scq.push(["reset"], ["track", { § }]);': "addTags failure removeTags success",
+    '_scq.push(["reset", { § }]);': "failure success",
+    '_scq.push(["§"]);': "consent identify reset track",
+    '_scq.push(["consent", "§"]);': "denied granted",
+}
+
+
+def test_an_editor_offers_only_what_the_method_at_hand_takes() -> None:
+    needs_npm()
+    done = subprocess.run(
+        ["node", "tests/types/completions.cjs", STATIC / "scq.d.ts"],
+        input=json.dumps(list(COMPLETIONS)),
+        cwd=ROOT,
+        env={**os.environ, "NODE_PATH": str(NPM)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert dict(zip(COMPLETIONS, map(" ".join, json.loads(done.stdout)), strict=True)) == COMPLETIONS
 
 
 def test_the_types_list_every_reason_and_no_other() -> None:
