@@ -223,7 +223,7 @@ try {
     return (busy = setTimeout(() => flush((busy = kept = 0)), ms, clearTimeout(busy)));
   };
 
-  // The rest is for the debug build: plain words for whoever builds the site.
+  // Messages of the debug build, for whoever builds the site.
 
   let say = (kind, text) => console[kind](`[scq] ${text}`);
 
@@ -265,7 +265,7 @@ try {
     let form = { identify: ', {token: "…"}', track: ', {addTags: ["…"]}', reset: "", consent: ', "granted"' }[close];
     say(
       "warn",
-      `An entry is left alone: ${typeof given == "string" ? `“${name}”` : typeof entry} is ${close == name ? "not of this form" : "no method of ours"}.` +
+      `An entry is left alone: ${typeof given == "string" ? `“${name}”` : typeof entry} is ${close == name ? "not of this form" : "not a method of this queue"}.` +
         (close ? ` Did you mean _scq.push(["${close}"${form}])?` : ""),
     );
   };

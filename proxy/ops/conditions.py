@@ -59,7 +59,7 @@ class Kind(StrEnum):
 
 _CLOSED = frozenset({Kind.HALTED, Kind.DOWN, Kind.THROTTLED})
 _SENDING = _CLOSED | {Kind.FAILING, Kind.SILENT, Kind.SLOW}
-# What a condition may turn into: then it is no longer shown, and its cause is still there.
+# What a condition may turn into: it is then no longer shown, but its cause remains.
 _TURNS_INTO = {
     **dict.fromkeys(_SENDING, _SENDING),
     Kind.LAG: _CLOSED | {Kind.SIGN_UPS},

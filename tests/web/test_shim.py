@@ -268,8 +268,8 @@ def test_the_console_stays_empty_otherwise(site: Site, visit: Visit, tag: str) -
 
 # The table of mistakes in docs/debug.md: what a page does, and what the console then says.
 MISTAKES = {
-    '_scq.push(["Track", {addTags: ["a"]}])': '“Track” is no method of ours. Did you mean _scq.push(["track"',
-    '_scq.push(["identfy", {email: "ann@example.com"}])': '“identfy” is no method of ours. Did you mean _scq.push(["identify"',
+    '_scq.push(["Track", {addTags: ["a"]}])': '“Track” is not a method of this queue. Did you mean _scq.push(["track"',
+    '_scq.push(["identfy", {email: "ann@example.com"}])': '“identfy” is not a method of this queue. Did you mean _scq.push(["identify"',
     '_scq.push(["track"])': "“track” is not of this form. Did you mean",
     '_scq.push("track", {addTags: ["a"]})': "“track” is not of this form. Did you mean",
     '_scq.push(["track", {addTags: "a"}])': "bad-shape",
